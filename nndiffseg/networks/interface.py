@@ -1,0 +1,45 @@
+"""What the predictor asks of a network: the one interface that all trainers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+#: ``draw(stream, channels)`` returns standard normal noise ``(N, channels, *grid)`` for the N samples at hand.
+#: ``stream`` counts the draws of one sampling run (0 = starting noise), so that noise is a pure function of
+#: (seed, case, sample, stream, channel, global grid coordinate).
+NoiseSource = Callable[[int, int], Tensor]
+
+
+class SampleNetwork(Protocol):
+    """A network that turns an image and noise into segmentations.
+
+    ``encode`` is the heavy part and runs once per tile. Its outputs ("maps") are blended over tiles into whole-volume
+    maps. ``sample`` runs on the whole noise grid, ``decode`` slab by slab.
+
+    Attributes:
+        stride: voxels per cell of the noise grid, along each axis.
+        map_strides: stride of each map that ``encode`` returns; the first map is the deterministic logits at stride 1.
+        halo: cells of the noise grid that ``decode`` must see on each side so that a slab equals the whole.
+        fusion_weight: weight of the deterministic head in the fused probability, a buffer with one element in [0, 1].
+    """
+
+    stride: tuple[int, ...]
+    map_strides: tuple[tuple[int, ...], ...]
+    halo: int
+    fusion_weight: Tensor
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """image ``(B, C_in, *patch)`` -> maps ``(B, C_i, *patch / map_strides[i])``."""
+        ...
+
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
+               ) -> Tensor:
+        """maps ``(1, C_i, *grid_i)`` of one volume -> latents ``(N, C_z, *grid)``, N as ``draw`` returns."""
+        ...
+
+    def decode(self, latent: Tensor, maps: list[Tensor]) -> Tensor:
+        """latents ``(N, C_z, *slab)`` and maps ``(1, C_i, *slab_i)`` -> logits ``(N, heads, *slab * stride)``."""
+        ...

@@ -1,0 +1,165 @@
+"""What every command shares: strict flags, one-sentence errors, folders and device."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from nndiffseg.errors import UserError
+from nndiffseg.folders import Folders, configure_folders
+
+if TYPE_CHECKING:  # torch takes seconds to load, so `--help` does without
+    import torch
+
+DEVICES = ("cuda", "cpu", "mps")
+
+
+def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Runs ``body(argv)`` and turns the errors that the user can mend into one line and an exit code.
+
+    Usage, so that ``main`` serves as a console script and in tests alike::
+
+        def main(argv: Sequence[str] | None = None) -> int:
+            return run(_main, argv)
+
+    Returns:
+        0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk or a missing permission, each after one line
+        ``error: ...`` on stderr; 130 when interrupted. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        body(argv)
+    except UserError as error:
+        return _fail(str(error))
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
+    except KeyboardInterrupt:
+        _fail("interrupted.")
+        return 130
+    except (OSError, RuntimeError) as error:
+        sentence = _sentence_for_system_error(error)
+        if sentence is None:
+            raise
+        return _fail(sentence)
+    return 0
+
+
+def _fail(sentence: str) -> int:
+    sys.stdout.flush()
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _sentence_for_system_error(error: BaseException | None) -> str | None:
+    # torch.save and the worker pools wrap the operating system's error, so the whole chain is searched.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError):
+            target = f" for {error.filename}" if error.filename else ""
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return f"No space left on the disk{target}; free some space or choose another folder and try again."
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+                return f"No permission to use {error.filename}; choose another folder or change its permissions."
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that accepts exactly the flags it knows and answers a typo with the nearest one.
+
+    Plain argparse reads ``-devise cpu`` as ``-d evise cpu``; here that is an error. Errors raise :class:`UserError`.
+    """
+
+    def __init__(self, description: str, **kwargs: object) -> None:
+        super().__init__(description=description, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        known = list(self._option_string_actions)
+        for word in args:
+            if word == "--":
+                break
+            flag = word.split("=", 1)[0]
+            if len(flag) > 1 and flag[0] == "-" and not _is_number(word) and flag not in known:
+                near = difflib.get_close_matches(flag, known, n=1)
+                self.error(f"unknown flag {flag}" + (f", did you mean {near[0]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` lists the flags).")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def add_folder_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--raw``, ``--preprocessed`` and ``--results``; read them with :func:`folders_from`."""
+    group = parser.add_argument_group("folders")
+    for name in ("raw", "preprocessed", "results"):
+        group.add_argument(
+            f"--{name}",
+            metavar="FOLDER",
+            help=f"overrides the environment variable nnUNet_{name}; without either, ./nndiffseg_data/{name}",
+        )
+
+
+def folders_from(args: argparse.Namespace) -> Folders:
+    """The folders of a parsed command line, made known to nnU-Net (:func:`nndiffseg.folders.configure_folders`)."""
+    return configure_folders(args.raw, args.preprocessed, args.results)
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds ``-device`` (and ``--device``); read it with :func:`pick_device`."""
+    parser.add_argument(
+        "-device", "--device", choices=DEVICES, default=None, help="default: the best one that this machine has"
+    )
+
+
+def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device:
+    """The ``torch.device`` to use, said in one line.
+
+    Args:
+        name: ``cuda``, ``cpu``, ``mps`` or None for the best one that the machine has.
+        quiet: say nothing.
+
+    Raises:
+        UserError: the machine lacks the device asked for.
+    """
+    import torch
+
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name is None:
+        chosen = next(device for device in ("cuda", "mps", "cpu") if has[device])
+    elif name not in has:
+        raise UserError(f"Unknown device {name}; choose one of {', '.join(DEVICES)}.")
+    elif not has[name]:
+        raise UserError(f"This machine has no {name} device; use -device {'cuda' if has['cuda'] else 'cpu'}.")
+    else:
+        chosen = name
+    if not quiet:
+        detail = torch.cuda.get_device_name() if chosen == "cuda" else f"{os.cpu_count()} processors"
+        print(f"Device: {chosen} ({detail})." if chosen != "mps" else "Device: mps.")
+    return torch.device(chosen)
+
+
+def choose(what: str, name: str, choices: Sequence[str]) -> str:
+    """``name`` if it is one of ``choices``.
+
+    Raises:
+        UserError: ``Unknown planner Foo; choose one of A, B.``, with the nearest name first.
+    """
+    if name in choices:
+        return name
+    near = difflib.get_close_matches(name, choices, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"Unknown {what} {name}{hint}; choose one of {', '.join(choices)}.")

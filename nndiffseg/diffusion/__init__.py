@@ -1,0 +1,21 @@
+"""Noise schedules and samplers: pure functions on tensors, without networks and files."""
+
+from nndiffseg.diffusion.ancestral import sample_ancestral
+from nndiffseg.diffusion.ddim import sample_ddim
+from nndiffseg.diffusion.dpm_solver import sample_dpmpp_2m
+from nndiffseg.diffusion.samplers import Sampler, sampler_by_name
+from nndiffseg.diffusion.schedules import Cosine, Linear, Schedule, add_noise, schedule_by_name, timesteps
+
+__all__ = [
+    "Cosine",
+    "Linear",
+    "Sampler",
+    "Schedule",
+    "add_noise",
+    "sample_ancestral",
+    "sample_ddim",
+    "sample_dpmpp_2m",
+    "sampler_by_name",
+    "schedule_by_name",
+    "timesteps",
+]

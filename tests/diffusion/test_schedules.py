@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nndiffseg.diffusion import Cosine, Linear, add_noise, schedule_by_name, timesteps
+from nndiffseg.errors import UserError
+from nndiffseg.settings import SCHEDULES
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_variance_is_preserved(schedule, dtype):
+    t = torch.linspace(0, 1, 1001, dtype=dtype)
+    power = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
+    assert power.dtype == dtype
+    torch.testing.assert_close(power, torch.ones_like(t), rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_ends_are_exact(schedule, dtype):
+    ends = torch.tensor([0.0, 1.0], dtype=dtype)
+    assert schedule.alpha(ends).tolist() == [pytest.approx(1.0, abs=2 * torch.finfo(dtype).eps), 0.0]
+    assert schedule.sigma(ends).tolist() == [0.0, 1.0]
+    assert schedule.log_snr(ends).tolist() == [math.inf, -math.inf]
+
+
+def test_log_snr_decreases_strictly_and_matches_its_definition(schedule):
+    t = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    log_snr = schedule.log_snr(t)
+    assert (log_snr.diff() < 0).all()
+    torch.testing.assert_close(log_snr, (schedule.alpha(t) ** 2 / (1 - schedule.alpha(t) ** 2)).log())
+
+
+def test_cosine_is_the_cosine():
+    t = torch.tensor([0.0, 1 / 3, 0.5, 2 / 3], dtype=torch.float64)
+    torch.testing.assert_close(Cosine().alpha(t), torch.tensor([1, math.sqrt(3) / 2, math.sqrt(0.5), 0.5]).double())
+
+
+def test_linear_follows_ddpm_rescaled_to_zero_terminal_snr():
+    # The discrete recipe: DDPM's betas in many small steps, then Algorithm 1 of arXiv 2305.08891, line by line.
+    steps = 100_000
+    betas = torch.linspace(0.1, 20.0, steps, dtype=torch.float64) / steps
+    root = (1 - betas).cumprod(0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    root = (root - last) * first / (first - last)
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    torch.testing.assert_close(Linear(0.1, 20.0).alpha(t), root, rtol=0, atol=1e-4)
+
+
+def test_linear_refuses_rates_that_make_no_schedule():
+    with pytest.raises(ValueError, match="beta_min"):
+        Linear(2.0, 1.0)
+
+
+def test_every_schedule_of_the_settings_exists_and_an_unknown_one_is_a_user_error():
+    assert [schedule_by_name(name) for name in SCHEDULES] == [Cosine(), Linear()]
+    with pytest.raises(UserError, match="cosine"):
+        schedule_by_name("karras")
+
+
+def test_add_noise_uses_each_batch_elements_own_time(schedule):
+    z0, noise = torch.randn(3, 2, 4, 5, 6), torch.randn(3, 2, 4, 5, 6)
+    t = torch.tensor([0.0, 0.37, 1.0])
+    z = add_noise(schedule, z0, noise, t)
+    torch.testing.assert_close(z[0], z0[0])
+    assert torch.equal(z[2], noise[2])
+    torch.testing.assert_close(z[1], schedule.alpha(t[1]) * z0[1] + schedule.sigma(t[1]) * noise[1])
+
+
+def test_add_noise_keeps_half_precision_and_refuses_mismatched_shapes(schedule):
+    z0 = torch.randn(2, 1, 4, dtype=torch.bfloat16)
+    assert add_noise(schedule, z0, torch.randn_like(z0), torch.rand(2)).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="do not match"):
+        add_noise(schedule, z0, torch.randn_like(z0), torch.rand(3))
+    with pytest.raises(ValueError, match="do not match"):
+        add_noise(schedule, z0, torch.randn(2, 2, 4), torch.rand(2))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("spacing", [{"spacing": "uniform"}, {"spacing": "rho"}, {"spacing": "rho", "rho": 0.5}])
+def test_timesteps_descend_strictly_from_one_to_zero(steps, spacing):
+    times = timesteps(steps, **spacing)
+    assert times.shape == (steps + 1,)
+    assert times[0] == 1 and times[-1] == 0
+    assert (times.diff() < 0).all()
+
+
+def test_timesteps_are_uniform_by_default_and_warped_by_rho():
+    torch.testing.assert_close(timesteps(4), torch.tensor([1, 0.75, 0.5, 0.25, 0]))
+    torch.testing.assert_close(timesteps(4, spacing="rho", rho=3), torch.tensor([1, 0.75, 0.5, 0.25, 0]) ** 3)
+
+
+@pytest.mark.parametrize("arguments", [{"steps": 0}, {"steps": 2, "spacing": "karras"}, {"steps": 2, "rho": 0.0}])
+def test_timesteps_refuse_nonsense(arguments):
+    with pytest.raises(ValueError):
+        timesteps(**arguments)

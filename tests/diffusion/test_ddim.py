@@ -4,13 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from gaussian import Gaussian
 
 from nndiffseg.diffusion import sample_ddim, timesteps
 
 
-def test_follows_the_probability_flow_with_first_order(schedule):
-    target = Gaussian(schedule)
+def test_follows_the_probability_flow_with_first_order(schedule, target):
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, -1)
     errors = [
         (sample_ddim(target.posterior_mean, noise, timesteps(n), schedule=schedule) - target.flow(noise)).abs().max()
@@ -21,8 +19,7 @@ def test_follows_the_probability_flow_with_first_order(schedule):
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_eta_adds_noise_of_the_right_size(schedule, eta):
-    target = Gaussian(schedule)
+def test_eta_adds_noise_of_the_right_size(schedule, target, eta):
     noise = torch.randn(1, 1, 65536, generator=torch.Generator().manual_seed(0))
     z0 = sample_ddim(
         target.posterior_mean, noise, timesteps(400), schedule=schedule, eta=eta,

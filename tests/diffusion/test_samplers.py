@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian import Gaussian
 
 from nndiffseg.diffusion import add_noise, sampler_by_name, timesteps
 from nndiffseg.errors import UserError
@@ -53,24 +52,23 @@ def test_a_known_noise_is_followed_back_to_the_latent_it_was_added_to(name, samp
 
 
 @pytest.mark.parametrize("grid", [(65536,), (256, 256)])
-def test_a_gaussian_keeps_its_mean_and_standard_deviation_in_many_steps(sample, schedule, grid):
-    target = Gaussian(schedule)
+def test_a_gaussian_keeps_its_mean_and_standard_deviation_in_many_steps(sample, schedule, target, grid):
     noise = torch.randn(1, 1, *grid, generator=seeded(1))
     z0 = sample(target.posterior_mean, noise, timesteps(400), schedule=schedule, generator=seeded(2))
     assert z0.mean().item() == pytest.approx(target.mean, abs=0.01)  # standard error 0.0016
     assert z0.std().item() == pytest.approx(target.std, rel=0.03)
 
 
-def test_the_same_generator_gives_the_same_sample(sample, schedule):
-    target, noise = Gaussian(schedule), torch.randn(2, 3, 8)
+def test_the_same_generator_gives_the_same_sample(sample, schedule, target):
+    noise = torch.randn(2, 3, 8)
     first, second = (
         sample(target.posterior_mean, noise, timesteps(4), schedule=schedule, generator=seeded(7)) for _ in range(2)
     )
     assert torch.equal(first, second)
 
 
-def test_the_same_step_noise_gives_the_same_sample_and_samples_do_not_depend_on_their_batch(sample, schedule):
-    target, noise = Gaussian(schedule), torch.randn(4, 3, 8)
+def test_the_same_step_noise_gives_the_same_sample_and_samples_do_not_depend_on_their_batch(sample, schedule, target):
+    noise = torch.randn(4, 3, 8)
     stored = torch.randn(5, 4, 3, 8)
 
     def run(members):
@@ -83,7 +81,7 @@ def test_the_same_step_noise_gives_the_same_sample_and_samples_do_not_depend_on_
     torch.testing.assert_close(run([2, 0]), run([0, 1, 2, 3])[[2, 0]])
 
 
-def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, sample, schedule):
+def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, sample, schedule, target):
     def run(**source):
         return sample(lambda z, t: z, torch.randn(1, 1, 4), timesteps(2), schedule=schedule, **source)
 
@@ -94,7 +92,7 @@ def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, samp
             run(generator=seeded(), step_noise=lambda i, z: z)
         noise = torch.randn(1, 1, 4)
         a, b = (
-            sample(Gaussian(schedule).posterior_mean, noise, timesteps(2), schedule=schedule, generator=seeded(s))
+            sample(target.posterior_mean, noise, timesteps(2), schedule=schedule, generator=seeded(s))
             for s in (1, 2)
         )
         assert not torch.equal(a, b)
@@ -114,8 +112,8 @@ def test_shape_and_dtype_are_kept_and_time_is_a_batch_of_at_least_single_precisi
     assert z0.shape == shape and z0.dtype == dtype and z0.isfinite().all()
 
 
-def test_every_step_is_reported_and_the_last_estimate_is_returned(sample, schedule):
-    steps, calls, target = timesteps(5), [], Gaussian(schedule)
+def test_every_step_is_reported_and_the_last_estimate_is_returned(sample, schedule, target):
+    steps, calls = timesteps(5), []
     noise = torch.randn(1, 2, 4)
     z0 = sample(
         target.posterior_mean, noise, steps, schedule=schedule, generator=seeded(),
@@ -134,10 +132,10 @@ def test_times_that_make_no_walk_to_zero_are_refused(sample, schedule, times):
         sample(lambda z, t: z, torch.randn(1, 1, 4), torch.tensor(times), schedule=schedule, generator=seeded())
 
 
-def test_inputs_are_not_changed(sample, schedule):
+def test_inputs_are_not_changed(sample, schedule, target):
     noise = torch.randn(1, 2, 4)
     kept, times = noise.clone(), timesteps(3)
-    sample(Gaussian(schedule).posterior_mean, noise, times, schedule=schedule, generator=seeded())
+    sample(target.posterior_mean, noise, times, schedule=schedule, generator=seeded())
     assert torch.equal(noise, kept) and torch.equal(times, timesteps(3))
 
 
@@ -150,8 +148,8 @@ def test_gradients_flow_through_sampling(sample, schedule):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_cpu_generator_gives_the_same_sample_on_the_gpu(sample, schedule):
-    target, noise = Gaussian(schedule), torch.randn(2, 3, 8)
+def test_a_cpu_generator_gives_the_same_sample_on_the_gpu(sample, schedule, target):
+    noise = torch.randn(2, 3, 8)
     here, there = (
         sample(target.posterior_mean, noise.to(device), timesteps(4), schedule=schedule, generator=seeded())
         for device in ("cpu", "cuda")

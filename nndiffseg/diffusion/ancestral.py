@@ -23,7 +23,7 @@ def sample_ancestral(
 
     Where ``denoise`` returns a *sample* of p(x0 | z_t), every step draws exactly from p(z_s | z_t), the integral of
     q(z_s | z_t, x0) p(x0 | z_t) over x0. The result is then exact for any number of steps, one included (Xiao et al.,
-    DDGAN, arXiv 2112.07804, eq. 5; De Bortoli et al., distributional diffusion, arXiv 2502.02483). Where it returns
+    DDGAN, arXiv 2112.07804; De Bortoli et al., distributional diffusion, arXiv 2502.02483). Where it returns
     the mean E[x0 | z_t], as in DDPM, the result is exact only in the limit of many steps.
 
     Args:

@@ -1,0 +1,42 @@
+"""What samples tell: uncertainty maps, volumes with error bars, agreement and calibration."""
+
+from nndiffseg.uncertainty.agreement import (
+    EnergyDistance,
+    PairwiseOverlap,
+    best_dice_per_rater,
+    dice,
+    expected_dice,
+    generalised_energy_distance,
+    matched_iou,
+    mean_pairwise_dice,
+    spread,
+)
+from nndiffseg.uncertainty.calibration import (
+    ReliabilityAccumulator,
+    augrc,
+    aurc,
+    error_detection,
+    region_of_interest,
+)
+from nndiffseg.uncertainty.maps import Decomposition, entropy
+from nndiffseg.uncertainty.volumes import volume_statistics
+
+__all__ = [
+    "Decomposition",
+    "EnergyDistance",
+    "PairwiseOverlap",
+    "ReliabilityAccumulator",
+    "augrc",
+    "aurc",
+    "best_dice_per_rater",
+    "dice",
+    "entropy",
+    "error_detection",
+    "expected_dice",
+    "generalised_energy_distance",
+    "matched_iou",
+    "mean_pairwise_dice",
+    "region_of_interest",
+    "spread",
+    "volume_statistics",
+]

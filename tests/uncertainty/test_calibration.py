@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation, generate_binary_structure
+from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_loss, roc_auc_score
+
+from nndiffseg.uncertainty import ReliabilityAccumulator, augrc, aurc, error_detection, region_of_interest
+
+
+def random_case(classes: int, *shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Softmax probabilities and a label map drawn from them: perfectly calibrated."""
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.full(classes, 0.5), size=shape)
+    labels = (rng.random(shape)[..., None] > p.cumsum(-1)).sum(-1).clip(max=classes - 1)
+    return np.moveaxis(p, -1, 0).astype(np.float32), labels
+
+
+def everywhere(*shape: int) -> np.ndarray:
+    return np.ones(shape, dtype=bool)
+
+
+# --- region of interest
+
+
+def test_the_region_is_the_ball_around_a_voxel():
+    reference = np.zeros((15, 15, 15), dtype=np.uint8)
+    reference[7, 7, 7] = 2
+    distance = np.linalg.norm(np.indices(reference.shape) - 7, axis=0)
+    np.testing.assert_array_equal(region_of_interest(reference, 5), distance <= 5)
+
+
+def test_the_region_unites_the_classes_and_one_voxel_of_dilation_is_the_cross():
+    reference = np.random.default_rng(0).choice(4, p=[0.97, 0.01, 0.01, 0.01], size=(20, 21, 22))
+    expected = binary_dilation(reference > 0, generate_binary_structure(3, 1))
+    np.testing.assert_array_equal(region_of_interest(reference, 1), expected)
+    np.testing.assert_array_equal(region_of_interest(reference > 0, 0), reference > 0)
+
+
+def test_the_region_is_measured_in_millimetres_where_spacing_is_given():
+    reference = np.zeros((5, 21), dtype=bool)
+    reference[2, 10] = True
+    region = region_of_interest(reference, 3.0, spacing=(4.0, 0.5))
+    assert region.sum() == 13 and region[2, 4:17].all()  # no neighbour at 4 mm, six at 0.5 mm on either side
+
+
+def test_ignored_voxels_neither_grow_the_region_nor_belong_to_it():
+    reference = np.array([9, 0, 0, 0, 9, 1, 0])
+    assert region_of_interest(reference, 1, ignore_label=9).tolist() == [False] * 5 + [True, True]
+
+
+def test_without_foreground_the_region_is_empty():
+    assert not region_of_interest(np.zeros((4, 4), dtype=np.uint8), 3).any()
+    with pytest.raises(ValueError, match="negative"):
+        region_of_interest(np.zeros((4, 4), dtype=np.uint8), -1)
+
+
+# --- reliability
+
+
+def test_ece_of_a_hand_worked_case():
+    # Two bins. Class 1: p = .1, .3 (one true of two: |.4 - 1| / 4), p = .6, 1. (both true: |1.6 - 2| / 4).
+    p1 = np.array([0.1, 0.3, 0.6, 1.0])
+    accumulator = ReliabilityAccumulator(2, bins=2)
+    accumulator.add(np.stack([1 - p1, p1]), np.array([0, 1, 1, 1]), everywhere(4))
+    assert accumulator.ece()[1] == pytest.approx((0.6 + 0.4) / 4)
+    assert accumulator.summary()["ece_per_class"] == pytest.approx([0.25])
+    assert accumulator.voxels.tolist() == [[2, 2], [2, 2]]
+
+
+def test_ece_equals_the_loop_over_bins():
+    p, labels = random_case(3, 20, 20)
+    accumulator = ReliabilityAccumulator(3)
+    accumulator.add(p, labels, everywhere(20, 20))
+    for c in range(3):
+        pc, y, expected = p[c].ravel(), labels.ravel() == c, 0.0
+        for low in np.arange(15) / 15:
+            inside = (pc >= low) & ((pc < low + 1 / 15) | (low + 1 / 15 > 0.999))
+            if inside.any():
+                expected += inside.mean() * abs(pc[inside].mean() - y[inside].mean())
+        assert accumulator.ece()[c] == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibrated_probabilities_have_a_small_error_and_polarised_ones_a_large_one():
+    p, labels = random_case(3, 200, 200)
+    calibrated, polarised = ReliabilityAccumulator(3), ReliabilityAccumulator(3)
+    calibrated.add(p, labels, everywhere(200, 200))
+    sharp = p**3 / (p**3).sum(0)
+    polarised.add(sharp, labels, everywhere(200, 200))
+    assert calibrated.summary()["ece"] < 0.01
+    for score in ("ece", "brier", "nll"):
+        assert polarised.summary()[score] > 1.1 * calibrated.summary()[score]
+
+
+def test_brier_and_nll_agree_with_sklearn():
+    p, labels = random_case(3, 30, 30)
+    accumulator = ReliabilityAccumulator(3)
+    accumulator.add(p, labels, everywhere(30, 30))
+    flat = np.moveaxis(p, 0, -1).reshape(-1, 3).astype(float)
+    flat /= flat.sum(1, keepdims=True)
+    assert accumulator.summary()["nll"] == pytest.approx(log_loss(labels.ravel(), flat), rel=1e-5)
+    per_class = sum(brier_score_loss(labels.ravel() == c, flat[:, c]) for c in range(3))
+    assert accumulator.summary()["brier"] == pytest.approx(per_class, rel=1e-5)
+
+
+def test_regions_are_binary_problems_of_their_own():
+    rng = np.random.default_rng(0)
+    p = rng.random((2, 500))
+    masks = rng.random((2, 500)) < p
+    accumulator = ReliabilityAccumulator(2, regions=True)
+    accumulator.add(p, masks, everywhere(500))
+    summary = accumulator.summary()
+    assert summary["nll"] == pytest.approx(np.mean([log_loss(m, q) for m, q in zip(masks, p, strict=True)]))
+    assert summary["brier"] == pytest.approx(np.mean([brier_score_loss(m, q) for m, q in zip(masks, p, strict=True)]))
+    assert len(summary["ece_per_class"]) == 2 and summary["ece"] == pytest.approx(accumulator.ece().mean())
+
+
+def test_cases_add_up_and_only_the_region_counts():
+    p, labels = random_case(3, 10, 12)
+    region = np.random.default_rng(1).random((10, 12)) < 0.4
+    whole, parts = ReliabilityAccumulator(3), ReliabilityAccumulator(3)
+    whole.add(p, labels, region)
+    parts.add(p[:, :4], labels[:4], region[:4])
+    parts.add(p[:, 4:], labels[4:], region[4:])
+    selected = ReliabilityAccumulator(3)
+    selected.add(p[:, region], labels[region], everywhere(int(region.sum())))
+    assert whole.summary()["voxels"] == region.sum()
+    for other in (parts, selected):
+        for key, value in whole.summary().items():
+            assert other.summary()[key] == pytest.approx(value)
+
+
+def test_rater_frequencies_may_stand_for_labels():
+    p, labels = random_case(2, 40)
+    one_hot = np.stack([labels == 0, labels == 1])
+    hard, masks, soft = (ReliabilityAccumulator(2) for _ in range(3))
+    hard.add(p, labels, everywhere(40))
+    masks.add(p, one_hot, everywhere(40))
+    assert masks.summary() == hard.summary()
+    soft.add(p, p, everywhere(40))  # the raters' own frequencies
+    assert soft.summary()["brier"] == 0 and soft.summary()["ece"] == 0
+
+
+def test_an_impossible_voxel_costs_a_finite_nll_and_an_empty_region_no_numbers():
+    accumulator = ReliabilityAccumulator(2)
+    accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([False]))
+    assert accumulator.summary() == {"ece": None, "ece_per_class": None, "brier": None, "nll": None, "voxels": 0}
+    assert np.isnan(accumulator.ece()).all()
+    accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([True]))
+    assert accumulator.summary()["nll"] == pytest.approx(7 * math.log(10))
+    json.dumps(accumulator.summary(), allow_nan=False)
+
+
+def test_shapes_and_kinds_that_do_not_fit_are_refused():
+    p, labels = random_case(3, 8)
+    with pytest.raises(ValueError, match="do not match"):
+        ReliabilityAccumulator(2).add(p, labels, everywhere(8))
+    with pytest.raises(ValueError, match="do not match"):
+        ReliabilityAccumulator(3).add(p, labels[:5], everywhere(8))
+    with pytest.raises(ValueError, match="one reference mask each"):
+        ReliabilityAccumulator(3, regions=True).add(p, labels, everywhere(8))
+    with pytest.raises(ValueError, match="Cannot measure"):
+        ReliabilityAccumulator(1)
+
+
+# --- errors
+
+
+def test_error_detection_agrees_with_sklearn_inside_the_region():
+    rng = np.random.default_rng(0)
+    uncertainty = rng.random((9, 10))
+    errors, region = rng.random((9, 10)) < uncertainty**2, rng.random((9, 10)) < 0.7
+    result = error_detection(uncertainty, errors, region)
+    assert result["auroc"] == pytest.approx(roc_auc_score(errors[region], uncertainty[region]))
+    assert result["auprc"] == pytest.approx(average_precision_score(errors[region], uncertainty[region]))
+    assert result["error_rate"] == pytest.approx(errors[region].mean())
+
+
+def test_perfect_ranking_is_one_and_constant_uncertainty_is_chance():
+    errors = np.array([False, False, False, True])
+    assert error_detection(np.array([0.1, 0.2, 0.3, 0.9]), errors)["auroc"] == 1
+    constant = error_detection(np.zeros(4), errors)
+    assert constant["auroc"] == 0.5 and constant["auprc"] == 0.25
+
+
+def test_without_both_kinds_of_voxels_there_is_no_area():
+    u = np.array([0.1, 0.2])
+    assert error_detection(u, np.array([False, False])) == {"auroc": None, "auprc": None, "error_rate": 0.0}
+    assert error_detection(u, np.array([True, True])) == {"auroc": None, "auprc": None, "error_rate": 1.0}
+    nothing = error_detection(u, np.array([True, False]), np.array([False, False]))
+    assert nothing == {"auroc": None, "auprc": None, "error_rate": None}
+
+
+# --- cases
+
+
+def test_risk_coverage_areas_of_a_hand_worked_case():
+    losses, uncertainty = [0.6, 0.0, 0.3], [0.9, 0.1, 0.5]  # from certain to uncertain: 0, 0.3, 0.6
+    assert aurc(losses, uncertainty) == pytest.approx((0 + 0.15 + 0.3) / 3)
+    # generalised risk 0, 0, 0.1, 0.3 at coverage 0, 1/3, 2/3, 1
+    assert augrc(losses, uncertainty) == pytest.approx((0 + 0.05 + 0.2) / 3)
+
+
+def test_augrc_is_the_area_under_the_joint_risk_and_reaches_its_closed_form_for_perfect_ranking():
+    rng = np.random.default_rng(0)
+    failures, uncertainty = (rng.random(200) < 0.3).astype(float), rng.random(200)
+    order = np.argsort(uncertainty)
+    coverage, risk = np.arange(201) / 200, np.r_[0, failures[order].cumsum()] / 200
+    assert augrc(failures, uncertainty) == pytest.approx(auc(coverage, risk))
+    assert augrc(failures, failures + 0.01 * uncertainty) == pytest.approx(failures.mean() ** 2 / 2)
+
+
+def test_augrc_of_binary_failures_follows_from_auroc():
+    # arXiv 2407.01032: AUGRC = (1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2
+    rng = np.random.default_rng(1)
+    failures = rng.random(300) < 0.2
+    uncertainty = rng.random(300) + 0.5 * failures
+    rate = failures.mean()
+    expected = (1 - roc_auc_score(failures, uncertainty)) * rate * (1 - rate) + rate**2 / 2
+    assert augrc(failures, uncertainty) == pytest.approx(expected)
+
+
+def test_ties_count_as_the_mean_over_their_orders():
+    losses, tied = np.array([0.1, 0.7, 0.4, 0.2]), np.array([1, 2, 2, 2])
+    for area in (aurc, augrc):
+        orders = [area(losses, np.r_[0, 1 + np.array(order)]) for order in permutations(range(3))]
+        assert area(losses, tied) == pytest.approx(np.mean(orders))
+
+
+def test_a_good_ranking_has_smaller_areas_than_a_bad_one():
+    losses = np.linspace(0, 1, 20)
+    for area in (aurc, augrc):
+        assert area(losses, losses) < area(losses, np.zeros(20)) < area(losses, -losses)
+        with pytest.raises(ValueError, match="one uncertainty per case"):
+            area(losses, losses[1:])
+        with pytest.raises(ValueError, match="one uncertainty per case"):
+            area([], [])

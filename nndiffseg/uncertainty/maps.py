@@ -35,15 +35,20 @@ def entropy(probabilities: Array, *, regions: bool = False) -> Array:
     """
     if not regions and len(probabilities) < 2:
         raise ValueError(f"The entropy of a softmax needs at least two classes, got {len(probabilities)}.")
-    p = torch.as_tensor(probabilities)
+    result = _entropy(torch.as_tensor(probabilities), regions)
+    return result.numpy() if isinstance(probabilities, np.ndarray) else result
+
+
+def _entropy(p: Tensor, regions: bool, divisor: int = 1) -> Tensor:
+    """The entropy of ``p / divisor``, without making that array."""
     result = torch.zeros(p.shape[1:], dtype=torch.float32, device=p.device)
     for p_c in p:
-        p_c = p_c.float().clamp(0, 1)
+        p_c = (p_c.float() / divisor).clamp_(0, 1)
         result += torch.special.entr(p_c)  # -p ln p, 0 at p = 0
         if regions:
             result += torch.special.entr(1 - p_c)
     result /= len(p) * math.log(2) if regions else math.log(len(p))
-    return _like(probabilities, result.clamp_(0, 1))
+    return result.clamp_(0, 1)
 
 
 class Decomposition:
@@ -88,7 +93,7 @@ class Decomposition:
     @property
     def total(self) -> np.ndarray | Tensor:
         """H(mean over folds), ``(*spatial)`` in [0, 1]."""
-        return self._out(entropy(self._sums()[0] / self.folds, regions=self.regions))
+        return self._out(_entropy(self._sums()[0], self.regions, self.folds))
 
     @property
     def aleatoric(self) -> np.ndarray | Tensor:
@@ -103,7 +108,7 @@ class Decomposition:
     def maps(self) -> dict[str, np.ndarray | Tensor]:
         """The maps that are written: ``total``, ``aleatoric`` and, with two or more folds, ``epistemic``."""
         p, h = self._sums()
-        total, aleatoric = entropy(p / self.folds, regions=self.regions), h / self.folds
+        total, aleatoric = _entropy(p, self.regions, self.folds), h / self.folds
         maps = {"total": total, "aleatoric": aleatoric}
         if self.folds > 1:
             maps["epistemic"] = (total - aleatoric).clamp_(min=0)  # >= 0 by Jensen's inequality, up to rounding
@@ -116,7 +121,3 @@ class Decomposition:
 
     def _out(self, x: Tensor) -> np.ndarray | Tensor:
         return x.numpy() if self._numpy else x
-
-
-def _like(template: Array, x: Tensor) -> Array:
-    return x.numpy() if isinstance(template, np.ndarray) else x

@@ -1,0 +1,163 @@
+"""``nndiffseg_plan_and_preprocess``: check a dataset, plan for it, preprocess it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
+from nndiffseg.errors import UserError
+from nndiffseg.folders import Folders
+
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+#: below this many bytes of images, starting worker processes takes longer than the work
+SMALL_DATASET = 60_000_000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; returns the exit code."""
+    return run(_main, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__.split(": ", 1)[1].capitalize(), prog="nndiffseg_plan_and_preprocess")
+    add = parser.add_argument
+    add("-d", nargs="+", required=True, metavar="DATASET", help="ids or names of datasets, such as 4 or Dataset004_X")
+    add("-c", nargs="+", metavar="CONFIGURATION", help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; "
+        "default: all that are planned")
+    add("-pl", default="DiffSegPlanner", metavar="PLANNER",
+        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPUs, small data), DiffSegPlannerL (24 GB)")
+    add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory, not the planner's default")
+    add("-preprocessor_name", default="DefaultPreprocessor", metavar="NAME", help="a preprocessor of nnU-Net's")
+    add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres")
+    add("-overwrite_plans_name", metavar="NAME", help="name of the plans; best used with the three flags above")
+    add("-np", nargs="+", type=int, metavar="N", help="processes for preprocessing, one number or one for each "
+        "configuration; 1 starts none; default: the number of processors, at most 8")
+    add("-npfp", type=int, metavar="N", help="processes for the check and the fingerprint; default as -np")
+    add("--verify_dataset_integrity", action="store_true", help="no effect: the dataset is always checked, unless ...")
+    add("--no_check", action="store_true", help="... this leaves it out")
+    add("--no_pp", action="store_true", help="plan only, do not preprocess")
+    add("--clean", action="store_true", help="make the fingerprint and the preprocessed data anew")
+    add("--no_pbar", action="store_true", help="no progress bars")
+    add("--verbose", action="store_true", help="show what nnU-Net prints")
+    add_folder_flags(parser)
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    for flag in ("np", "npfp"):
+        value = getattr(args, flag)
+        if any(n < 1 for n in ([value] if isinstance(value, int) else value or [])):
+            raise UserError(f"-{flag} counts processes; give 1 or more.")
+    if args.gpu_memory_target is not None and args.gpu_memory_target <= 0:
+        raise UserError("-gpu_memory_target is in GB; give a number above 0.")
+    if any(s <= 0 for s in args.overwrite_target_spacing or []):
+        raise UserError("-overwrite_target_spacing is in mm; give three numbers above 0.")
+    for configuration in args.c or []:
+        choose("configuration", configuration, CONFIGURATIONS)
+    if args.np and len(args.np) not in (1, len(args.c or CONFIGURATIONS)):
+        raise UserError("-np takes one number, or one for each configuration of -c.")
+    folders = folders_from(args)
+    datasets = [folders.dataset(d) for d in args.d]  # all of them, before any work starts
+    for dataset in datasets:
+        plan_and_preprocess(dataset, folders, args)
+
+
+def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
+    """Runs all stages on one dataset; ``args`` are the parsed flags."""
+    from nndiffseg import dataset_check, planners, preprocessing
+
+    planner_class = getattr(planners, choose("planner", args.pl, planners.__all__))
+    _check_preprocessor(args.preprocessor_name)
+    raw, preprocessed = folders.raw / dataset, folders.preprocessed / dataset
+    print(f"{dataset}: {args.pl}")
+    dataset_json = dataset_check.read_dataset_json(raw)
+    cases = dataset_check.training_cases(raw, dataset_json)
+    workers = _workers(cases)
+    first, progress = args.npfp or workers, not args.no_pbar
+    if not args.no_check:
+        dataset_check.check_dataset(raw, processes=first, progress=progress)
+    if (splits := preprocessed / "splits_final.json").is_file():
+        dataset_check.check_splits(splits, [c.name for c in cases])
+
+    preprocessing.extract_fingerprint(
+        cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress
+    )
+    planner = _plan(planner_class, dataset, args)
+    print(planner.report)
+    print(f"Plans: {preprocessed / planner.plans_identifier}.json")
+    if not args.no_pp:
+        _preprocess(planner.plans, cases, dataset_json, preprocessed, args, workers)
+
+
+def _workers(cases: Sequence[Any]) -> int:
+    from nndiffseg.parallel import default_processes
+
+    size = sum(Path(file).stat().st_size for case in cases for file in case.images)
+    return 1 if size < SMALL_DATASET else default_processes()
+
+
+def _check_preprocessor(name: str) -> None:
+    # The plans hold the name only, and nnU-Net looks for it among its own preprocessors.
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = Path(nnunetv2.__path__[0]) / "preprocessing"
+    if recursive_find_python_class(str(folder), name, "nnunetv2.preprocessing") is None:
+        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's, such as DefaultPreprocessor.")
+
+
+def _plan(planner_class: type, dataset: str, args: argparse.Namespace) -> Any:
+    options: dict[str, Any] = {"preprocessor_name": args.preprocessor_name}
+    if args.gpu_memory_target is not None:
+        options["gpu_memory_target_in_gb"] = args.gpu_memory_target
+    if args.overwrite_plans_name is not None:
+        options["plans_name"] = args.overwrite_plans_name
+    if args.overwrite_target_spacing is not None:
+        options["overwrite_target_spacing"] = args.overwrite_target_spacing
+    with contextlib.nullcontext() if args.verbose else contextlib.redirect_stdout(io.StringIO()):
+        planner = planner_class(dataset, **options)
+        planner.plan_experiment()
+    return planner
+
+
+def _preprocess(
+    plans: dict[str, Any],
+    cases: Sequence[Any],
+    dataset_json: dict[str, Any],
+    folder: Path,
+    args: argparse.Namespace,
+    workers: int,
+) -> None:
+    from nndiffseg import preprocessing
+
+    wanted = args.c or list(CONFIGURATIONS)
+    counts = args.np or [workers]
+    for configuration, processes in zip(wanted, counts * (len(wanted) // len(counts)), strict=True):
+        if configuration not in plans["configurations"]:
+            if args.c:
+                planned = ", ".join(plans["configurations"])
+                print(f"{configuration}: not planned for this dataset (planned: {planned}).")
+            continue
+        made = preprocessing.preprocess_configuration(
+            cases, dataset_json, plans, configuration, folder,
+            processes=processes, clean=args.clean, progress=not args.no_pbar, verbose=args.verbose,
+        )
+        where = folder / plans["configurations"][configuration]["data_identifier"]
+        reused = f", {len(cases) - made} were there" if made < len(cases) else ""
+        print(f"{configuration}: {made} cases preprocessed{reused} ({where}).")
+        known = {c.name for c in cases}
+        if strangers := sorted({p.stem for p in where.glob("*.pkl")} - known):
+            print(f"  {where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; "
+                  "--clean removes them.")
+    preprocessing.copy_ground_truth(cases, folder, dataset_json["file_ending"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""A seeded selection of a dataset's training labels, cropped to their foreground, at any target spacing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+from tqdm import tqdm
+
+MAX_CASES = 64
+MAX_VOXELS = 150_000_000
+MARGIN = 8
+
+
+@dataclass(frozen=True)
+class Label:
+    """One training label, cropped to the bounding box of its foreground plus a margin.
+
+    Attributes:
+        array: label numbers ``(*spatial)``, three axes, transposed as the plans say.
+        spacing: mm per voxel along the axes of ``array``.
+    """
+
+    array: np.ndarray
+    spacing: tuple[float, ...]
+
+
+def load_labels(
+    files: Sequence[str],
+    reader: BaseReaderWriter,
+    transpose_forward: Sequence[int],
+    *,
+    max_cases: int = MAX_CASES,
+    max_voxels: int = MAX_VOXELS,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Label]:
+    """Reads up to ``max_cases`` labels in a seeded random order; stops after ``max_voxels`` cropped voxels.
+
+    Labels without any foreground are left out.
+
+    Args:
+        files: label files of the training cases.
+        reader: nnU-Net's reader for them.
+        transpose_forward: order of the axes in the plans.
+        progress: show a progress bar.
+    """
+    order = np.random.default_rng(seed).permutation(len(files))[:max_cases]
+    labels: list[Label] = []
+    voxels = 0
+    for i in tqdm(order, desc="Reading labels", disable=not progress):
+        seg, properties = reader.read_seg(files[i])
+        array = np.asarray(seg)[0].transpose(transpose_forward)
+        spacing = tuple(float(properties["spacing"][a]) for a in transpose_forward)
+        box = foreground_box(array, MARGIN)
+        if box is None:
+            continue
+        labels.append(Label(np.ascontiguousarray(array[box]).astype(np.int16), spacing))
+        voxels += labels[-1].array.size
+        if voxels > max_voxels:
+            break
+    return labels
+
+
+def foreground_box(array: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
+    """Bounding box of the voxels above 0, grown by ``margin`` within the array; None where there are none."""
+    slices = []
+    for axis in range(array.ndim):
+        hit = np.flatnonzero((array > 0).any(tuple(a for a in range(array.ndim) if a != axis)))
+        if len(hit) == 0:
+            return None
+        slices.append(slice(max(0, int(hit[0]) - margin), min(array.shape[axis], int(hit[-1]) + 1 + margin)))
+    return tuple(slices)
+
+
+def resample_label(label: Label, target_spacing: Sequence[float]) -> np.ndarray:
+    """The label at ``target_spacing`` (mm), resampled as nnU-Net resamples training labels, ``(*spatial)``.
+
+    A target of two numbers (2d configurations) keeps the spacing between slices, as nnU-Net's preprocessor does.
+    """
+    target = [*label.spacing[: 3 - len(target_spacing)], *target_spacing]
+    shape = compute_new_shape(label.array.shape, label.spacing, target)
+    if tuple(shape) == label.array.shape:
+        return label.array
+    resampled = resample_data_or_seg_to_shape(
+        label.array[None], shape, label.spacing, target, is_seg=True, order=1, order_z=0, force_separate_z=None
+    )
+    return np.asarray(resampled)[0].astype(np.int16)

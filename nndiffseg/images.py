@@ -1,0 +1,135 @@
+"""Reading images with nnU-Net's readers, every defect of a file told in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+
+from nndiffseg.errors import UserError
+
+#: what the libraries behind nnU-Net's readers raise on a bad file (PIL: SyntaxError; tifffile: a ValueError)
+READ_ERRORS = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    SyntaxError,
+    AssertionError,
+    zlib.error,
+    nibabel.filebasedimages.ImageFileError,
+)
+
+
+def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[BaseReaderWriter]:
+    """nnU-Net's choice of reader: the one that dataset.json names, or the first that can read ``example``.
+
+    Raises:
+        UserError: no reader for this file ending, or ``example`` is broken.
+    """
+    name = dataset_json.get("overwrite_image_reader_writer", "None")
+    if name != "None":
+        try:
+            return recursive_find_reader_writer_by_name(name)
+        except RuntimeError:
+            raise UserError(f"dataset.json asks for the unknown reader {name}; leave overwrite_image_reader_writer out."
+                            ) from None
+    ending = str(dataset_json["file_ending"])
+    matching = [r for r in LIST_OF_IO_CLASSES if ending.lower() in r.supported_file_endings]
+    if not matching:
+        endings = sorted({e for r in LIST_OF_IO_CLASSES for e in r.supported_file_endings})
+        raise UserError(f"dataset.json has the file_ending {ending}; nnU-Net reads {', '.join(endings)}.")
+    problem = None
+    for reader in matching:
+        try:
+            read_image(reader(), example)
+            return reader
+        except UserError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = False) -> tuple[np.ndarray, dict[str, Any]]:
+    """Reads one image file or label.
+
+    Returns:
+        The array ``(C, *spatial)`` with three spatial axes and the properties as nnU-Net's reader gives them.
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated, or holds NaN or infinite voxels.
+    """
+    file = str(file)
+    if not os.path.isfile(file):
+        raise UserError(f"{file} is missing; put it there or take the case out.")
+    try:
+        if file.endswith((".nii", ".nii.gz")):
+            _require_complete_nifti(file)
+        with contextlib.redirect_stdout(io.StringIO()):  # the readers print what the sentences here say
+            array, properties = reader.read_seg(file) if label else reader.read_images((file,))
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[-160:] or type(error).__name__
+        raise UserError(f"{file} cannot be read, it is truncated or not an image ({reason}); replace it.") from None
+    if not np.isfinite(array).all():
+        count = int((~np.isfinite(array)).sum())
+        raise UserError(f"{file} holds {count} NaN or infinite voxels; replace them by a valid intensity.")
+    return array, properties
+
+
+def _require_complete_nifti(file: str) -> None:
+    """SimpleITK fills what is missing of a truncated NIfTI with whatever memory held, so the bytes are counted here."""
+    header: Any = nibabel.load(file).header
+    wanted = int(header["vox_offset"]) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
+    if file.endswith(".gz"):
+        have = 0
+        with gzip.open(file) as stream:  # raises EOFError where the stream ends early, and on a wrong checksum
+            while chunk := stream.read(1 << 22):
+                have += len(chunk)
+    else:
+        have = os.path.getsize(file)
+    if have < wanted:
+        raise EOFError(f"{have} bytes instead of {wanted}")
+
+
+def geometry_mismatch(a: Mapping[str, Any], b: Mapping[str, Any], shape_a: tuple, shape_b: tuple) -> str | None:
+    """What differs between two images' geometries, in words, or None.
+
+    Tolerances: spacing 0.1 %, origin a tenth of a voxel, direction cosines 0.01.
+
+    Args:
+        a, b: properties as nnU-Net's readers give them.
+        shape_a, shape_b: spatial shapes.
+    """
+    if shape_a != shape_b:
+        return f"shape {_show(shape_a)} against {_show(shape_b)}"
+    if not np.allclose(a["spacing"], b["spacing"], rtol=1e-3, atol=1e-5):
+        return f"spacing {_show(a['spacing'])} against {_show(b['spacing'])}"
+    voxel = float(min(a["spacing"]))
+    if "sitk_stuff" in a and "sitk_stuff" in b:
+        for what, tolerance in (("origin", 0.1 * voxel), ("direction", 0.01)):
+            u, v = a["sitk_stuff"][what], b["sitk_stuff"][what]
+            if not np.allclose(u, v, rtol=0, atol=tolerance):
+                return f"{what} {_show(u)} against {_show(v)}"
+    if "nibabel_stuff" in a and "nibabel_stuff" in b:
+        u, v = (np.asarray(p["nibabel_stuff"]["original_affine"], float) for p in (a, b))
+        if not np.allclose(u[:3, 3], v[:3, 3], rtol=0, atol=0.1 * voxel):
+            return f"origin {_show(u[:3, 3])} against {_show(v[:3, 3])}"
+        if not np.allclose(u[:3, :3], v[:3, :3], rtol=0, atol=0.01 * voxel):
+            return "direction"
+    return None
+
+
+def _show(values: Any) -> str:
+    return "x".join(f"{float(v):.6g}" for v in values)

@@ -74,33 +74,46 @@ def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = Fals
     file = str(file)
     if not os.path.isfile(file):
         raise UserError(f"{file} is missing; put it there or take the case out.")
+    invalid = 0
     try:
         if file.endswith((".nii", ".nii.gz")):
-            _require_complete_nifti(file)
+            invalid = _check_nifti_bytes(file)
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print what the sentences here say
             array, properties = reader.read_seg(file) if label else reader.read_images((file,))
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())[-160:] or type(error).__name__
         raise UserError(f"{file} cannot be read, it is truncated or not an image ({reason}); replace it.") from None
-    if not np.isfinite(array).all():
-        count = int((~np.isfinite(array)).sum())
-        raise UserError(f"{file} holds {count} NaN or infinite voxels; replace them by a valid intensity.")
+    if invalid := invalid or int((~np.isfinite(array)).sum()):
+        raise UserError(f"{file} holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
     return array, properties
 
 
-def _require_complete_nifti(file: str) -> None:
-    """SimpleITK fills what is missing of a truncated NIfTI with whatever memory held, so the bytes are counted here."""
-    header: Any = nibabel.load(file).header
-    wanted = int(header["vox_offset"]) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-    if file.endswith(".gz"):
-        have = 0
-        with gzip.open(file) as stream:  # raises EOFError where the stream ends early, and on a wrong checksum
-            while chunk := stream.read(1 << 22):
-                have += len(chunk)
-    else:
-        have = os.path.getsize(file)
+def _check_nifti_bytes(file: str) -> int:
+    """Reads a NIfTI's bytes once more, because ITK's reader hides two defects: it fills what is missing of a truncated
+    file with whatever memory held, and turns NaN and infinite voxels into 0.
+
+    Returns:
+        The number of NaN or infinite voxels.
+
+    Raises:
+        EOFError: the file is shorter than its header says, or its gzip stream ends early.
+        OSError: wrong gzip checksum.
+    """
+    stored: Any = nibabel.load(file).dataobj
+    wanted = int(stored.offset) + int(np.prod(stored.shape)) * stored.dtype.itemsize
+    have, invalid, rest = 0, 0, b""
+    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
+        have += len(stream.read(int(stored.offset)))
+        while chunk := stream.read(1 << 22):
+            have += len(chunk)
+            if stored.dtype.kind == "f":
+                chunk = rest + chunk
+                whole = len(chunk) - len(chunk) % stored.dtype.itemsize
+                rest = chunk[whole:]
+                invalid += int((~np.isfinite(np.frombuffer(chunk[:whole], stored.dtype))).sum())
     if have < wanted:
         raise EOFError(f"{have} bytes instead of {wanted}")
+    return invalid
 
 
 def geometry_mismatch(a: Mapping[str, Any], b: Mapping[str, Any], shape_a: tuple, shape_b: tuple) -> str | None:

@@ -31,7 +31,7 @@ def _parser() -> Parser:
     add("-c", nargs="+", metavar="CONFIGURATION", help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; "
         "default: all that are planned")
     add("-pl", default="DiffSegPlanner", metavar="PLANNER",
-        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPUs, small data), DiffSegPlannerL (24 GB)")
+        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB)")
     add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory, not the planner's default")
     add("-preprocessor_name", default="DefaultPreprocessor", metavar="NAME", help="a preprocessor of nnU-Net's")
     add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres")

@@ -99,7 +99,8 @@ def _check_nifti_bytes(file: str) -> int:
         EOFError: the file is shorter than its header says, or its gzip stream ends early.
         OSError: wrong gzip checksum.
     """
-    stored: Any = nibabel.load(file).dataobj
+    nifti: Any = nibabel.load(file)
+    stored = nifti.dataobj
     wanted = int(stored.offset) + int(np.prod(stored.shape)) * stored.dtype.itemsize
     have, invalid, rest = 0, 0, b""
     with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:

@@ -1,8 +1,10 @@
-"""Fixtures that several test folders share."""
+"""Shared fixtures: real data where it is there, tiny generated datasets and phantoms everywhere else."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,121 @@ import SimpleITK as sitk
 
 from nndiffseg.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
+
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets next to the repository; skips where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the real data in ../shared/data, which is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hippocampus(shared_data: Path) -> Path:
+    """The hippocampus dataset in nnU-Net's raw format (read only)."""
+    folder = shared_data / "nnUNet_raw" / "Dataset004_Hippocampus"
+    if not folder.is_dir():
+        pytest.skip("needs Dataset004_Hippocampus in ../shared/data/nnUNet_raw, which is absent")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def restore_environment() -> Iterator[None]:
+    """The commands set nnU-Net's variables; no test module sees those of another."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> Callable[..., Path]:
+    """:func:`build_dataset`."""
+    return build_dataset
+
+
+def build_dataset(
+    raw: Path,
+    *,
+    name: str = "Dataset901_Tiny",
+    cases: int = 4,
+    shape: Sequence[int] = (20, 24, 20),
+    spacing: Sequence[float] | None = None,
+    channels: int = 1,
+    file_ending: str = ".nii.gz",
+    regions: bool = False,
+    splits: bool = False,
+    seed: int = 0,
+) -> Path:
+    """Writes a small dataset of two nested balls (label 1 around label 2) with noisy intensities.
+
+    Args:
+        raw: nnU-Net's raw folder.
+        shape: array shape, slices first; two numbers make a 2D dataset.
+        spacing: mm, in the order of ``shape``; ignored for natural images.
+        file_ending: ``.nii.gz``, ``.png`` or ``.tif``.
+        regions: declare the labels as the regions whole = (1, 2) and core = (2,).
+        splits: write a ``splits_final.json`` of two folds.
+
+    Returns:
+        The dataset's folder.
+    """
+    rng = np.random.default_rng(seed)
+    folder = raw / name
+    for sub in ("imagesTr", "labelsTr"):
+        (folder / sub).mkdir(parents=True, exist_ok=True)
+    names = [f"case_{i:03d}" for i in range(cases)]
+    for case in names:
+        label = _nested_balls(shape, rng)
+        for c in range(channels):
+            image = 100 * (c + 1) + 40 * label + rng.normal(0, 8, shape)
+            _write_case_file(folder / "imagesTr" / f"{case}_{c:04d}{file_ending}", image, spacing)
+        _write_case_file(folder / "labelsTr" / f"{case}{file_ending}", label, spacing)
+    labels = {"background": 0, "whole": [1, 2], "core": [2]} if regions else {"background": 0, "shell": 1, "core": 2}
+    content = {
+        "channel_names": {str(c): f"channel{c}" for c in range(channels)},
+        "labels": labels,
+        "numTraining": cases,
+        "file_ending": file_ending,
+    }
+    if regions:
+        content["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    if splits:
+        half = cases // 2
+        folds = [{"train": names[half:], "val": names[:half]}, {"train": names[:half], "val": names[half:]}]
+        (folder / "splits_final.json").write_text(json.dumps(folds))
+    return folder
+
+
+def _nested_balls(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1).astype(float)
+    size = np.array(shape)
+    centre = size / 2 + rng.uniform(-0.05, 0.05, len(shape)) * size
+    radius = np.sqrt((((grid - centre) / (size / 2)) ** 2).sum(-1))
+    outer = rng.uniform(0.65, 0.8)
+    return (radius < outer).astype(np.uint8) + (radius < outer / 2).astype(np.uint8)
+
+
+def _write_case_file(file: Path, array: np.ndarray, spacing: Sequence[float] | None) -> None:
+    if file.name.endswith(".nii.gz"):
+        image = sitk.GetImageFromArray(array if array.dtype == np.uint8 else array.astype(np.float32))
+        if spacing is not None:
+            image.SetSpacing([float(s) for s in spacing][::-1])
+        sitk.WriteImage(image, str(file), True)
+    else:
+        from skimage import io
+
+        io.imsave(file, np.clip(array, 0, 255).astype(np.uint8), check_contrast=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import SimpleITK as sitk
 from nndiffseg.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
 
-
 ROOT = Path(__file__).resolve().parents[1]
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 

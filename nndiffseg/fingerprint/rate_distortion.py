@@ -150,7 +150,7 @@ def _case_dice(
     for row, k in enumerate(channels):
         estimate += code[:, done:k] @ components[:, done:k].T
         done = k
-        predicted = estimate.reshape(len(truth), -1, n_labels).argmax(-1)
+        predicted = estimate.reshape(*truth.shape, n_labels).argmax(-1)
         confusion = blocks.weight * np.bincount(
             (truth.astype(np.int64) * n_labels + predicted).ravel(), minlength=n_labels**2
         ).reshape(n_labels, n_labels) + np.diag(blocks.uniform)

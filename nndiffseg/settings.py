@@ -24,8 +24,9 @@ class DiffusionSettings:
         denoiser_strides: stride from each denoiser level to the next, one tuple per transition.
         encoder_channels: channels of the label encoder at the strides of stages ``1 .. latent_stage``.
         decoder_channels: channels of the label decoder at stages ``0 .. latent_stage`` (full resolution first).
-        noise_channels: channels of the auxiliary noise ``xi`` that makes the denoiser a sampler of p(z0 | z_t); only
-            the ``energy`` objective uses it.
+        noise_scales: correlation lengths, in latent cells, of the auxiliary noise ``xi`` that makes the denoiser a
+            sampler of p(z0 | z_t); only the ``energy`` objective uses it.
+        noise_channels: channels of ``xi`` at each scale.
         objective: ``energy`` (a proper scoring rule: the denoiser samples from p(z0 | z_t)) or ``mean`` (the denoiser
             predicts E[z0 | z_t], as in DDPM).
         schedule: noise schedule, see :mod:`nndiffseg.diffusion.schedules`.
@@ -42,7 +43,8 @@ class DiffusionSettings:
     denoiser_strides: tuple[tuple[int, ...], ...]
     encoder_channels: tuple[int, ...]
     decoder_channels: tuple[int, ...]
-    noise_channels: int = 4
+    noise_scales: tuple[int, ...] = (1, 2, 4, 8, 16)
+    noise_channels: int = 2
     objective: str = "energy"
     schedule: str = "cosine"
     input_scale: float = 1.0

@@ -7,10 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-#: ``draw(stream, channels)`` returns standard normal noise ``(N, channels, *grid)`` for the N samples at hand.
-#: ``stream`` counts the draws of one sampling run (0 = starting noise), so that noise is a pure function of
-#: (seed, case, sample, stream, channel, global grid coordinate).
-NoiseSource = Callable[[int, int], Tensor]
+#: ``draw(stream, channels, scale)`` returns standard normal noise ``(N, channels, *grid)`` for the N samples at hand,
+#: independent between cells for ``scale`` 1 and linearly interpolated from independent nodes ``scale`` cells apart
+#: otherwise (:mod:`nndiffseg.networks.noise`). ``stream`` numbers the draws of one sampling run, so that noise is a
+#: pure function of (seed, case, sample, stream, channel, global grid coordinate).
+NoiseSource = Callable[[int, int, int], Tensor]
 
 
 class SampleNetwork(Protocol):

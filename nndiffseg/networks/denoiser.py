@@ -1,0 +1,65 @@
+"""Denoiser on the latent grid: v-prediction, conditioned on the image, optionally driven by auxiliary noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nndiffseg.diffusion.schedules import Schedule
+from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, TimeEmbedding, conv, crop_to, pad_to_multiple, upsample
+
+
+class Denoiser(nn.Module):
+    """A U-Net whose work lies mostly below the latent grid.
+
+    The network output F is turned into ``x0 = alpha z_t - sigma F`` (v-prediction, Salimans & Ho 2022, eq. 7 and
+    appendix D): at t = 1 the network predicts x0 itself, near t = 0 it hardly has to do anything.
+    """
+
+    def __init__(self, dim: int, latent_channels: int, noise_channels: int, channels: Sequence[int],
+                 strides: Sequence[Sequence[int]], schedule: Schedule, embedding: int = 64,
+                 blocks: Sequence[int] = (1, 3)):
+        """``channels[0]`` lies on the latent grid, ``strides[i]`` leads from level i to i + 1.
+
+        ``blocks[0]`` residual blocks run before and after the coarser levels at every level but the deepest, which
+        has ``blocks[1]``.
+        """
+        super().__init__()
+        self.schedule = schedule
+        self.strides = [tuple(s) for s in strides]
+        self.embed = TimeEmbedding(embedding)
+        self.stem = conv(dim, latent_channels + noise_channels, channels[0])
+        deepest = len(channels) - 1
+        self.down = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(dim, c, embedding) for _ in range(blocks[1 if i == deepest else 0]))
+            for i, c in enumerate(channels)
+        )
+        self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
+        self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(deepest))
+        self.up = nn.ModuleList(
+            nn.ModuleList(ResidualBlock(dim, c, embedding) for _ in range(blocks[0])) for c in channels[:-1]
+        )
+        self.norm = ChannelNorm(channels[0])
+        self.head = conv(dim, channels[0], latent_channels)
+
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor, xi: Tensor | None = None) -> Tensor:
+        """z ``(N, C_z, *grid)``, t ``(N,)``, condition ``(1 or N, C_0, *grid)``, xi ``(N, C_xi, *grid)`` -> x0."""
+        embedding = self.embed(t)
+        h = self.stem(z if xi is None else torch.cat([z, xi], 1)) + condition
+        skips = []
+        for i, blocks in enumerate(self.down):
+            for block in blocks:
+                h = block(h, embedding)
+            if i < len(self.pool):
+                skips.append(h)
+                h = self.pool[i](pad_to_multiple(h, self.strides[i]))
+        for i in range(len(self.pool) - 1, -1, -1):
+            h = crop_to(upsample(self.merge[i](h), self.strides[i]), skips[i].shape[2:]) + skips[i]
+            for block in self.up[i]:
+                h = block(h, embedding)
+        v = self.head(F.silu(self.norm(h))).float()
+        view = (-1, *[1] * (z.ndim - 1))
+        return self.schedule.alpha(t).view(view) * z - self.schedule.sigma(t).view(view) * v

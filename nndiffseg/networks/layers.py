@@ -1,0 +1,94 @@
+"""Building blocks of the light networks: everything here acts alike on a tile and on a whole volume.
+
+Normalisation is over channels at each voxel, never over space, so that a network's output at a voxel depends on its
+receptive field alone and not on the extent of the grid it was run on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv(dim: int, c_in: int, c_out: int, kernel: int | Sequence[int] = 3, stride: int | Sequence[int] = 1, *,
+         bias: bool = True) -> nn.Module:
+    """Convolution of ``dim`` axes; odd kernels keep the size, ``kernel == stride`` cuts into blocks."""
+    kernel = (kernel,) * dim if isinstance(kernel, int) else tuple(kernel)
+    stride = (stride,) * dim if isinstance(stride, int) else tuple(stride)
+    padding = tuple(0 if k == s else k // 2 for k, s in zip(kernel, stride, strict=True))
+    return (nn.Conv2d if dim == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, padding, bias=bias)  # type: ignore[arg-type]
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """Sets all parameters to zero, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ChannelNorm(nn.Module):
+    """Root-mean-square normalisation over channels at each voxel (RMSNorm, arXiv 1910.07467, eq. 4)."""
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, *spatial)
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True, dtype=torch.float32) + self.eps).to(x.dtype)
+        return x * scale * self.weight.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv(act(film(norm(conv(act(norm(x)))))))``; the time embedding scales and shifts each channel (FiLM)."""
+
+    def __init__(self, dim: int, channels: int, embedding: int | None = None):
+        super().__init__()
+        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+        self.conv1, self.conv2 = conv(dim, channels, channels), zero(conv(dim, channels, channels))
+        self.film = zero(nn.Linear(embedding, 2 * channels)) if embedding else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:  # (B, C, *spatial), (B, E)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.film is not None and embedding is not None:
+            scale, shift = self.film(embedding).view(len(x), -1, *[1] * (x.ndim - 2)).chunk(2, 1)
+            h = h * (1 + scale) + shift
+        return x + self.conv2(F.silu(h))
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of t in [0, 1] (Vaswani et al. 2017) through a two-layer perceptron."""
+
+    def __init__(self, channels: int, frequencies: int = 16):
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.linspace(-1, 6, frequencies), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, t: Tensor) -> Tensor:  # (B,) -> (B, E)
+        angles = t.float()[:, None] * self.frequencies
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], 1))
+
+
+def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Nearest-neighbour up-sampling by whole factors: ``(B, C, *spatial)`` -> ``(B, C, *spatial * stride)``."""
+    if all(s == 1 for s in stride):
+        return x
+    # Sizes rather than factors: exact for any integer stride, whatever rounding a backend applies to factors.
+    return F.interpolate(x, size=[n * s for n, s in zip(x.shape[2:], stride, strict=True)], mode="nearest")
+
+
+def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Drops trailing cells that padding to a multiple of the stride added."""
+    return x[(..., *(slice(0, n) for n in shape))]
+
+
+def pad_to_multiple(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Replicates trailing cells until every spatial axis is a multiple of ``stride``."""
+    missing = [(-n) % s for n, s in zip(x.shape[2:], stride, strict=True)]
+    if not any(missing):
+        return x
+    return F.pad(x, [p for m in reversed(missing) for p in (0, m)], mode="replicate")

@@ -1,0 +1,171 @@
+"""The composed model: image network, label encoder, denoiser and label decoder in one module (DESIGN, section 4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.schedules import add_noise, schedule_by_name, timesteps
+from nndiffseg.networks.denoiser import Denoiser
+from nndiffseg.networks.image_network import ImageNetwork
+from nndiffseg.networks.interface import NoiseSource
+from nndiffseg.networks.label_decoder import LabelDecoder
+from nndiffseg.networks.label_encoder import LabelEncoder
+from nndiffseg.networks.layers import conv
+from nndiffseg.networks.noise import correlated_noise
+from nndiffseg.settings import DiffusionSettings
+
+
+class TrainingOutput(NamedTuple):
+    """One training pass. M = 2 samples for the energy objective, 1 estimate for the mean objective.
+
+    Attributes:
+        logits: deterministic logits, full resolution first, ``(B, heads, *patch / stride_s)`` each.
+        reconstruction: logits decoded from the (jittered) true latent ``(B, heads, *patch)``.
+        z0: true latent, detached ``(B, C_z, *latent)``.
+        x0: denoised latents ``(M, B, C_z, *latent)``.
+        samples: logits decoded from ``x0`` ``(M, B, heads, *patch)``.
+    """
+
+    logits: list[Tensor]
+    reconstruction: Tensor
+    z0: Tensor
+    x0: Tensor
+    samples: Tensor
+
+
+class LatentDiffusionSegmenter(nn.Module):
+    """Implements :class:`nndiffseg.networks.interface.SampleNetwork`.
+
+    ``network.eval()(image)`` returns the deterministic logits ``(B, heads, *patch)``, so nnU-Net's own predictor runs
+    on it. In training ``network(image, onehot, generator=g)`` returns a :class:`TrainingOutput`; everything that
+    trains goes through ``forward`` because DistributedDataParallel exposes nothing else.
+    """
+
+    fusion_weight: Tensor
+
+    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
+        """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least."""
+        super().__init__()
+        self.settings = settings
+        self.schedule = schedule_by_name(settings.schedule)
+        depth = settings.latent_stage
+        to_latent = [tuple(int(v) for v in s) for s in strides[:depth]]
+        dim = len(to_latent[0])
+        self.stride = tuple(int(v) for v in settings.latent_stride)
+        cumulative = [tuple([1] * dim)]
+        for s in to_latent:
+            cumulative.append(tuple(a * b for a, b in zip(cumulative[-1], s, strict=True)))
+        if cumulative[-1] != self.stride:
+            raise ValueError(f"latent_stride {self.stride} is not the image network's stride {cumulative[-1]}")
+        #: logits, condition of the denoiser, then one guide per stage of the label decoder
+        self.map_strides = (cumulative[0], cumulative[-1], *cumulative)
+
+        xi_channels = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
+        self.image_network = ImageNetwork(unet)
+        self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
+        self.denoiser = Denoiser(dim, settings.latent_channels, xi_channels, settings.denoiser_channels,
+                                 settings.denoiser_strides, self.schedule)
+        self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
+        features = self.image_network.channels
+        self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
+        self.to_guides = nn.ModuleList(conv(dim, features[s], c, 1) for s, c in enumerate(settings.decoder_channels))
+        self.halo = self.label_decoder.halo
+        self.register_buffer("fusion_weight", torch.tensor([0.5]))
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def forward(self, image: Tensor, onehot: Tensor | None = None, *, deep_supervision: bool = False,
+                generator: torch.Generator | None = None) -> Tensor | list[Tensor] | TrainingOutput:
+        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training."""
+        if onehot is None:
+            logits = self.image_network(image, deep_supervision).logits
+            return logits if deep_supervision else logits[0]
+        out = self.image_network(image, deep_supervision)
+        condition, guides = self._project(out.features)
+        z0 = self.label_encoder(onehot) * self.settings.input_scale
+        reconstruction = self._reconstruct(z0, guides, generator)
+        z0 = z0.detach()
+        x0 = self._denoise_training(z0, condition, generator)
+        samples = self.decode(x0.flatten(0, 1), [g.repeat(len(x0), *[1] * (g.ndim - 1)) for g in guides])
+        return TrainingOutput(out.logits, reconstruction, z0, x0, samples.unflatten(0, x0.shape[:2]))
+
+    def _reconstruct(self, z0: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""
+        view = (-1, *[1] * (z0.ndim - 1))
+        keep = (torch.rand(len(z0), generator=generator) < 0.5).to(z0).view(view)
+        jitter = torch.rand(len(z0), generator=generator).to(z0).view(view) * 0.3 * self.settings.input_scale
+        z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
+        return self.decode(z, [g * keep.to(g.dtype) for g in guides])
+
+    def _denoise_training(self, z0: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
+        """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times."""
+        batch, shape = len(z0), z0.shape[2:]
+        t = torch.rand(batch, generator=generator)
+        noise = torch.randn(z0.shape, generator=generator).to(z0)
+        if self.settings.objective == "mean":
+            t = t.to(z0)
+            source = self._recycle(z0, condition, t, generator)
+            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition)[None]
+        # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
+        t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
+        z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
+        xi = torch.cat([
+            correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
+            for s in self.settings.noise_scales], 1)
+        condition = condition.repeat(2, *[1] * (condition.ndim - 1))
+        return self.denoiser(z_t, t.repeat(2), condition, xi).unflatten(0, (2, batch))
+
+    @torch.no_grad()
+    def _recycle(self, z0: Tensor, condition: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Half of the items: the network's own prediction from a noisier time (MELBA 2023:016) instead of z0."""
+        u = torch.rand(len(z0), generator=generator).to(t)
+        noisier = t + (1 - t) * u
+        noise = torch.randn(z0.shape, generator=generator).to(z0)
+        own = self.denoiser(add_noise(self.schedule, z0, noise, noisier), noisier, condition)
+        use = (torch.rand(len(z0), generator=generator) < 0.5).to(z0.device).view(-1, *[1] * (z0.ndim - 1))
+        return torch.where(use, own.to(z0), z0)
+
+    # ---- prediction -----------------------------------------------------------------------------------------------
+
+    def _project(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        condition = self.to_condition(features[self.settings.latent_stage])
+        return condition, [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """image ``(B, C_in, *patch)`` -> logits, condition, guides at the strides ``map_strides``."""
+        out = self.image_network(image)
+        condition, guides = self._project(out.features)
+        return [out.logits[0], condition, *guides]
+
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
+               ) -> Tensor:
+        """maps of one volume -> latents ``(N, C_z, *grid)``; ``draw`` fixes N and all randomness."""
+        settings = self.settings
+        n_scales = len(settings.noise_scales)
+        # Streams 0 (starting noise), then per step: one for each scale of xi and one for the sampler's own noise.
+        calls, condition = itertools.count(), maps[1]
+
+        def denoise(z: Tensor, t: Tensor) -> Tensor:
+            step = next(calls)
+            if settings.objective == "mean":
+                return self.denoiser(z, t, condition)
+            first = 1 + step * (n_scales + 1)
+            xi = torch.cat([draw(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
+            return self.denoiser(z, t, condition, xi)
+
+        start = draw(0, settings.latent_channels, 1)
+        times = timesteps(steps or settings.steps).to(start)
+        return sampler_by_name(sampler or settings.sampler)(
+            denoise, start, times, schedule=self.schedule,
+            step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))
+
+    def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """latents ``(N, C_z, *slab)``; ``maps`` as from :meth:`encode`, or the guides alone -> logits."""
+        guides = list(maps)[-len(self.to_guides):]
+        return self.label_decoder(latent / self.settings.input_scale, guides)

@@ -1,0 +1,61 @@
+"""Checkpoints that load with ``torch.load(weights_only=True)`` and are never half-written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+
+from nndiffseg.errors import UserError
+
+
+def plain(value: Any) -> Any:
+    """Turns numpy scalars and arrays into Python numbers and lists, recursively; tensors stay."""
+    if isinstance(value, dict):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value
+
+
+def save_atomically(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Writes beside ``path``, then renames: a kill at any moment leaves the old file or the new one."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(plain(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint without executing code from it.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it is not a checkpoint of nndiffseg.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}; train the fold first with nndiffseg_train.")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); it is damaged or was not written by "
+            "nndiffseg, so train the fold again or choose another with -chk."
+        ) from None
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint or "nndiffseg_version" not in checkpoint:
+        raise UserError(f"The checkpoint {path} was not written by an nndiffseg trainer; choose another with -m or -tr.")
+    return checkpoint

@@ -1,0 +1,66 @@
+"""Training batches that are a pure function of (seed, iteration), so that a resumed training goes on exactly."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from torch.utils.data import DataLoader, Dataset
+
+
+def seed_of(*parts: object) -> int:
+    """A 32-bit seed from any printable parts, stable across processes and Python versions."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "little")
+
+
+class IndexedBatches(Dataset):
+    """nnU-Net's loader, whose i-th batch does not depend on the batches before or on the worker that makes it."""
+
+    def __init__(self, loader: nnUNetDataLoader, seed: int):
+        self.loader, self.seed = loader, seed
+        disable_timing_dependence(loader.transforms)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        seed = seed_of(self.seed, index)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loader and transforms draw from the global generators
+        torch.manual_seed(seed)
+        return next(self.loader)
+
+
+class _From:
+    """Sampler that counts up from ``start`` for ever."""
+
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        index = self.start
+        while True:
+            yield index
+            index += 1
+
+
+def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool
+                 ) -> Iterator[dict[str, Any]]:
+    """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
+    dataset = IndexedBatches(loader, seed)
+    return iter(DataLoader(dataset, batch_size=None, sampler=_From(start), num_workers=workers,  # type: ignore[arg-type]
+                           pin_memory=pin_memory, prefetch_factor=4 if workers else None))
+
+
+def disable_timing_dependence(transform: Any) -> None:
+    """Switches off the blur's run-time benchmark: it picks one of two algorithms by the clock, which rounds differently."""
+    if isinstance(transform, GaussianBlurTransform):
+        transform.benchmark = False
+    for name in ("transforms", "transform", "list_of_transforms"):
+        inner = getattr(transform, name, None)
+        for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+            if child is not None and not callable(getattr(child, "items", None)) and child is not transform:
+                disable_timing_dependence(child)

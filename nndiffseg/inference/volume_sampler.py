@@ -1,0 +1,311 @@
+"""Samples one case: tiles for the image network, the whole noise grid for the denoiser, slabs for the decoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TypeVar
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from torch import Tensor
+
+from nndiffseg.inference.noise import NoiseField
+from nndiffseg.inference.precision import autocast_for
+from nndiffseg.inference.statistics import FoldSums, label_map
+from nndiffseg.inference.tiling import Frame, common_multiple, encode_tiled, tile_starts
+from nndiffseg.networks.interface import SampleNetwork
+
+# Rough numbers of float32 values that are alive at once, per cell and sample in the denoiser and per voxel and sample
+# in the label decoder. They only choose chunks; results do not depend on them.
+FLOATS_PER_CELL = 512
+FLOATS_PER_VOXEL = 64
+#: Memory for activations on the CPU. A constant, not a share of what is free, so that a machine repeats itself exactly.
+CPU_BUDGET_BYTES = 3 * 2**29
+#: Share of a GPU's memory for activations; the maps and sums of a case take at most as much again, or stay on the CPU.
+GPU_BUDGET_SHARE = 0.25
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to sample.
+
+    Attributes:
+        samples: number of samples per case, over all folds.
+        steps, sampler: of the diffusion; None for what the plans say.
+        seed: equal seeds give equal results.
+        step_size: largest step between tiles, as a fraction of the patch.
+        mirror_axes: spatial axes of the patch along which test-time mirroring is allowed; empty for none.
+        precision: see :func:`~nndiffseg.inference.precision.autocast_for`.
+        memory: bytes for activations; None for the device's default.
+    """
+
+    samples: int = 16
+    steps: int | None = None
+    sampler: str | None = None
+    seed: int = 0
+    step_size: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    precision: str | None = None
+    memory: int | None = None
+
+    def flips(self) -> list[tuple[int, ...]]:
+        """All combinations of the mirrored axes, the unmirrored image first."""
+        return [c for n in range(len(self.mirror_axes) + 1) for c in combinations(self.mirror_axes, n)]
+
+
+def samples_of_fold(samples: int, fold: int, folds: int) -> list[int]:
+    """Global indices of a fold's samples: dealt out in turn, at least one for each fold."""
+    return list(range(max(samples, folds)))[fold::folds]
+
+
+def in_chunks(run: Callable[[Sequence[int]], T], items: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], T]]:
+    """Yields ``(chunk, run(chunk))``; chunks shrink when the GPU's memory is exhausted, and never for other errors."""
+    start = 0
+    while start < len(items):
+        chunk = items[start : start + size]
+        try:
+            result = run(chunk)
+        except torch.cuda.OutOfMemoryError:
+            if len(chunk) == 1:
+                raise
+            size = (len(chunk) + 1) // 2
+            torch.cuda.empty_cache()
+            continue
+        yield chunk, result
+        start += len(chunk)
+
+
+class VolumeSampler:
+    """Runs one network over one case and adds the results to running sums.
+
+    Args:
+        network: in evaluation mode, on ``device``.
+        patch_size: of the configuration; with one axis less than the images, these are cut into slices. All slices
+            see the same noise, so that a sample is coherent through the volume.
+        label_manager: of the dataset.
+        device: where the network runs.
+        options: how to sample.
+        slice_batch: slices per batch of a 2D configuration.
+        on_tile: called after every tile, for a progress bar.
+    """
+
+    def __init__(
+        self,
+        network: SampleNetwork,
+        patch_size: Sequence[int],
+        label_manager: LabelManager,
+        device: torch.device,
+        options: SamplingOptions,
+        *,
+        slice_batch: int = 8,
+        on_tile: Callable[[], None] | None = None,
+    ):
+        multiple = common_multiple(network)
+        if any(p % m for p, m in zip(patch_size, multiple, strict=True)):
+            raise ValueError(f"The patch {tuple(patch_size)} is not a multiple of the network's strides {multiple}.")
+        self.network, self.patch, self.multiple = network, tuple(patch_size), multiple
+        self.label_manager, self.device, self.options = label_manager, device, options
+        self.slice_batch, self.on_tile = slice_batch, on_tile
+        self.memory = options.memory or default_memory(device)
+
+    # ---- plan of the work -----------------------------------------------------------------------------------------
+
+    def is_sliced(self, data: Tensor) -> bool:
+        """Whether ``data`` ``(C, *spatial)`` is a volume for a 2D configuration."""
+        return data.ndim - 1 == len(self.patch) + 1
+
+    def tiles(self, data: Tensor, samples: int) -> int:
+        """Number of calls of ``on_tile`` that :meth:`run` will make for a fold with this many samples."""
+        frame = self._frame(data)
+        per_image = math.prod(
+            len(tile_starts(n, p, self.options.step_size, m))
+            for n, p, m in zip(frame.padded, self.patch, self.multiple, strict=True)
+        )
+        batches = math.ceil(data.shape[1] / self.slice_batch) if self.is_sliced(data) else 1
+        return per_image * batches * min(samples, len(self.options.flips()))
+
+    def _frame(self, data: Tensor) -> Frame:
+        return Frame.around(data.shape[-len(self.patch) :], self.patch, self.multiple)
+
+    def sums_device(self, data: Tensor) -> torch.device:
+        """Where maps and sums of this case are kept: with the network if they fit easily, else on the CPU."""
+        if self.device.type != "cuda":
+            return torch.device("cpu")
+        channels = 4 * self.label_manager.num_segmentation_heads + 32
+        fits = 4 * channels * math.prod(self._frame(data).padded) <= self.memory
+        return self.device if fits or self.is_sliced(data) else torch.device("cpu")
+
+    # ---- the work -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def run(self, data: Tensor, case_id: str, samples: Sequence[int], sums: FoldSums, labels: np.ndarray) -> None:
+        """Encodes, samples and decodes one fold.
+
+        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only.
+
+        Args:
+            data: preprocessed image ``(C, *spatial)``.
+            case_id: part of the key of the noise.
+            samples: global indices of this fold's samples.
+            sums: running sums ``(heads, *spatial)`` to add to.
+            labels: ``(N, *spatial)``, filled at ``samples``.
+        """
+        flips = self.options.flips()[: len(samples)]
+        for f, flip in enumerate(flips):
+            members = list(samples[f :: len(flips)])
+            noise: dict[tuple, Tensor] | None = {} if self.is_sliced(data) else None
+            for first, maps in self._encode(data, flip):
+                for i in range(len(maps[0])):
+                    one = [m[i : i + 1] for m in maps]
+                    window = _Window(self._frame(data), flip, first + i if self.is_sliced(data) else None)
+                    self._add_deterministic(one[0], window, sums, 1 / len(flips))
+                    self._add_samples(one, case_id, members, window, sums, labels, 1 / len(samples), noise)
+
+    def _encode(self, data: Tensor, flip: tuple[int, ...]) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yields (index of the first slice, blended maps ``(B, C_i, *grid_i)`` of the mirrored image)."""
+        images = data.transpose(0, 1) if self.is_sliced(data) else data[None]  # (B, C, *image)
+        frame, store = self._frame(data), self.sums_device(data)
+
+        def encode(batch: Sequence[int]) -> list[Tensor]:
+            image = frame.pad(images[batch[0] : batch[-1] + 1]).flip([a + 2 for a in flip])
+            return encode_tiled(self.network, image, self.patch, self.options.step_size, self.device, store=store,
+                                precision=self.options.precision, on_tile=self.on_tile)
+
+        for batch, maps in in_chunks(encode, range(len(images)), self.slice_batch):
+            yield batch[0], maps
+
+    def _probabilities(self, logits: Tensor) -> Tensor:  # (N, heads, *window)
+        logits = logits.float()
+        return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
+
+    def _add_deterministic(self, logits: Tensor, window: _Window, sums: FoldSums, share: float) -> None:
+        rows = max(1, self.memory // (16 * math.prod(logits.shape[1:]) // logits.shape[2]))
+        for start in range(0, logits.shape[2], rows):
+            part = self._probabilities(logits[:, :, start : start + rows])
+            where, part = window.place(part, start)
+            sums.add_deterministic(where, part[0], share)
+
+    def _add_samples(self, maps: list[Tensor], case_id: str, members: Sequence[int], window: _Window, sums: FoldSums,
+                     labels: np.ndarray, share: float, noise: dict[tuple, Tensor] | None) -> None:
+        grid = [n // s for n, s in zip(window.frame.padded, self.network.stride, strict=True)]
+
+        def sample(chunk: Sequence[int]) -> Tensor:
+            draw = _Draw(self.options.seed, case_id, chunk, grid, window.flip, self.device, noise)
+            with autocast_for(self.device, self.options.precision):
+                return self.network.sample([self._to_device(m, i) for i, m in enumerate(maps)], draw,
+                                           sampler=self.options.sampler, steps=self.options.steps).float()
+
+        chunk_size = max(1, self.memory // (4 * FLOATS_PER_CELL * math.prod(grid)))
+        for chunk, latents in in_chunks(sample, members, chunk_size):
+            for start, indices, probabilities in self._decode(latents, maps):
+                where, probabilities = window.place(probabilities, start)
+                for index, p in zip(indices, probabilities, strict=True):
+                    labels[chunk[index]][where] = label_map(p, self.label_manager).cpu().numpy()
+                sums.add_samples(where, probabilities.sum(0), share)
+
+    def _to_device(self, tensor: Tensor, index: int) -> Tensor:
+        """A map for the denoiser. Maps finer than the noise grid serve the decoder and need not all be moved."""
+        strides = self.network.map_strides[index]
+        if any(a < b for a, b in zip(strides, self.network.stride, strict=True)):
+            return tensor
+        return tensor.to(self.device, torch.float32)
+
+    def _decode(self, latents: Tensor, maps: list[Tensor]) -> Iterator[tuple[int, Sequence[int], Tensor]]:
+        """Decodes slab by slab along the first axis, each with a halo that makes it equal to the whole.
+
+        Yields:
+            First voxel of the slab in the frame, indices into ``latents``, probabilities ``(n, heads, *slab)``.
+        """
+        stride, halo, rows = self.network.stride[0], self.network.halo, latents.shape[2]
+        row_bytes = 4 * FLOATS_PER_VOXEL * math.prod(latents.shape[2:]) // rows * math.prod(self.network.stride)
+        thickness = min(rows, max(self.memory // row_bytes - 2 * halo, halo, 1))
+        batch = max(1, self.memory // (row_bytes * min(rows, thickness + 2 * halo)))
+        for a in range(0, rows, thickness):
+            b = min(a + thickness, rows)
+            low, high = max(a - halo, 0), min(b + halo, rows)
+            slabs = [
+                m[:, :, low * stride // s[0] : high * stride // s[0]].to(self.device, torch.float32)
+                for m, s in zip(maps, self.network.map_strides, strict=True)
+            ]
+            inner = slice((a - low) * stride, (b - low) * stride)
+
+            def decode(indices: Sequence[int], low: int = low, high: int = high, slabs: list[Tensor] = slabs,
+                       inner: slice = inner) -> Tensor:
+                with autocast_for(self.device, self.options.precision):
+                    logits = self.network.decode(latents[indices[0] : indices[-1] + 1, :, low:high], slabs)
+                return self._probabilities(logits[:, :, inner])
+
+            for indices, probabilities in in_chunks(decode, range(len(latents)), batch):
+                yield a * stride, indices, probabilities
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Leads from rows of the mirrored, padded frame back to the image.
+
+    Attributes:
+        frame: padding of the image.
+        flip: mirrored axes of the image.
+        index: slice of the volume that the image is, or None.
+    """
+
+    frame: Frame
+    flip: tuple[int, ...]
+    index: int | None
+
+    def place(self, values: Tensor, start: int) -> tuple[tuple[slice, ...], Tensor]:
+        """Rows ``start ...`` of the mirrored frame ``(N, heads, rows, ...)`` -> where they lie, and what lies there.
+
+        Returns:
+            Slices into the case's ``(*spatial)``, and ``(N, heads, *where)``.
+        """
+        values = values.flip([a + 2 for a in self.flip])
+        first = self.frame.padded[0] - start - values.shape[2] if 0 in self.flip else start
+        corner = [first] + [0] * (len(self.frame.shape) - 1)
+        where: list[slice] = []
+        inside: list[slice] = [slice(None), slice(None)]
+        for axis, (n, low, c) in enumerate(zip(self.frame.shape, self.frame.lower, corner, strict=True)):
+            begin = min(max(c - low, 0), n)
+            end = max(begin, min(c + values.shape[axis + 2] - low, n))
+            where.append(slice(begin, end))
+            inside.append(slice(begin + low - c, end + low - c))
+        values = values[tuple(inside)]
+        if self.index is None:
+            return tuple(where), values
+        return (slice(self.index, self.index + 1), *where), values[:, :, None]
+
+
+class _Draw:
+    """The noise of a chunk of samples (:data:`nndiffseg.networks.interface.NoiseSource`).
+
+    A mirrored image sees mirrored noise: the noise belongs to the place, not to the pass.
+    """
+
+    def __init__(self, seed: int, case_id: str, samples: Sequence[int], grid: Sequence[int], flip: tuple[int, ...],
+                 device: torch.device, cache: dict[tuple, Tensor] | None):
+        self.fields = [NoiseField(seed, case_id, n) for n in samples]
+        self.samples, self.grid, self.flip = tuple(samples), tuple(grid), flip
+        self.device, self.cache = device, cache
+
+    def __call__(self, stream: int, channels: int, scale: int = 1) -> Tensor:
+        key = (self.samples, stream, channels, scale)
+        if self.cache is not None and key in self.cache:
+            return self.cache[key]
+        noise = torch.stack([f.draw(stream, channels, self.grid, scale=scale, device=self.device) for f in self.fields])
+        noise = noise.flip([a + 2 for a in self.flip])
+        if self.cache is not None:
+            self.cache[key] = noise
+        return noise
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes for the activations of denoiser and decoder."""
+    if device.type == "cuda":
+        return int(GPU_BUDGET_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return CPU_BUDGET_BYTES

@@ -47,7 +47,7 @@ def extract_fingerprint(
     clean: bool = False,
     progress: bool = True,
 ) -> None:
-    """Writes ``dataset_fingerprint.json``, the same as nnU-Net 2.8.1's, unless it is there.
+    """Writes ``dataset_fingerprint.json``, the same as nnU-Net 2.8.1's, unless it is there already.
 
     nnU-Net's extractor always starts worker processes; this one does not with ``processes`` of 1.
 
@@ -60,7 +60,10 @@ def extract_fingerprint(
     """
     file = folder / FINGERPRINT
     if file.is_file() and not clean:
-        return
+        known = len(json.loads(file.read_text())["spacings"])
+        if known == len(cases):
+            return
+        print(f"The fingerprint is of {known} cases and the dataset has {len(cases)}, so it is made anew.")
     reader = find_reader(dataset_json, cases[0].images[0])
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,18 @@ PREPROCESSING_KEYS_OF_PLANS = (
 )
 
 
+def check_plans_name(name: str) -> None:
+    """Checks a name for plans.
+
+    Raises:
+        UserError: it is not a file name, would break the names of result folders, or is one of nnU-Net's.
+    """
+    if not re.fullmatch(r"[\w.-]+", name) or "__" in name or name.startswith("."):
+        raise UserError(f"{name} cannot name plans; use letters, digits, dots, dashes and single underscores.")
+    if name.startswith("nnUNet"):
+        raise UserError(f"The plans name {name} belongs to nnU-Net; choose another -overwrite_plans_name.")
+
+
 class DiffSegPlanner(ResEncUNetPlanner):
     """Size M: the image network of nnU-Net's ResEnc planner at 8 GB, the memory of all networks counted.
 
@@ -75,8 +89,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
     ):
-        if plans_name.startswith("nnUNet"):
-            raise UserError(f"The plans name {plans_name} belongs to nnU-Net; choose another -overwrite_plans_name.")
+        check_plans_name(plans_name)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -216,7 +229,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
                 f"about {gb['all_networks']:.1f} GB to train ({gb['image_network']:.1f} GB of it the image network)",
                 *(f"    {k}: {v.median_mm:.3g} mm thick (5th percentile {v.p5_mm:.3g})" for k, v in widths.items()),
                 curve_table(candidates, curve, settings),
-                f"    {reason}",
+                textwrap.fill(reason, 116, initial_indent="    ", subsequent_indent="    "),
             ]
         )
 

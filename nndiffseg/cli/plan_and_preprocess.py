@@ -73,7 +73,9 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
     from nndiffseg import dataset_check, planners, preprocessing
 
-    planner_class = getattr(planners, choose("planner", args.pl, planners.__all__))
+    planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
+    if args.overwrite_plans_name is not None:
+        planners.check_plans_name(args.overwrite_plans_name)
     _check_preprocessor(args.preprocessor_name)
     raw, preprocessed = folders.raw / dataset, folders.preprocessed / dataset
     print(f"{dataset}: {args.pl}")

@@ -1,0 +1,118 @@
+"""Commands answer mistakes with one line and exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, pick_device, run
+from nndiffseg.errors import UserError
+
+
+def parser() -> Parser:
+    p = Parser("A command.", prog="command")
+    p.add_argument("-d", nargs="+")
+    p.add_argument("-pl")
+    p.add_argument("--samples", type=int)
+    add_device_flag(p)
+    add_folder_flags(p)
+    return p
+
+
+def body(argv: Sequence[str] | None) -> None:
+    parser().parse_args(argv)
+
+
+def stderr_of(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert run(body, argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-devise", "cpu"], "-devise, did you mean -device?"),  # plain argparse reads -d evise
+        (["--sample", "4"], "--sample, did you mean --samples?"),
+        (["--nonsense"], "Unknown flag --nonsense"),
+        (["-device", "tpu"], "invalid choice: 'tpu'"),
+        (["--samples", "many"], "invalid int value: 'many'"),
+        (["stray"], "unrecognized arguments: stray"),
+        (["-pl"], "expected one argument"),
+    ],
+)
+def test_wrong_flags(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words.lower() in stderr_of(argv, capsys).lower()
+
+
+@pytest.mark.parametrize("argv", [["-d", "4", "5"], ["--samples=-3"], ["--samples", "-3"], ["--device", "cpu"]])
+def test_right_flags(argv: list[str]) -> None:
+    assert run(body, argv) == 0
+
+
+def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(body, ["--help"]) == 0
+    assert "--preprocessed" in capsys.readouterr().out
+
+
+def failing(error: BaseException) -> int:
+    def work(argv: Sequence[str] | None) -> None:
+        raise error
+
+    return run(work)
+
+
+def test_user_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(UserError("This is wrong; do that.")) == 2
+    assert capsys.readouterr().err == "error: This is wrong; do that.\n"
+
+
+def test_a_full_disk_is_told_even_when_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x.npz")
+    wrapped = RuntimeError("PytorchStreamWriter failed writing file")
+    wrapped.__cause__ = full
+    for error in (full, wrapped):
+        assert failing(error) == 2
+        assert capsys.readouterr().err.startswith("error: No space left on the disk for /data/x.npz;")
+
+
+def test_missing_permission_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(PermissionError(errno.EACCES, "Permission denied", "/root/x")) == 2
+    assert "No permission to use /root/x" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_its_own_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(KeyboardInterrupt()) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug"), OSError(errno.EIO, "I/O error")])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        failing(error)
+
+
+def test_the_device_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert capsys.readouterr().out.startswith("Device: cpu (")
+    assert pick_device(quiet=True).type in ("cuda", "mps", "cpu")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no cuda device; use -device cpu"):
+        pick_device("cuda")
+
+
+def test_choices_name_the_nearest() -> None:
+    assert choose("planner", "A", ["A", "B"]) == "A"
+    with pytest.raises(UserError, match=r"Unknown planner Plannr \(did you mean Planner\?\); choose one of Planner, X"):
+        choose("planner", "Plannr", ["Planner", "X"])

@@ -1,0 +1,182 @@
+"""The real command on generated datasets, and on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nndiffseg.cli.plan_and_preprocess import main
+from nndiffseg.settings import DiffusionSettings
+
+COMMAND = Path(sys.executable).with_name("nndiffseg_plan_and_preprocess")
+
+
+def command(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The installed command in a fresh process, without nnU-Net's environment variables."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("nnUNet")}
+    return subprocess.run([str(COMMAND), *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def default_raw(tmp_path: Path) -> Path:
+    return tmp_path / "nndiffseg_data" / "raw"
+
+
+@pytest.mark.parametrize(
+    ("options", "configurations"),
+    [
+        ({"shape": (24, 28, 24), "splits": True}, {"2d", "3d_fullres"}),
+        ({"shape": (48, 40), "file_ending": ".png"}, {"2d"}),
+    ],
+    ids=["3D nifti", "2D png"],
+)
+def test_the_command_plans_and_preprocesses(
+    make_dataset: Callable[..., Path], default_raw: Path, tmp_path: Path, options: dict[str, Any], configurations: set
+) -> None:
+    folder = make_dataset(default_raw, **options)
+    result = command("-d", "901", "-pl", "DiffSegPlannerS", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    out = tmp_path / "nndiffseg_data" / "preprocessed" / folder.name
+    plans = json.loads((out / "nnDiffSegPlansS.json").read_text())
+    assert set(plans["configurations"]) == configurations
+    for name, configuration in plans["configurations"].items():
+        settings = DiffusionSettings.from_configuration(configuration)
+        assert f"{name}: patch " in result.stdout
+        assert f"Stride {'x'.join(map(str, settings.latent_stride))}" in result.stdout
+        assert len(list((out / configuration["data_identifier"]).glob("*.pkl"))) == 4
+    assert len(list((out / "gt_segmentations").iterdir())) == 4
+    assert (out / "splits_final.json").exists() == bool(options.get("splits"))
+    assert result.stdout.count("Using ./nndiffseg_data/{raw,preprocessed,results}") == 1
+    assert not [f for f in out.rglob("*") if "tmp" in f.name or "partial" in f.name]
+    assert "Preprocessing" in result.stderr  # the progress bar
+
+
+def test_a_wrong_dataset_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    result = command("-d", "77", "--raw", "r", "--preprocessed", "p", "--results", "s", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: No such dataset: 77 in ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    return [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
+
+
+@pytest.fixture
+def tiny(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_dataset(tmp_path / "raw", cases=2, shape=(12, 14, 12), channels=2)
+
+
+def remove_channel(folder: Path) -> None:
+    (folder / "imagesTr" / "case_001_0001.nii.gz").unlink()
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "labelsTr" / "case_001.nii.gz"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def drop_key(folder: Path) -> None:
+    file = folder / "dataset.json"
+    content = json.loads(file.read_text())
+    del content["file_ending"]
+    file.write_text(json.dumps(content))
+
+
+def swap_labels(folder: Path) -> None:
+    shutil.copy(folder / "imagesTr" / "case_000_0000.nii.gz", folder / "labelsTr" / "case_000.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (remove_channel, "1 image channels, but dataset.json names 2"),
+        (truncate, "cannot be read"),
+        (drop_key, "lacks the key file_ending"),
+        (swap_labels, "which dataset.json does not name"),
+    ],
+)
+def test_bad_data_write_nothing(
+    tiny: Path, folders: list[str], tmp_path: Path, spoil: Callable[[Path], None], words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(tiny)
+    assert main(["-d", "901", *folders, "--no_pbar"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "preprocessed").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["-pl", "DiffSegPlaner"], "Unknown planner DiffSegPlaner (did you mean DiffSegPlanner?)"),
+        (["-c", "3d_fulres"], "Unknown configuration 3d_fulres (did you mean 3d_fullres?)"),
+        (["-c", "3d_cascade_fullres"], "Unknown configuration 3d_cascade_fullres"),
+        (["-preprocessor_name", "Mine"], "Unknown preprocessor Mine"),
+        (["-np", "0"], "-np counts processes"),
+        (["-np", "1", "2"], "-np takes one number, or one for each"),
+        (["-gpu_memory_target", "-1"], "-gpu_memory_target is in GB"),
+        (["-overwrite_target_spacing", "1", "1"], "expected 3 arguments"),
+        (["-overwrite_target_spacing", "1", "1", "0"], "-overwrite_target_spacing is in mm"),
+        (["-overwrite_plans_name", "nnUNetPlans"], "belongs to nnU-Net"),
+        (["--verfy_dataset_integrity"], "did you mean --verify_dataset_integrity?"),
+    ],
+)
+def test_bad_flags(
+    tiny: Path, folders: list[str], words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-d", "901", *folders, *words]) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert "Traceback" not in error
+
+
+def test_flags_reach_the_plans_and_a_second_run_reuses_the_data(
+    tiny: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "-d", tiny.name, *folders, "-pl", "DiffSegPlannerS", "-c", "3d_fullres", "-overwrite_target_spacing", "1.5",
+        "1.5", "1.5", "-overwrite_plans_name", "coarse", "-gpu_memory_target", "1", "--no_pbar", "-np", "1",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "3d_fullres: 2 cases preprocessed (" in capsys.readouterr().out
+    out = tmp_path / "preprocessed" / tiny.name
+    plans = json.loads((out / "coarse.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["spacing"] == [1.5, 1.5, 1.5]
+    assert not (out / "coarse_2d").exists()
+    data = sorted((out / "coarse_3d_fullres").iterdir())
+    before = [f.stat().st_mtime_ns for f in data]
+    assert main(arguments) == 0
+    assert "0 cases preprocessed, 2 were there" in capsys.readouterr().out
+    assert [f.stat().st_mtime_ns for f in data] == before
+    assert main([*arguments, "--clean"]) == 0
+    assert [f.stat().st_mtime_ns for f in data] != before
+
+
+def test_plan_only(tiny: Path, folders: list[str], tmp_path: Path) -> None:
+    assert main(["-d", "901", *folders, "--no_pp", "--no_pbar", "-pl", "DiffSegPlannerL"]) == 0
+    out = tmp_path / "preprocessed" / tiny.name
+    assert (out / "nnDiffSegPlansL.json").is_file()
+    assert not (out / "nnUNetPlans_3d_fullres").exists()
+
+
+def test_a_preprocessed_splits_file_is_checked(tiny: Path, folders: list[str], tmp_path: Path,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "preprocessed" / tiny.name
+    out.mkdir(parents=True)
+    (out / "splits_final.json").write_text('[{"train": ["case_000"], "val": ["case_777"]}]')
+    assert main(["-d", "901", *folders, "--no_pbar"]) == 2
+    assert "unknown case case_777" in capsys.readouterr().err

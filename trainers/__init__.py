@@ -1,0 +1,5 @@
+"""nnU-Net trainers, one method per file."""
+
+from nndiffseg.trainers.nnDiffSegTrainer import nnDiffSegTrainer
+
+__all__ = ["nnDiffSegTrainer"]

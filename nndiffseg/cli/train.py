@@ -1,0 +1,145 @@
+"""``nndiffseg_train DATASET CONFIGURATION FOLD``: trains one fold and validates it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.errors import UserError
+
+if TYPE_CHECKING:
+    from nndiffseg.training.trainer import DiffusionTrainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; returns the exit code."""
+    return run(_main, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("Trains one fold of an nndiffseg model and validates it with the stochastic predictor.")
+    parser.add_argument("dataset", help="id or name, such as 4 or Dataset004_Hippocampus")
+    parser.add_argument("configuration", help="2d, 3d_lowres or 3d_fullres, as the plans name them")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("-tr", default="nnDiffSegTrainer", metavar="TRAINER", help="default: %(default)s")
+    parser.add_argument("-p", default="nnDiffSegPlans", metavar="PLANS", help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, help="number of epochs (default 1000 unless --minutes is given)")
+    parser.add_argument("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--c", "--continue_training", dest="c", action="store_true",
+                        help="go on from the latest checkpoint")
+    parser.add_argument("--val", action="store_true", help="only validate the trained fold")
+    parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
+    parser.add_argument("--npz", "--save_probabilities", dest="npz", action="store_true",
+                        help="save the validation's probabilities, for nnUNetv2_find_best_configuration")
+    parser.add_argument("--disable_checkpointing", action="store_true", help="for quick tests")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    add_device_flag(parser)
+    add_folder_flags(parser)
+    return parser
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    _check_numbers(args)
+    folders = folders_from(args)
+    plans, dataset_json = _plans(folders, args)
+    trainer_class = find_trainer(args.tr)
+    plans["continue_training"] = args.c
+    trainer = trainer_class(plans, args.configuration, args.fold, dataset_json, pick_device(args.device))
+    trainer.num_iterations_per_epoch = args.iterations_per_epoch
+    trainer.num_epochs = args.epochs or trainer.num_epochs
+    trainer.minutes, trainer.seed = args.minutes, args.seed
+    trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
+    trainer.disable_checkpointing = args.disable_checkpointing
+    trainer.show_progress = not args.disable_progress_bar
+    _load(trainer, args)
+    if not args.val:
+        trainer.run_training()
+    if args.val_best:
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+    if not args.disable_checkpointing:
+        trainer.perform_actual_validation(args.npz)
+
+
+def _check_numbers(args: Any) -> None:
+    if args.fold != "all":
+        if not args.fold.isdigit():
+            raise UserError(f"The fold must be 0 to 4 or all, not {args.fold!r}.")
+        args.fold = int(args.fold)
+    for flag, value in (("--epochs", args.epochs), ("--iterations_per_epoch", args.iterations_per_epoch),
+                        ("--minutes", args.minutes)):
+        if value is not None and value <= 0:
+            raise UserError(f"{flag} must be positive, not {value}.")
+    if args.c and args.val:
+        raise UserError("--c continues a training and --val only validates; give one of them.")
+
+
+def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
+    """Reads plans and dataset.json.
+
+    Raises:
+        UserError: no such dataset, plans or configuration, or preprocessed data is missing.
+    """
+    dataset = folders.dataset(args.dataset, "preprocessed")
+    base = folders.preprocessed / dataset
+    command = f"nndiffseg_plan_and_preprocess -d {args.dataset}"
+    path = base / f"{args.p}.json"
+    if not path.is_file():
+        found = ", ".join(sorted(p.stem for p in base.glob("*Plans*.json"))) or "none"
+        raise UserError(f"There are no plans {args.p} for {dataset} (found: {found}); run {command} or choose with -p.")
+    plans = json.loads(path.read_text(encoding="utf8"))
+    if args.configuration not in plans["configurations"]:
+        found = ", ".join(plans["configurations"])
+        raise UserError(f"The plans {args.p} have no configuration {args.configuration}; choose one of {found}.")
+    configuration = plans["configurations"][args.configuration]
+    if "diffusion" not in configuration:
+        raise UserError(f"The plans {args.p} hold no diffusion settings; make some with {command}, or choose with -p.")
+    if not (base / configuration["data_identifier"]).is_dir():
+        raise UserError(f"{dataset} is not preprocessed for {args.configuration}; run {command} -c {args.configuration}.")
+    return plans, json.loads((base / "dataset.json").read_text(encoding="utf8"))
+
+
+def find_trainer(name: str) -> type[DiffusionTrainer]:
+    """A trainer class by name: one of nndiffseg's own, or one in a folder that ``nnUNet_extTrainer`` names.
+
+    Raises:
+        UserError: there is no such trainer, or it does not train a diffusion model.
+    """
+    import nndiffseg.trainers as own
+    from nndiffseg.training.trainer import DiffusionTrainer
+
+    trainer = getattr(own, name, None)
+    if trainer is None:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        try:
+            trainer = recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            trainer = None
+    if not (isinstance(trainer, type) and issubclass(trainer, DiffusionTrainer)):
+        raise UserError(f"There is no nndiffseg trainer {name}; choose one of {', '.join(own.__all__)} with -tr.")
+    return trainer
+
+
+def _load(trainer: DiffusionTrainer, args: Any) -> None:
+    folder = Path(trainer.output_folder)
+    if args.val or args.val_best:
+        wanted = folder / ("checkpoint_best.pth" if args.val_best and args.val else "checkpoint_final.pth")
+        if args.val:
+            trainer.load_checkpoint(str(wanted))
+    elif args.c:
+        for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
+            if (folder / name).is_file():
+                trainer.load_checkpoint(str(folder / name))
+                trainer.print_to_log_file(f"Continuing from {name} at iteration {trainer.iteration}.")
+                return
+        trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,370 @@
+"""What the trainers share: deterministic batches, budget, weight average, exact resume, stochastic validation."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+import nndiffseg
+from nndiffseg.errors import UserError
+from nndiffseg.inference.precision import autocast_for, default_precision
+from nndiffseg.settings import DiffusionSettings
+from nndiffseg.training import log
+from nndiffseg.training.budget import Budget, learning_rate
+from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.training.ema import WeightAverage
+from nndiffseg.training.loader import batches_from, seed_of
+
+#: seconds between two checkpoints within an epoch
+CHECKPOINT_SECONDS = 240.0
+#: a spread between seeds below this share of the samples' error means that the latent is dead
+DEAD_SPREAD = 0.1
+
+
+class DiffusionTrainer(nnUNetTrainer):
+    """Base of the trainers; a method adds its network, loss and the three hooks at the end.
+
+    Everything random in a training step is a function of (seed, fold, iteration): a resumed training needs no saved
+    random state and goes on exactly where it stopped, also in the middle of an epoch.
+    """
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):  # noqa: B008 - nnU-Net reads this exact signature
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.label_manager.has_ignore_label:
+            raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
+        self.settings = DiffusionSettings.from_configuration(self.configuration_manager.configuration)
+        self.initial_lr, self.weight_decay = 1e-3, 1e-2
+        self.grad_scaler = None  # bfloat16 needs none
+        self.seed = 0
+        self.minutes: float | None = None
+        self.bound_by_time_only = False
+        self.workers: int | None = None
+        self.iteration = 0  # iterations done in all epochs
+        self.show_progress = True
+        self.average: WeightAverage | None = None
+        self.budget: Budget | None = None
+        self._epoch_terms: dict[str, list[float]] = {}
+        self._spent = 0.0
+        self._last_save = 0.0
+
+    # ---- set-up ---------------------------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
+        super().initialize()
+        self.average = WeightAverage(self.bare_network)
+
+    @property
+    def bare_network(self) -> Any:
+        """The network without the wrappers of DistributedDataParallel and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def _do_i_compile(self) -> bool:
+        # nnU-Net compiles by default and its users switch it off; here it is opt-in.
+        return self.device.type == "cuda" and os.environ.get("nnUNet_compile", "f").lower() in ("true", "1", "t")
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        return torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay), None
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Deep supervision is an argument of the network's forward, so there is nothing to switch."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot needs a package that no longer exists."""
+
+    def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
+        """nnU-Net's loaders and augmentation; the i-th batch depends on (seed, fold, rank, i) alone."""
+        workers = get_allowed_n_proc_DA() if self.workers is None else self.workers
+        if self.device.type == "cpu" and self.workers is None:
+            workers = min(workers, 1)  # the training itself needs the other cores
+        before = os.environ.get("nnUNet_n_proc_DA")
+        os.environ["nnUNet_n_proc_DA"] = "0"  # makes nnU-Net build its loaders without starting processes
+        try:
+            train, val = super().get_dataloaders()
+        finally:
+            if before is None:
+                del os.environ["nnUNet_n_proc_DA"]
+            else:
+                os.environ["nnUNet_n_proc_DA"] = before
+        pin = self.device.type == "cuda"
+        key = (self.seed, self.fold, self.local_rank)
+        first_val = self.current_epoch * self.num_val_iterations_per_epoch
+        return (batches_from(train.data_loader, seed_of("train", *key), self.iteration, workers, pin),
+                batches_from(val.data_loader, seed_of("val", *key), first_val, min(workers, 1), pin))
+
+    def on_train_start(self) -> None:
+        # A time budget must not be spent on validation patches that a long training would not notice.
+        self.num_val_iterations_per_epoch = max(1, min(50, self.num_iterations_per_epoch // 10))
+        super().on_train_start()
+        epochs = None if self.bound_by_time_only else self.num_epochs
+        self.budget = Budget(epochs, self.num_iterations_per_epoch, self.minutes, self._spent)
+        self.budget.start()
+        self._last_save = time.monotonic()
+        if self.local_rank == 0:
+            log.keep_epochs(self.output_folder, self.current_epoch)
+        self.print_to_log_file(f"device {self.device}, {default_precision(self.device)}, seed {self.seed}, diffusion "
+                               f"settings {json.dumps(self.settings.to_plan())}")
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def run_training(self) -> None:
+        self.on_train_start()
+        assert self.budget is not None
+        while self.budget.progress(self.iteration) < 1:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            self._train_epoch()
+            self.on_train_epoch_end([])
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                self.on_validation_epoch_end(
+                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)])
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def _train_epoch(self) -> None:
+        assert self.budget is not None
+        from tqdm import tqdm
+
+        end = (self.current_epoch + 1) * self.num_iterations_per_epoch
+        with tqdm(total=self.num_iterations_per_epoch, initial=self.iteration - end + self.num_iterations_per_epoch,
+                  desc=f"epoch {self.current_epoch}", disable=not self.show_progress or self.local_rank > 0,
+                  leave=False) as bar:
+            while self.iteration < end and self.budget.progress(self.iteration) < 1:
+                rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                for name, value in self.train_step(next(self.dataloader_train)).items():
+                    self._epoch_terms.setdefault(name, []).append(value)
+                self.iteration += 1
+                bar.update()
+                if self.iteration < end and time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
+                    self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+
+    def on_train_epoch_start(self) -> None:
+        assert self.budget is not None
+        self.network.train()
+        rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self._log("lrs", rate)
+
+    def _log(self, key: str, value: Any) -> None:
+        """Logs for the current epoch, replacing what an interrupted run of this epoch left."""
+        values = self.logger.local_logger.my_fantastic_logging[key]
+        del values[self.current_epoch:]
+        self.logger.log(key, value, self.current_epoch)
+
+    def on_epoch_start(self) -> None:
+        self._log("epoch_start_timestamps", time.time())
+
+    def train_step(self, batch: dict) -> dict[str, float]:
+        """One optimiser step; returns every loss term."""
+        data, targets = self._to_device(batch)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.fold, self.local_rank, "noise", self.iteration))
+        with autocast_for(self.device):
+            terms = self.loss_terms(data, targets, generator)
+        total = torch.stack([term.float() for term in terms.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        assert self.average is not None
+        self.average.update(self.bare_network)
+        if not torch.isfinite(total):
+            raise RuntimeError(f"The loss is not finite at iteration {self.iteration}: {terms}.")
+        return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())}
+
+    def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
+        return (batch["data"].to(self.device, non_blocking=True),
+                [t.to(self.device, non_blocking=True) for t in batch["target"]])
+
+    def onehot(self, target: Tensor) -> Tensor:
+        """Target of nnU-Net's loader ``(B, 1 or regions, *patch)`` -> float ``(B, heads, *patch)``."""
+        if self.label_manager.has_regions:
+            return target.float()
+        return F.one_hot(target[:, 0].long(), self.label_manager.num_segmentation_heads).movedim(-1, 1).float()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        if not self._epoch_terms:
+            raise UserError("The time budget ended before the first training step; give more --minutes.")
+        self._log("train_losses", float(np.mean(self._epoch_terms["total"])))
+
+    # ---- validation of patches ------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        assert self.average is not None
+        self.average.network.eval()
+
+    def validation_step(self, batch: dict) -> dict[str, Any]:
+        """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""
+        assert self.average is not None
+        data, targets = self._to_device(batch)
+        onehot = self.onehot(targets[0])
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "validation", self.current_epoch))
+        with autocast_for(self.device), torch.no_grad():
+            logits, samples = self.predict_patch(self.average.network, data, generator)
+        p_det, p = self._probabilities(logits), self._probabilities(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
+        first = 0 if self.label_manager.has_regions else 1
+        truth = onehot[:, first:] > 0.5
+        seeds = [self._hard(s)[:, first:] for s in p]
+        counts = {"deterministic": _overlap(self._hard(p_det)[:, first:], truth),
+                  "samples": _overlap(self._hard(p.mean(0))[:, first:], truth),
+                  "fused": _overlap(self._hard((p.mean(0) + p_det) / 2)[:, first:], truth),
+                  "seeds": _overlap(seeds[0], seeds[1]), "sample": _overlap(seeds[0], truth)}
+        loss = F.binary_cross_entropy(p_det.clamp(1e-6, 1 - 1e-6), onehot)
+        return {"loss": float(loss), **{k: v.cpu().numpy() for k, v in counts.items()}}
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.float().sigmoid() if self.label_manager.has_regions else logits.float().softmax(1)
+
+    def _hard(self, p: Tensor) -> Tensor:  # (B, heads, *patch) -> bool
+        if self.label_manager.has_regions:
+            return p > 0.5
+        return F.one_hot(p.argmax(1), p.shape[1]).movedim(-1, 1).bool()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        dice = {}
+        for name in ("deterministic", "samples", "fused", "seeds", "sample"):
+            both, sizes = np.sum([o[name] for o in val_outputs], 0)  # (2, structures)
+            dice[name] = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan)
+        mean = {name: float(np.nanmean(values)) if np.isfinite(values).any() else 0.0 for name, values in dice.items()}
+        for key, value in (("mean_fg_dice", mean["fused"]),
+                           ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
+                           ("val_losses", float(np.mean([o["loss"] for o in val_outputs])))):
+            self._drop_later(key)
+            self.logger.log(key, value, self.current_epoch)
+        assert self.budget is not None
+        self._row = {
+            "epoch": self.current_epoch, "iteration": self.iteration, "seconds": round(self.budget.seconds, 1),
+            "losses": {name: float(np.mean(values)) for name, values in self._epoch_terms.items()},
+            "dice_deterministic": mean["deterministic"], "dice_samples": mean["samples"], "dice_fused": mean["fused"],
+            "spread": 1 - mean["seeds"], "sample_error": 1 - mean["sample"]}
+
+    def _drop_later(self, key: str) -> None:
+        logged = self.logger.local_logger.my_fantastic_logging
+        for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):
+            del logged[name][self.current_epoch:]
+
+    def on_epoch_end(self) -> None:
+        assert self.budget is not None
+        self._log("epoch_end_timestamps", time.time())
+        row = self._row
+        losses = ", ".join(f"{k} {v:.4f}" for k, v in row["losses"].items())
+        self.print_to_log_file(f"losses: {losses}")
+        self.print_to_log_file(
+            f"Dice: deterministic {row['dice_deterministic']:.4f}, mean of samples {row['dice_samples']:.4f}, fused "
+            f"{row['dice_fused']:.4f}; spread between seeds {row['spread']:.4f}, sample error {row['sample_error']:.4f}")
+        done = self.budget.progress(self.iteration)
+        self.print_to_log_file(f"{100 * done:.1f} % done after {row['seconds'] / 60:.1f} min")
+        if done > 0.2 and row["spread"] < DEAD_SPREAD * row["sample_error"]:
+            self.print_to_log_file("WARNING: the samples hardly differ between seeds although they are wrong more "
+                                   "often: the latent is dead, and the uncertainty maps of this model mean little.")
+        if self.local_rank == 0:
+            log.append(self.output_folder, row)
+            log.plot(self.output_folder)
+            self.logger.plot_progress_png(self.output_folder)
+        self._epoch_terms = {}
+        ema = self.logger.get_value("ema_fg_dice", step=-1)
+        best = self._best_ema is None or ema > self._best_ema
+        self._best_ema = ema if best else self._best_ema
+        self.current_epoch += 1
+        if best:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if self.current_epoch % self.save_every == 0 or time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+
+    def on_train_end(self) -> None:
+        self.current_epoch += 1  # nnU-Net's on_train_end takes it back for its own epoch counting
+        super().on_train_end()
+        self.current_epoch -= 1
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Averaged weights as ``network_weights``, so that nnU-Net's own tools predict with them."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        assert self.average is not None
+        save_atomically({
+            "network_weights": self.average.network.state_dict(),
+            "network_weights_raw": self.bare_network.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            "nndiffseg_version": nndiffseg.__version__,
+            "diffusion": self.settings.to_plan(),
+            "iteration": self.iteration,
+            "ema_updates": self.average.updates,
+            "epoch_terms": self._epoch_terms,
+            "seconds": self.budget.seconds if self.budget else self._spent,
+            "seed": self.seed,
+        }, filename)
+        self._last_save = time.monotonic()
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Restores weights, optimiser, average, log and position.
+
+        Raises:
+            UserError: the checkpoint is damaged or comes from another trainer.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        checkpoint = (load_checkpoint(filename_or_checkpoint, self.device)
+                      if isinstance(filename_or_checkpoint, str) else filename_or_checkpoint)
+        if checkpoint["trainer_name"] != type(self).__name__:
+            raise UserError(f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(self).__name__}; "
+                            f"choose -tr {checkpoint['trainer_name']}.")
+        assert self.average is not None
+        try:
+            self.bare_network.load_state_dict(checkpoint["network_weights_raw"])
+            self.average.network.load_state_dict(checkpoint["network_weights"])
+        except RuntimeError:
+            raise UserError("The checkpoint's network differs from the plans; the plans were changed after this training "
+                            "began, so restore them or train anew without --c.") from None
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        self.average.updates = checkpoint["ema_updates"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.current_epoch, self.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
+        self._epoch_terms = checkpoint["epoch_terms"]
+        self._spent, self.seed = checkpoint["seconds"], checkpoint["seed"]
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        from nndiffseg.training.validation import validate_fold
+
+        validate_fold(self, save_probabilities)
+
+    # ---- what a method adds ---------------------------------------------------------------------------------------
+
+    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """All terms of the loss of one batch, to be summed."""
+        raise NotImplementedError
+
+    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``."""
+        raise NotImplementedError
+
+
+def _overlap(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection and sum of sizes per structure, over the batch: bool ``(B, structures, *spatial)`` -> ``(2, structures)``."""
+    axes = [0, *range(2, a.ndim)]
+    return torch.stack([(a & b).sum(axes), a.sum(axes) + b.sum(axes)]).double()

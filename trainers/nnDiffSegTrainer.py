@@ -1,0 +1,43 @@
+"""The flagship: nnU-Net's planned U-Net with a latent diffusion model of its label on top (DESIGN, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nndiffseg.networks.build import build_latent_diffusion
+from nndiffseg.networks.noise import correlated_noise
+from nndiffseg.training.losses import DiffusionLoss
+from nndiffseg.training.trainer import DiffusionTrainer
+
+
+class nnDiffSegTrainer(DiffusionTrainer):
+    """Trains image network, label encoder, denoiser and label decoder together."""
+
+    @staticmethod
+    def build_network_architecture(plans_manager: PlansManager, configuration_manager: ConfigurationManager,
+                                   num_input_channels: int, num_output_channels: int,
+                                   enable_deep_supervision: bool = True) -> nn.Module:
+        return build_latent_diffusion(configuration_manager, num_input_channels, num_output_channels)
+
+    def _build_loss(self) -> nn.Module:
+        deep = super()._build_loss()
+        return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions)
+
+    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        onehot = self.onehot(targets[0])
+        out = self.network(data, onehot, deep_supervision=True, generator=generator)
+        return self.loss(out, targets, onehot)
+
+    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        maps = network.encode(data)
+        shape = maps[1].shape[2:]
+
+        def draw(stream: int, channels: int, scale: int = 1) -> Tensor:
+            return correlated_noise(len(data), channels, shape, scale, generator=generator, device=self.device)
+
+        samples = [network.decode(network.sample(maps, draw), maps) for _ in range(2)]
+        return maps[0], torch.stack(samples)

@@ -51,10 +51,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise UserError(f"There is no checkpoint {path}; train the fold first with nndiffseg_train.")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError):
+        # torch reports a truncated archive as any of these, an empty file without a message.
         raise UserError(
-            f"The checkpoint {path} cannot be read ({str(error).splitlines()[0]}); it is damaged or was not written by "
-            "nndiffseg, so train the fold again or choose another with -chk."
+            f"The checkpoint {path} cannot be read: it is damaged or was not written by nndiffseg; train the fold again "
+            "or choose another with -chk."
         ) from None
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint or "nndiffseg_version" not in checkpoint:
         raise UserError(f"The checkpoint {path} was not written by an nndiffseg trainer; choose another with -m or -tr.")

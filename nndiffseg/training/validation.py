@@ -1,0 +1,145 @@
+"""Validates a fold with the stochastic predictor and fits the fusion weight without using a case twice.
+
+The weight that fuses deterministic head and samples is fitted on validation cases. So that no case is judged with a
+weight that it helped to choose, the cases are split in two halves and each half is fused with the other's weight
+(cross-fitting). The checkpoint gets the weight fitted on all of them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+
+from nndiffseg.evaluation import evaluate_predictions, write_json
+from nndiffseg.inference.export import ExportJob, export_case
+from nndiffseg.inference.predictor import Predictor
+from nndiffseg.inference.statistics import CaseStatistics
+from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
+
+if TYPE_CHECKING:
+    from nndiffseg.training.trainer import DiffusionTrainer
+
+CACHE = ".parts"
+
+
+def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -> None:
+    """Writes ``validation/`` with segmentations, uncertainty, nnU-Net's ``summary.json`` and ``uncertainty.json``.
+
+    Under DistributedDataParallel the first rank does all of it.
+    """
+    if trainer.local_rank == 0:
+        _validate(trainer, save_probabilities)
+    if trainer.is_ddp:
+        dist.barrier()
+
+
+def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
+    assert trainer.average is not None
+    network = trainer.average.network
+    folder = Path(trainer.output_folder) / "validation"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
+    folder.mkdir(parents=True)
+    predictor = Predictor.from_network(
+        network, trainer.plans_manager, trainer.configuration_name, trainer.dataset_json, type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes, device=trainer.device, fold=trainer.fold, seed=trainer.seed)
+    job = ExportJob(folder, trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json,
+                    save_probabilities=save_probabilities, settings=predictor.settings())
+    tables = _predict_in_halves(trainer, predictor, job)
+    weight = fit_fusion_weight(tables)
+    network.fusion_weight.fill_(weight)
+    trainer.bare_network.fusion_weight.fill_(weight)
+    _judge(trainer, folder, tables, weight)
+    final = Path(trainer.output_folder) / "checkpoint_final.pth"
+    if final.is_file():
+        trainer.current_epoch = max(trainer.current_epoch, 1)
+        trainer.save_checkpoint(str(final))
+
+
+def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob) -> list[FusionTable]:
+    """Exports every case with the weight fitted on the other half; returns all tables."""
+    _, keys = trainer.do_split()
+    halves = [sorted(keys)[0::2], sorted(keys)[1::2]]
+    cache = job.output / CACHE
+    cache.mkdir()
+    tables: list[list[FusionTable]] = [[], []]
+    try:
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
+            tables[0].append(table)
+            _store(cache / key, statistics, properties)
+        first = fit_fusion_weight(tables[0])
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
+            tables[1].append(table)
+            export_case(job, key, statistics.with_fusion_weight(first), properties)
+        # With a single case there is no other half; its own weight is then the only one there is.
+        second = fit_fusion_weight(tables[1] or tables[0])
+        for key in halves[0]:
+            statistics, properties = _restore(cache / key)
+            export_case(job, key, statistics.with_fusion_weight(second), properties)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    return tables[0] + tables[1]
+
+
+def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str]
+             ) -> Iterator[tuple[str, CaseStatistics, FusionTable, dict[str, Any]]]:
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
+    for key in keys:
+        trainer.print_to_log_file(f"predicting {key}")
+        data, segmentation, _, properties = dataset.load_case(key)
+        statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
+        reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)
+        assert statistics.deterministic is not None and statistics.sampled is not None
+        table = fusion_table(statistics.deterministic.cpu(), statistics.sampled.cpu(), _onehot(trainer, reference),
+                             regions=trainer.label_manager.has_regions)
+        yield key, statistics, table, properties
+
+
+def _onehot(trainer: DiffusionTrainer, reference: torch.Tensor) -> torch.Tensor:  # (*spatial) -> (heads, *spatial)
+    if trainer.label_manager.has_regions:
+        regions = [r if isinstance(r, (list, tuple)) else [r] for r in trainer.label_manager.foreground_regions]
+        return torch.stack([torch.isin(reference, torch.tensor(r)) for r in regions])
+    return F.one_hot(reference, trainer.label_manager.num_segmentation_heads).movedim(-1, 0).bool()
+
+
+def _store(path: Path, statistics: CaseStatistics, properties: dict[str, Any]) -> None:
+    assert statistics.deterministic is not None and statistics.sampled is not None
+    torch.save({"deterministic": statistics.deterministic.half(), "sampled": statistics.sampled.half(),
+                "labels": statistics.labels, "properties": properties, "regions": statistics.regions}, path)
+
+
+def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
+    # weights_only=False: this process wrote the file a moment ago, with nnU-Net's properties in it.
+    saved = torch.load(path, weights_only=False)
+    deterministic, sampled = saved["deterministic"].float(), saved["sampled"].float()
+    statistics = CaseStatistics(sampled, {}, saved["labels"], (0.0,), deterministic, sampled, saved["regions"])
+    return statistics, saved["properties"]
+
+
+def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], weight: float) -> None:
+    manager = trainer.label_manager
+    references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+    metrics = compute_metrics_on_folder(
+        str(references), str(folder), str(folder / "summary.json"), trainer.plans_manager.image_reader_writer_class(),
+        trainer.dataset_json["file_ending"],
+        manager.foreground_regions if manager.has_regions else manager.foreground_labels, manager.ignore_label,
+        chill=True, num_processes=1)
+    by_weight = mean_dice(tables)
+    uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
+    result = {"fusion_weight": weight, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
+              "dice_deterministic": by_weight[-1], "dice_samples": by_weight[0], **uncertainty}
+    write_json(result, folder / "uncertainty.json")
+    for label in metrics["mean"]:
+        trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["mean"][label]["Dice"])
+    trainer.print_to_log_file("Validation complete", also_print_to_console=True)
+    trainer.print_to_log_file(
+        f"Mean Validation Dice:  {metrics['foreground_mean']['Dice']:.4f} (deterministic head alone {by_weight[-1]:.4f}, "
+        f"mean of samples alone {by_weight[0]:.4f}, weight of the deterministic head {weight:.1f})",
+        also_print_to_console=True)

@@ -1,0 +1,137 @@
+"""The composed model keeps the predictor's contract and nnU-Net's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from nndiffseg.networks.label_decoder import LabelDecoder
+from nndiffseg.networks.model import LatentDiffusionSegmenter
+from nndiffseg.networks.noise import correlated_noise
+from nndiffseg.settings import DiffusionSettings
+from torch import nn
+
+
+def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet):
+    torch.manual_seed(0)
+    features = [8, 12, 16, 16]
+    conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+    blocks = {"n_blocks_per_stage" if unet is ResidualEncoderUNet else "n_conv_per_stage": [1, 1, 1, 1]}
+    image_network = unet(1, 4, features, conv, 3, [[1] * dim, *map(list, strides)], num_classes=3,
+                         n_conv_per_stage_decoder=[1, 1, 1], norm_op=norm, norm_op_kwargs={"affine": True},
+                         nonlin=nn.LeakyReLU, deep_supervision=True, **blocks)
+    latent_stride = tuple(a * b for a, b in zip(strides[0], strides[1], strict=True))
+    settings = DiffusionSettings(
+        latent_stage=2, latent_stride=latent_stride, latent_channels=4, denoiser_channels=(8, 16),
+        denoiser_strides=(tuple(strides[2]),), encoder_channels=(8, 8), decoder_channels=(4, 6, 8), objective=objective,
+        noise_scales=(1, 4), sampler="ancestral" if objective == "energy" else "ddim")
+    return LatentDiffusionSegmenter(image_network, strides, 3, settings)
+
+
+def draw_for(n: int, grid, seed: int = 0):
+    def draw(stream: int, channels: int, scale: int = 1):
+        generator = torch.Generator().manual_seed(1000 * seed + 10 * stream + scale)
+        return correlated_noise(n, channels, grid, scale, generator=generator)
+
+    return draw
+
+
+CASES = [
+    pytest.param(3, ((2, 2, 2), (2, 2, 2), (2, 2, 2)), (16, 24, 16), id="3d"),
+    pytest.param(3, ((1, 2, 2), (2, 2, 2), (1, 2, 2)), (8, 24, 16), id="anisotropic"),
+    pytest.param(2, ((2, 2), (2, 2), (2, 2)), (32, 24), id="2d"),
+]
+
+
+@pytest.mark.parametrize(("dim", "strides", "patch"), CASES)
+@pytest.mark.parametrize("unet", [ResidualEncoderUNet, PlainConvUNet])
+def test_maps_and_samples_have_the_announced_shapes(dim, strides, patch, unet):
+    model = make(dim=dim, strides=strides, unet=unet).eval()
+    maps = model.encode(torch.randn(1, 1, *patch))
+    assert len(maps) == len(model.map_strides)
+    for m, stride in zip(maps, model.map_strides, strict=True):
+        assert tuple(m.shape[2:]) == tuple(n // s for n, s in zip(patch, stride, strict=True))
+    grid = maps[1].shape[2:]
+    z = model.sample(maps, draw_for(3, grid))
+    assert z.shape == (3, 4, *grid)
+    assert model.decode(z, maps).shape == (3, 3, *patch)
+
+
+def test_evaluation_mode_gives_the_same_logits_as_the_wrapped_unet():
+    model = make().eval()
+    image = torch.randn(2, 1, 16, 16, 16)
+    torch.testing.assert_close(model(image), model.image_network.unet(image)[0])
+    deep = model(image, deep_supervision=True)
+    for ours, theirs in zip(deep, model.image_network.unet(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("objective", ["energy", "mean"])
+def test_every_parameter_takes_part_in_a_training_step(objective):
+    model = make(objective)
+    onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
+    # Residual branches start at zero, so the parameters behind them get a gradient only once these have moved.
+    for p in model.parameters():
+        p.data += 0.01 * torch.randn_like(p)
+    out = model(torch.randn(2, 1, 16, 16, 16), onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
+    assert out.x0.shape[0] == (2 if objective == "energy" else 1)
+    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.x0, out.samples])
+    loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
+
+
+def test_diffusion_loss_does_not_reach_the_label_encoder():
+    model = make()
+    onehot = torch.zeros(1, 3, 16, 16, 16)
+    onehot[:, 0] = 1
+    out = model(torch.randn(1, 1, 16, 16, 16), onehot, generator=torch.Generator().manual_seed(1))
+    (out.x0 - out.z0).square().mean().backward()
+    assert all(p.grad is None for p in model.label_encoder.parameters())
+
+
+def test_training_pass_depends_only_on_its_generator():
+    model = make()
+    onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 16, 16, 16)), 3).movedim(-1, 1).float()
+    image = torch.randn(1, 1, 16, 16, 16)
+    outs = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(len(outs))  # the global generator must not matter
+        model.label_encoder.whiten.updates.zero_()
+        outs.append(model(image, onehot, generator=torch.Generator().manual_seed(seed)).x0)
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize(("strides", "patch"), [(((2, 2, 2), (2, 2, 2)), (48, 16, 16)), (((1, 2, 2), (1, 2, 2)), (24, 16, 16))])
+def test_a_slab_with_halo_decodes_as_the_whole(strides, patch):
+    torch.manual_seed(0)
+    decoder = LabelDecoder(3, 3, strides, (4, 6, 8), 4).eval()
+    cumulative = [(1, 1, 1), strides[0], tuple(a * b for a, b in zip(*strides, strict=True))]
+    guides = [torch.randn(1, c, *(n // s for n, s in zip(patch, stride, strict=True)))
+              for c, stride in zip((4, 6, 8), cumulative, strict=True)]
+    z = torch.randn(2, 4, *guides[2].shape[2:])
+    whole = decoder(z, guides)
+    rows, s0 = z.shape[2], cumulative[2][0]
+    a, b = rows // 2 - 1, rows // 2 + 1
+    low, high = a - decoder.halo, b + decoder.halo
+    assert low > 0 and high < rows, "the slab must be cut on both sides for this test to say something"
+    slab = decoder(z[:, :, low:high], [g[:, :, low * s0 // s[0]: high * s0 // s[0]]
+                                       for g, s in zip(guides, cumulative, strict=True)])
+    inner = slab[:, :, (a - low) * s0: (b - low) * s0]
+    torch.testing.assert_close(inner, whole[:, :, a * s0: b * s0])
+
+
+def test_more_steps_draw_distinct_noise_streams():
+    model = make().eval()
+    maps = model.encode(torch.randn(1, 1, 16, 16, 16))
+    seen: list[tuple[int, int]] = []
+    inner = draw_for(1, maps[1].shape[2:])
+
+    def draw(stream: int, channels: int, scale: int = 1):
+        seen.append((stream, scale))
+        return inner(stream, channels, scale)
+
+    model.sample(maps, draw, steps=4)
+    streams = [s for s, _ in seen]
+    assert len(set(streams)) == len(streams), "two draws with one stream would be the same noise"

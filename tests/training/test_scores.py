@@ -1,0 +1,59 @@
+"""The training scores are proper: they are least for the true distribution, and agree with their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from nndiffseg.training.scores import energy_score, jaccard_score
+
+
+def expected_energy(spread: float, scales, n: int = 4000, truth: float = 1.0) -> float:
+    g = torch.Generator().manual_seed(0)
+    y = truth * torch.randn(n, 1, 4, generator=g).mean(2, keepdim=True).expand(n, 1, 4) * 2
+    x = spread * torch.randn(2, n, 1, 4, generator=g).mean(3, keepdim=True).expand(2, n, 1, 4) * 2
+    return float(energy_score(x[..., None], y[..., None], scales))
+
+
+@pytest.mark.parametrize("scales", [(1,), (0,), (1, 2, 0)])
+def test_energy_score_is_least_at_the_true_spread(scales):
+    scores = {s: expected_energy(s, scales) for s in (0.0, 0.5, 1.0, 2.0)}
+    assert min(scores, key=scores.__getitem__) == 1.0, scores
+
+
+def test_energy_score_of_one_number_is_the_crps_estimate():
+    x, y = torch.tensor([1.0, 4.0]), torch.tensor(2.0)
+    got = energy_score(x.view(2, 1, 1, 1, 1), y.view(1, 1, 1, 1), (1,))
+    assert got == pytest.approx((1 + 2) / 2 - 3 / 2, abs=1e-5)
+
+
+def test_coarse_scales_tell_coherent_from_independent_samples():
+    """Both forecasts have the right marginals; only the coarse score sees that one lacks the common offset."""
+    g = torch.Generator().manual_seed(1)
+    n, cells = 4000, 16
+    y = torch.randn(n, 1, 1, 1, generator=g).expand(n, 1, cells, 1)
+    coherent = torch.randn(2, n, 1, 1, 1, generator=g).expand(2, n, 1, cells, 1)
+    independent = torch.randn(2, n, 1, cells, 1, generator=g)
+    fine = energy_score(coherent, y, (1,)) - energy_score(independent, y, (1,))
+    coarse = energy_score(coherent, y, (0,)) - energy_score(independent, y, (0,))
+    assert abs(fine) < 0.02
+    assert coarse < -0.1
+
+
+def test_energy_score_has_a_finite_gradient_where_samples_agree():
+    x = torch.zeros(2, 1, 2, 4, 4, requires_grad=True)
+    energy_score(x, torch.zeros(1, 2, 4, 4), (1, 2, 0)).backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_jaccard_score_on_masks_is_the_generalised_energy_distance():
+    a, b, y = (torch.zeros(1, 1, 4, 4) for _ in range(3))
+    a[..., :2, :], b[..., 1:3, :], y[..., :3, :] = 1, 1, 1
+    def d(p, q):
+        return 1 - float((p * q).sum() / ((p + q) > 0).sum())
+    expected = (d(a, y) + d(b, y) - d(a, b)) / 2
+    assert float(jaccard_score(torch.stack([a, b]), y, eps=0.0)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_jaccard_score_of_empty_masks_is_zero():
+    empty = torch.zeros(2, 1, 1, 4, 4)
+    assert float(jaccard_score(empty, empty[0])) == 0

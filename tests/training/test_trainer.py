@@ -1,0 +1,137 @@
+"""The trainer on real nnU-Net data loading: it learns, stops at its budget, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from nndiffseg.cli import plan_and_preprocess, train
+from nndiffseg.training import log
+from nndiffseg.training.checkpoint import load_checkpoint
+
+PLANS = "nnDiffSegPlansS"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, make_dataset):
+    """A preprocessed tiny dataset."""
+    base = tmp_path_factory.mktemp("nn")
+    raw = base / "raw"
+    make_dataset(raw, cases=6, splits=True)
+    flags = [f"--{kind}={base / kind}" for kind in ("raw", "preprocessed", "results")]
+    assert plan_and_preprocess.main(["-d", "901", "-pl", "DiffSegPlannerS", "-c", "3d_fullres", "-np", "1", *flags]) == 0
+    return base
+
+
+def arguments(base: Path, results: str, *more: str) -> list[str]:
+    return ["901", "3d_fullres", "0", "-p", PLANS, "-device", "cpu", "--disable_progress_bar", f"--raw={base / 'raw'}",
+            f"--preprocessed={base / 'preprocessed'}", f"--results={base / results}", *more]
+
+
+def fold(base: Path, results: str) -> Path:
+    return base / results / "Dataset901_Tiny" / f"nnDiffSegTrainer__{PLANS}__3d_fullres" / "fold_0"
+
+
+def test_training_learns_and_writes_nnunets_files(folders):
+    assert train.main(arguments(folders, "learn", "--epochs", "3", "--iterations_per_epoch", "12")) == 0
+    out = fold(folders, "learn")
+    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "progress_diffusion.png", "stats.jsonl",
+                 "validation/summary.json"):
+        assert (out / name).is_file(), name
+    for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        assert (out.parent / name).is_file(), name
+    rows = log.read(out)
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["losses"]["total"] < 0.8 * rows[0]["losses"]["total"]
+    checkpoint = load_checkpoint(out / "checkpoint_final.pth")
+    assert checkpoint["current_epoch"] == 3 and checkpoint["iteration"] == 36
+    raw, averaged = checkpoint["network_weights_raw"], checkpoint["network_weights"]
+    assert raw.keys() == averaged.keys()
+    assert any(not torch.equal(raw[k], averaged[k]) for k in raw), "the average must not be the live weights"
+    assert 0.0 <= float(averaged["fusion_weight"]) <= 1.0
+
+
+def test_a_killed_training_resumes_where_it_stopped(folders):
+    """SIGKILL in the middle of an epoch, after a checkpoint within that epoch."""
+    length = ("--epochs", "3", "--iterations_per_epoch", "5")
+    uninterrupted = arguments(folders, "whole", *length)
+    assert train.main(uninterrupted) == 0
+    out = fold(folders, "killed")
+    # The real command, with the interval between checkpoints set to zero so that one falls within an epoch.
+    script = ("import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, sys;"
+              "t.CHECKPOINT_SECONDS = 0; sys.exit(c.main(sys.argv[1:]))")
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments(folders, "killed", *length)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "checkpoint_latest.pth").is_file() and load_checkpoint(out / "checkpoint_latest.pth")["iteration"] >= 7:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stopped = load_checkpoint(out / "checkpoint_latest.pth")
+    assert 7 <= stopped["iteration"] < 15 and not (out / "checkpoint_final.pth").exists()
+    assert not list(out.glob("*.tmp.*")), "a kill must not leave a torn checkpoint under a real name"
+    assert train.main(arguments(folders, "killed", *length, "--c")) == 0
+    keys = ("losses", "dice_deterministic", "dice_samples", "dice_fused", "spread", "iteration")
+    expected = [{k: row[k] for k in keys} for row in log.read(fold(folders, "whole"))]
+    resumed = [{k: row[k] for k in keys} for row in log.read(out)]
+    assert resumed == expected
+    a = load_checkpoint(fold(folders, "whole") / "checkpoint_final.pth")["network_weights_raw"]
+    b = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
+    assert all(torch.equal(a[k], b[k]) for k in a if k != "fusion_weight")
+
+
+def test_minutes_bound_the_training(folders):
+    started = time.monotonic()
+    assert train.main(arguments(folders, "minutes", "--minutes", "0.05", "--iterations_per_epoch", "5")) == 0
+    rows = log.read(fold(folders, "minutes"))
+    assert rows and rows[-1]["seconds"] < 60
+    assert time.monotonic() - started < 240
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({0: "999"}, "No such dataset"),
+    ({1: "4d_fullres"}, "no configuration 4d_fullres"),
+    ({2: "first"}, "fold must be"),
+    ({4: "nnUNetPlans"}, "no plans nnUNetPlans"),
+])
+def test_bad_input_is_one_sentence_and_leaves_nothing(folders, capsys, change, sentence):
+    args = arguments(folders, "bad")
+    for position, value in change.items():
+        args[position] = value
+    assert train.main(args) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not (folders / "bad").exists()
+
+
+@pytest.mark.parametrize(("flags", "sentence"), [
+    (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
+    (["-tr", "Nonsense"], "no nndiffseg trainer Nonsense"),
+    (["--epoch", "3"], "unknown flag --epoch"),
+    (["--minutes", "0"], "must be positive"),
+    (["--val"], "no checkpoint"),
+])
+def test_bad_flags_are_one_sentence(folders, capsys, flags, sentence):
+    assert train.main(arguments(folders, "bad2", *flags)) == 2
+    error = capsys.readouterr().err
+    assert sentence.lower() in error.lower() and "Traceback" not in error
+
+
+def test_plans_without_diffusion_settings_are_refused(folders, capsys):
+    path = folders / "preprocessed" / "Dataset901_Tiny" / "plainPlans.json"
+    plans = json.loads((path.parent / f"{PLANS}.json").read_text())
+    del plans["configurations"]["3d_fullres"]["diffusion"]
+    path.write_text(json.dumps(plans))
+    args = arguments(folders, "bad3")
+    args[4] = "plainPlans"
+    assert train.main(args) == 2
+    assert "no diffusion settings" in capsys.readouterr().err

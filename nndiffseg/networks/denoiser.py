@@ -9,7 +9,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nndiffseg.diffusion.schedules import Schedule
-from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, TimeEmbedding, conv, crop_to, pad_to_multiple, upsample
+from nndiffseg.networks.layers import (
+    ChannelNorm,
+    ResidualBlock,
+    TimeEmbedding,
+    conv,
+    crop_to,
+    pad_to_multiple,
+    upsample,
+)
+
+
+class _Level(nn.ModuleList):
+    """Residual blocks in a row, all with the same time embedding."""
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, embedding)
+        return h
 
 
 class Denoiser(nn.Module):
@@ -34,13 +51,13 @@ class Denoiser(nn.Module):
         self.stem = conv(dim, latent_channels + noise_channels, channels[0])
         deepest = len(channels) - 1
         self.down = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(dim, c, embedding) for _ in range(blocks[1 if i == deepest else 0]))
+            _Level(ResidualBlock(dim, c, embedding) for _ in range(blocks[1 if i == deepest else 0]))
             for i, c in enumerate(channels)
         )
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(deepest))
         self.up = nn.ModuleList(
-            nn.ModuleList(ResidualBlock(dim, c, embedding) for _ in range(blocks[0])) for c in channels[:-1]
+            _Level(ResidualBlock(dim, c, embedding) for _ in range(blocks[0])) for c in channels[:-1]
         )
         self.norm = ChannelNorm(channels[0])
         self.head = conv(dim, channels[0], latent_channels)
@@ -50,16 +67,14 @@ class Denoiser(nn.Module):
         embedding = self.embed(t)
         h = self.stem(z if xi is None else torch.cat([z, xi], 1)) + condition
         skips = []
-        for i, blocks in enumerate(self.down):
-            for block in blocks:
-                h = block(h, embedding)
+        for i, level in enumerate(self.down):
+            h = level(h, embedding)
             if i < len(self.pool):
                 skips.append(h)
                 h = self.pool[i](pad_to_multiple(h, self.strides[i]))
         for i in range(len(self.pool) - 1, -1, -1):
             h = crop_to(upsample(self.merge[i](h), self.strides[i]), skips[i].shape[2:]) + skips[i]
-            for block in self.up[i]:
-                h = block(h, embedding)
+            h = self.up[i](h, embedding)
         v = self.head(F.silu(self.norm(h))).float()
         view = (-1, *[1] * (z.ndim - 1))
         return self.schedule.alpha(t).view(view) * z - self.schedule.sigma(t).view(view) * v

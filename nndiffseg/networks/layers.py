@@ -63,6 +63,8 @@ class ResidualBlock(nn.Module):
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of t in [0, 1] (Vaswani et al. 2017) through a two-layer perceptron."""
 
+    frequencies: Tensor
+
     def __init__(self, channels: int, frequencies: int = 16):
         super().__init__()
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.linspace(-1, 6, frequencies), persistent=False)
@@ -83,7 +85,8 @@ def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Drops trailing cells that padding to a multiple of the stride added."""
-    return x[(..., *(slice(0, n) for n in shape))]
+    window = (slice(None), slice(None), *(slice(0, n) for n in shape))
+    return x[window]
 
 
 def pad_to_multiple(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -51,7 +51,7 @@ def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, 
                  ) -> Iterator[dict[str, Any]]:
     """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
     dataset = IndexedBatches(loader, seed)
-    return iter(DataLoader(dataset, batch_size=None, sampler=_From(start), num_workers=workers,  # type: ignore[arg-type]
+    return iter(DataLoader(dataset, batch_size=None, sampler=_From(start), num_workers=workers,
                            pin_memory=pin_memory, prefetch_factor=4 if workers else None))
 
 

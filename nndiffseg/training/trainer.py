@@ -38,6 +38,9 @@ class DiffusionTrainer(nnUNetTrainer):
     random state and goes on exactly where it stopped, also in the middle of an epoch.
     """
 
+    current_epoch: int
+    _best_ema: float | None
+
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):  # noqa: B008 - nnU-Net reads this exact signature
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -216,7 +219,8 @@ class DiffusionTrainer(nnUNetTrainer):
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation", self.current_epoch))
         with autocast_for(self.device), torch.no_grad():
             logits, samples = self.predict_patch(self.average.network, data, generator)
-        p_det, p = self._probabilities(logits), self._probabilities(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])
+        p_det = self._probabilities(logits)
+        p = self._probabilities(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])  # (2, B, heads, *patch)
         first = 0 if self.label_manager.has_regions else 1
         truth = onehot[:, first:] > 0.5
         seeds = [self._hard(s)[:, first:] for s in p]
@@ -247,7 +251,7 @@ class DiffusionTrainer(nnUNetTrainer):
             self._drop_later(key)
             self.logger.log(key, value, self.current_epoch)
         assert self.budget is not None
-        self._row = {
+        self._row: dict[str, Any] = {
             "epoch": self.current_epoch, "iteration": self.iteration, "seconds": round(self.budget.seconds, 1),
             "losses": {name: float(np.mean(values)) for name, values in self._epoch_terms.items()},
             "dice_deterministic": mean["deterministic"], "dice_samples": mean["samples"], "dice_fused": mean["fused"],
@@ -365,6 +369,6 @@ class DiffusionTrainer(nnUNetTrainer):
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection and sum of sizes per structure, over the batch: bool ``(B, structures, *spatial)`` -> ``(2, structures)``."""
+    """Intersection and sum of sizes over the batch: bool ``(B, structures, *spatial)`` -> ``(2, structures)``."""
     axes = [0, *range(2, a.ndim)]
     return torch.stack([(a & b).sum(axes), a.sum(axes) + b.sum(axes)]).double()

@@ -43,7 +43,7 @@ def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -
 
 def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     assert trainer.average is not None
-    network = trainer.average.network
+    network: Any = trainer.average.network
     folder = Path(trainer.output_folder) / "validation"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
     folder.mkdir(parents=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
 from nndiffseg.networks.label_decoder import LabelDecoder
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
-from torch import nn
 
 
 def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet):

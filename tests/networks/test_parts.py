@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, upsample
 from nndiffseg.networks.noise import correlated_noise, interpolate_nodes, node_shape
 from nndiffseg.networks.whitening import RunningWhitening

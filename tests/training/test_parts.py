@@ -7,13 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from nndiffseg.errors import UserError
 from nndiffseg.training import log
 from nndiffseg.training.budget import Budget, learning_rate
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import seed_of
-from torch import nn
 
 
 def test_progress_follows_whichever_budget_ends_first(monkeypatch):

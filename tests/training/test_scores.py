@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from nndiffseg.training.scores import energy_score, jaccard_score
 
 

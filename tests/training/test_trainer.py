@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.training import log
 from nndiffseg.training.checkpoint import load_checkpoint

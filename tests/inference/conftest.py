@@ -8,6 +8,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tiny_model import model_folder, model_folder_2d, raw_images, results  # noqa: F401
+
 
 class TinyNetwork(nn.Module):
     """Two-step denoiser and two-stage decoder on a latent of stride ``stride``; everything acts alike on any extent."""

@@ -1,0 +1,96 @@
+"""``nndiffseg_predict -i in/ -o out/``: segmentations with uncertainty maps of every case in a folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.errors import UserError
+from nndiffseg.settings import SAMPLERS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Console entry point; returns the exit code."""
+    return run(_main, argv)
+
+
+def _parser() -> Parser:
+    parser = Parser("Predicts every case of a folder: segmentations, uncertainty maps, volumes with error bars.")
+    parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named CASE_0000.nii.gz")
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="output, made where it does not exist")
+    model = parser.add_argument_group("model", "without any of these, the only trained nndiffseg model found is used")
+    model.add_argument("-m", metavar="FOLDER", help="model folder, instead of -d -c -tr -p")
+    model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
+    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    model.add_argument("-tr", metavar="TRAINER")
+    model.add_argument("-p", metavar="PLANS")
+    model.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4 or all; default: all trained folds, pooled")
+    model.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s")
+    _add_sampling_flags(parser)
+    _add_run_flags(parser)
+    add_device_flag(parser)
+    add_folder_flags(parser)
+    return parser
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--samples", type=int, default=16, help="over all folds (default: %(default)s)")
+    group.add_argument("--steps", type=int, help="of the diffusion; default: what the plans say")
+    group.add_argument("--sampler", choices=SAMPLERS, help="default: what the plans say")
+    group.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+    group.add_argument("-step_size", "--step_size", type=float, default=0.5,
+                       help="largest step between tiles, as a fraction of the patch (default: %(default)s)")
+    group.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, slightly less accurate")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output and run")
+    group.add_argument("--save_samples", action="store_true", help="write samples/CASE_sNN")
+    group.add_argument("--save_probabilities", "--npz", action="store_true", help="write nnU-Net's CASE.npz, CASE.pkl")
+    group.add_argument("--continue_prediction", "--c", action="store_true", help="leave out cases that are complete")
+    group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="share the cases among so many runs")
+    group.add_argument("-part_id", "--part_id", type=int, default=0, help="which of them this one is, from 0")
+    group.add_argument("-npp", type=int, default=1, help="worker processes for preprocessing; 0 and 1: in this process")
+    group.add_argument("-nps", type=int, default=1, help="worker processes for export; 0 and 1: in this process")
+    group.add_argument("--disable_progress_bar", action="store_true")
+    group.add_argument("--verbose", action="store_true")
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    if args.m and (args.d or args.c or args.tr or args.p):
+        raise UserError("Give the model either as -m FOLDER or by -d, -c, -tr and -p, not both.")
+    folders = folders_from(args)
+    # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    from nndiffseg.inference.cases import find_cases
+    from nndiffseg.inference.model_folder import choose_model
+    from nndiffseg.inference.predictor import Predictor
+
+    if args.m:
+        folder = Path(args.m)
+    else:
+        dataset = folders.dataset(args.d, "results") if args.d is not None else None
+        chosen = choose_model(folders.results, dataset=dataset, configuration=args.c, trainer=args.tr, plans=args.p)
+        folder = chosen.folder
+    print(f"Model: {folder}.")
+    predictor = Predictor.from_folder(
+        folder, args.f, args.chk, pick_device(args.device), samples=args.samples, steps=args.steps,
+        sampler=args.sampler, seed=args.seed, step_size=args.step_size, mirroring=not args.disable_tta,
+    )
+    total = len(find_cases(args.i, predictor.dataset_json))
+    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds "
+          f"{', '.join(predictor.model.folds)}.")
+    done = predictor.predict_folder(
+        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities,
+        continue_prediction=args.continue_prediction, num_parts=args.num_parts, part_id=args.part_id,
+        preprocessing_processes=args.npp, export_processes=args.nps, progress=not args.disable_progress_bar,
+        verbose=args.verbose,
+    )
+    print(f"{len(done)} cases predicted; open {Path(args.o) / 'report.html'}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

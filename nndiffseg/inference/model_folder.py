@@ -1,0 +1,186 @@
+"""Finds trained models in the results folder and loads them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nndiffseg.errors import UserError
+from nndiffseg.training.checkpoint import load_checkpoint
+
+DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A folder ``Dataset004_X/TRAINER__PLANS__CONFIGURATION`` with at least one checkpoint of nndiffseg's kind."""
+
+    folder: Path
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+
+    @property
+    def flags(self) -> str:
+        """What to type to choose this model."""
+        number = int(self.dataset[len("Dataset") :].split("_")[0])
+        return f"-d {number} -c {self.configuration} -tr {self.trainer} -p {self.plans}"
+
+
+def trained_models(results: Path) -> list[TrainedModel]:
+    """All models in nnU-Net's results folder whose plans hold diffusion settings, sorted by path."""
+    models = []
+    for plans_file in sorted(results.glob("Dataset*/*__*__*/plans.json")):
+        folder = plans_file.parent
+        trainer, plans, configuration = folder.name.split("__", 2)
+        try:
+            content = json.loads(plans_file.read_text(encoding="utf8"))
+            has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
+        except (json.JSONDecodeError, KeyError, RuntimeError, ValueError):
+            continue  # not a model of ours, or half-copied: it cannot be chosen
+        if has_diffusion and any(folder.glob("fold_*/checkpoint_*.pth")):
+            models.append(TrainedModel(folder, folder.parent.name, trainer, plans, configuration))
+    return models
+
+
+def choose_model(results: Path, *, dataset: str | None = None, configuration: str | None = None,
+                 trainer: str | None = None, plans: str | None = None) -> TrainedModel:
+    """The only trained model that fits all that is given.
+
+    Args:
+        results: nnU-Net's results folder.
+        dataset: full name.
+        configuration, trainer, plans: names.
+
+    Raises:
+        UserError: none fits, or several do; the message lists them and says how to choose.
+    """
+    models = trained_models(results)
+    if not models:
+        raise UserError(f"There is no trained nndiffseg model in {results}; train one with nndiffseg_train, or give "
+                        "its folder with -m.")
+    wanted = {"dataset": dataset, "configuration": configuration, "trainer": trainer, "plans": plans}
+    fitting = [m for m in models if all(v is None or getattr(m, k) == v for k, v in wanted.items())]
+    if len(fitting) == 1:
+        return fitting[0]
+    listing = "; ".join(m.flags for m in fitting or models)
+    if fitting:
+        raise UserError(f"{results} holds several trained models that fit; choose one with: {listing}.")
+    given = ", ".join(f"{k} {v}" for k, v in wanted.items() if v is not None)
+    raise UserError(f"There is no trained nndiffseg model with {given} in {results}; there is: {listing}.")
+
+
+def available_folds(folder: Path, checkpoint: str) -> list[str]:
+    """Folds with this checkpoint: the numbered ones, or ``all`` where there are no others."""
+    folds = sorted(f.parent.name[len("fold_") :] for f in folder.glob(f"fold_*/{checkpoint}"))
+    return [f for f in folds if f != "all"] or folds
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with the weights of every fold (on the CPU) and what is needed around it."""
+
+    network: Any
+    weights: list[dict[str, torch.Tensor]]
+    folds: list[str]
+    plans: PlansManager
+    configuration: str
+    dataset_json: dict[str, Any]
+    trainer: str
+    mirror_axes: tuple[int, ...]
+
+
+def load_model(folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
+               ) -> LoadedModel:
+    """Loads a model folder as nnU-Net's and nndiffseg's training leave it.
+
+    Args:
+        folder: holds ``plans.json``, ``dataset.json`` and ``fold_K/checkpoint_*.pth``.
+        folds: such as ``[0, 1]`` or ``["all"]``; None for all that have this checkpoint.
+        checkpoint: file name.
+
+    Raises:
+        UserError: something is missing, damaged, or from another trainer.
+    """
+    folder = Path(folder)
+    plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
+    chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
+    files = [folder / f"fold_{fold}" / checkpoint for fold in chosen]
+    if not files or not all(f.is_file() for f in files):
+        raise UserError(_missing(folder, checkpoint, chosen))
+    contents = [load_checkpoint(file) for file in files]
+    trainer, configuration = contents[0]["trainer_name"], contents[0]["init_args"]["configuration"]
+    manager = PlansManager(plans)
+    network = _build(manager, configuration, dataset_json, trainer, folder)
+    for file, content in zip(files, contents, strict=True):
+        try:
+            network.load_state_dict(content["network_weights"])
+        except RuntimeError:
+            raise UserError(f"The weights in {file} do not fit the plans beside them; the model folder is mixed up, so "
+                            "export or train it again.") from None
+    axes = contents[0].get("inference_allowed_mirroring_axes") or ()
+    return LoadedModel(network, [c["network_weights"] for c in contents], chosen, manager, configuration,
+                       dataset_json, trainer, tuple(int(a) for a in axes))
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UserError(f"There is no model folder {folder}; give one that nndiffseg_train wrote with -m.")
+    try:
+        return json.loads((folder / name).read_text(encoding="utf8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no {name}, so it is not a model folder; give the one above fold_0.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / name} is not valid JSON ({error}); copy the model folder again.") from None
+
+
+def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:
+    there = sorted(f"{f.parent.name}/{f.name}" for f in folder.glob("fold_*/checkpoint_*.pth"))
+    if not there:
+        return f"{folder} holds no checkpoint yet; train it first with nndiffseg_train."
+    lacking = [f"fold_{f}/{checkpoint}" for f in chosen if not (folder / f"fold_{f}" / checkpoint).is_file()]
+    return (f"{folder} holds no {', '.join(lacking) or checkpoint}; it has {', '.join(there)}: choose folds with -f "
+            "and another checkpoint with -chk.")
+
+
+def find_trainer(name: str) -> Any:
+    """A trainer class by its name: nndiffseg's own, or one in a folder that ``nnUNet_extTrainer`` names.
+
+    Raises:
+        UserError: there is no trainer of this name.
+    """
+    trainer = getattr(importlib.import_module("nndiffseg.trainers"), name, None)
+    if trainer is None:
+        try:
+            trainer = recursive_find_trainer_class_by_name(name)
+        except RuntimeError:
+            trainer = None
+    if trainer is None:
+        raise UserError(f"The model was trained by {name}, which is not installed here; put its folder into "
+                        "nnUNet_extTrainer.")
+    return trainer
+
+
+def _build(plans: PlansManager, configuration: str, dataset_json: dict[str, Any], trainer: str, folder: Path) -> Any:
+    if configuration not in plans.available_configurations:
+        raise UserError(f"The plans in {folder} have no configuration {configuration}; the model folder is mixed up.")
+    manager = plans.get_configuration(configuration)
+    if manager.previous_stage_name is not None:
+        raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
+    network = find_trainer(trainer).build_network_architecture(
+        plans, manager, determine_num_input_channels(plans, manager, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads, enable_deep_supervision=False,
+    )
+    if not all(hasattr(network, a) for a in ("encode", "sample", "decode", "fusion_weight", "map_strides")):
+        raise UserError(f"{folder} was trained by {trainer}, which draws no samples; use nnUNetv2_predict for it.")
+    return network

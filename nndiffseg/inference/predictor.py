@@ -1,0 +1,317 @@
+"""The Python interface: :class:`Predictor` and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+import nndiffseg
+from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.errors import UserError
+from nndiffseg.inference.cases import Case, channel_count, preprocess, read_case
+from nndiffseg.inference.export import CaseGeometry, case_summary
+from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedModel, load_model
+from nndiffseg.inference.precision import default_precision
+from nndiffseg.inference.statistics import CaseStatistics, FoldSums
+from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
+from nndiffseg.settings import DiffusionSettings
+from nndiffseg.uncertainty import Decomposition
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Prediction of one image, on the image's own grid; spatial axes as in the image that was given.
+
+    Attributes:
+        segmentation: labels ``(*image)``.
+        probabilities: ``(heads, *image)`` float32; heads are all labels, or the regions.
+        total, aleatoric: uncertainty ``(*image)`` in [0, 1].
+        epistemic: the same, or None with one fold.
+        volumes: per structure ``segmentation_ml``, ``mean_ml``, ``sd_ml``, ``interval_90_ml`` and ``expected_dice``,
+            see :func:`nndiffseg.inference.export.case_summary`.
+        expected_dice: mean pairwise Dice of the samples, or None with one sample.
+        samples: label map of every sample ``(N, *image)``, or None unless asked for.
+    """
+
+    segmentation: np.ndarray
+    probabilities: np.ndarray
+    total: np.ndarray
+    aleatoric: np.ndarray
+    epistemic: np.ndarray | None
+    volumes: dict[str, dict[str, Any]]
+    expected_dice: float | None
+    samples: np.ndarray | None = None
+
+
+class Predictor:
+    """Predicts with one trained model, in this process: no worker processes, no ``if __name__ == "__main__"``.
+
+    Make one with :meth:`from_folder` (a trained model) or :meth:`from_network` (a network at hand).
+    """
+
+    def __init__(self, model: LoadedModel, options: SamplingOptions, device: torch.device,
+                 origin: dict[str, Any] | None = None):
+        """``origin`` (model folder, checkpoint) is recorded with the results."""
+        self.model, self.options, self.device, self.origin = model, options, device, origin or {}
+        self.network = model.network.to(device).eval()
+        self.plans, self.dataset_json = model.plans, model.dataset_json
+        self.label_manager = model.plans.get_label_manager(model.dataset_json)
+
+    @classmethod
+    def from_folder(
+        cls,
+        model_folder: str | Path,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = DEFAULT_CHECKPOINT,
+        device: str | torch.device | None = None,
+        *,
+        samples: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        step_size: float = 0.5,
+        mirroring: bool = True,
+        precision: str | None = None,
+    ) -> Predictor:
+        """Loads a model folder, as ``nndiffseg_train`` writes it.
+
+        Args:
+            model_folder: ``.../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.
+            folds: such as ``[0, 1, 2]`` or ``["all"]``; None for all that are trained. Folds share the samples.
+            checkpoint: file name in the fold's folder.
+            device: ``"cuda"``, ``"cpu"``, ``"mps"`` or None for the best there is.
+            samples, steps, sampler: None for what the plans say.
+            seed: the same seed gives the same result, whatever else is predicted and in which order.
+            step_size: largest step between tiles, as a fraction of the patch.
+            mirroring: mirror the image for some of the samples, along the axes that the training allowed.
+            precision: ``"bfloat16"``, ``"float32"`` or None for the device's best.
+
+        Raises:
+            UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
+        """
+        model = load_model(model_folder, folds, checkpoint)
+        options = _options(model, samples, steps, sampler, seed, step_size, mirroring, precision)
+        origin = {"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint}
+        return cls(model, options, _device(device), origin)
+
+    @classmethod
+    def from_network(
+        cls,
+        network: Any,
+        plans_manager: PlansManager,
+        configuration: str,
+        dataset_json: dict[str, Any],
+        trainer_name: str,
+        allowed_mirroring_axes: Sequence[int] | None,
+        *,
+        device: str | torch.device | None = None,
+        fold: int | str = "network",
+        samples: int | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        step_size: float = 0.5,
+        precision: str | None = None,
+    ) -> Predictor:
+        """Wraps a network as it is, for a trainer's validation. ``configuration`` is a name in the plans."""
+        axes = tuple(int(a) for a in allowed_mirroring_axes or ())
+        model = LoadedModel(network, [], [str(fold)], plans_manager, configuration, dataset_json, trainer_name, axes)
+        return cls(model, _options(model, samples, steps, sampler, seed, step_size, True, precision), _device(device))
+
+    # ---- one case -------------------------------------------------------------------------------------------------
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        """nnU-Net's manager of the model's configuration."""
+        return self.plans.get_configuration(self.model.configuration)
+
+    @property
+    def number_of_samples(self) -> int:
+        """At least one sample for each fold."""
+        return max(self.options.samples, len(self.model.folds))
+
+    def settings(self) -> dict[str, Any]:
+        """How this predictor predicts, JSON-ready; recorded in every case's JSON."""
+        diffusion = self.configuration.configuration.get("diffusion", {}).get("settings", {})
+        return {
+            "seed": self.options.seed,
+            "samples": self.number_of_samples,
+            "steps": self.options.steps or diffusion.get("steps"),
+            "sampler": self.options.sampler or diffusion.get("sampler"),
+            "step_size": self.options.step_size,
+            "mirror_axes": list(self.options.mirror_axes),
+            "precision": self.options.precision or default_precision(self.device),
+            "device": self.device.type,
+            "folds": self.model.folds,
+            "trainer": self.model.trainer,
+            "plans": self.plans.plans_name,
+            "configuration": self.model.configuration,
+            **self.origin,
+            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"),
+                         "torch": torch.__version__},
+        }
+
+    def predict(
+        self,
+        image: np.ndarray | sitk.Image | Sequence[sitk.Image] | str | Path | Sequence[str | Path],
+        spacing: Sequence[float] | None = None,
+        case_id: str = "image",
+        *,
+        return_samples: bool = False,
+    ) -> Prediction:
+        """Predicts one image.
+
+        Args:
+            image: an array ``(C, *spatial)`` with two or three spatial axes in the order of nnU-Net's readers (for
+                medical images z, y, x); or a SimpleITK image, or a file, or a sequence of one of these per channel.
+            spacing: of an array, in mm and in the order of its axes; default 1.
+            case_id: names the noise; predictions of the same image under the same name and seed are equal.
+            return_samples: also return every sample's label map.
+
+        Raises:
+            UserError: wrong number of channels or axes, NaN or infinite voxels, unreadable files.
+        """
+        data, properties, squeeze = self._read(image, spacing, case_id)
+        data, properties = preprocess(data, properties, self.plans, self.model.configuration, self.dataset_json)
+        statistics = self.predict_preprocessed(data, case_id, keep_parts=False)
+        geometry = CaseGeometry(properties, self.plans, self.configuration)
+        segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True)
+        assert probabilities is not None
+        summary = case_summary(statistics, segmentation, geometry, self.dataset_json)
+        maps = {kind: geometry.maps_to_image(m.numpy()[None])[0] for kind, m in statistics.maps.items()}
+        samples = np.stack([geometry.labels_to_image(m) for m in statistics.labels]) if return_samples else None
+        prediction = Prediction(segmentation, probabilities, maps["total"], maps["aleatoric"], maps.get("epistemic"),
+                                summary["structures"], summary["expected_dice"], samples)
+        return _without_slice_axis(prediction) if squeeze else prediction
+
+    def _read(self, image: Any, spacing: Sequence[float] | None, case_id: str
+              ) -> tuple[np.ndarray, dict[str, Any], bool]:
+        """Array ``(C, z, y, x)``, properties, and whether the z axis was added."""
+        channels = channel_count(self.dataset_json)
+        parts = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not isinstance(image, np.ndarray) and all(isinstance(p, (str, Path)) for p in parts):
+            data, properties = read_case(
+                self.plans.image_reader_writer_class(), Case(case_id, tuple(Path(p) for p in parts)), channels)
+            return data, properties, False
+        if not isinstance(image, np.ndarray) and all(isinstance(p, sitk.Image) for p in parts):
+            image, spacing = _from_sitk(parts)
+        data = np.asarray(image, dtype=np.float32)
+        if data.ndim not in (3, 4) or len(data) != channels:
+            raise UserError(f"The image has the shape {data.shape}, but the model needs {channels} channel"
+                            f"{'s' * (channels > 1)} first, then two or three spatial axes.")
+        if spacing is None:
+            spacing = [1.0] * (data.ndim - 1)
+        if len(spacing) != data.ndim - 1 or min(spacing) <= 0:
+            raise UserError(f"The spacing {tuple(spacing)} needs one positive number per spatial axis of {data.shape}.")
+        if invalid := int((~np.isfinite(data)).sum()):
+            raise UserError(f"The image holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
+        if data.ndim == 4:
+            return data, {"spacing": [float(s) for s in spacing]}, False
+        return data[:, None], {"spacing": [999.0 * max(spacing), *(float(s) for s in spacing)]}, True
+
+    def predict_preprocessed(
+        self,
+        data: np.ndarray | torch.Tensor,
+        case_id: str,
+        *,
+        keep_parts: bool = True,
+        on_tile: Callable[[], None] | None = None,
+    ) -> CaseStatistics:
+        """Samples one case that nnU-Net has preprocessed.
+
+        Args:
+            data: ``(C, *grid)``.
+            case_id: names the noise.
+            keep_parts: with one fold, keep deterministic and sampled probabilities apart, so that a fusion weight can
+                be fitted; costs one more array ``(heads, *grid)``.
+            on_tile: called after every tile.
+
+        Returns:
+            The case's statistics on the grid of ``data``.
+        """
+        data = torch.as_tensor(data, dtype=torch.float32)
+        shape, folds = tuple(data.shape[1:]), len(self.model.folds)
+        wide = max(self.label_manager.all_labels) > 255
+        labels = np.zeros((self.number_of_samples, *shape), np.uint16 if wide else np.uint8)
+        decomposition, weights = Decomposition(regions=self.label_manager.has_regions), []
+        for fold in range(folds):
+            if self.model.weights and (folds > 1):
+                self.network.load_state_dict(self.model.weights[fold])
+            sampler = self._sampler(on_tile)
+            weights.append(float(self.network.fusion_weight))
+            sums = FoldSums(self.label_manager.num_segmentation_heads, shape, sampler.sums_device(data),
+                            None if keep_parts and folds == 1 else weights[-1])
+            sampler.run(data, case_id, samples_of_fold(self.options.samples, fold, folds), sums, labels)
+            if folds == 1:
+                return CaseStatistics.of_one_fold(sums, weights[0], labels, self.label_manager.has_regions)
+            decomposition.add(sums.deterministic)
+        return CaseStatistics.of_folds(decomposition, weights, labels)
+
+    def _sampler(self, on_tile: Callable[[], None] | None = None) -> VolumeSampler:
+        patch = self.configuration.patch_size
+        return VolumeSampler(self.network, patch, self.label_manager, self.device, self.options,
+                             slice_batch=max(1, min(16, self.configuration.batch_size)), on_tile=on_tile)
+
+    def tiles(self, data: np.ndarray | torch.Tensor) -> int:
+        """How often ``on_tile`` will be called for this case, over all folds."""
+        folds = len(self.model.folds)
+        counts = [len(samples_of_fold(self.options.samples, fold, folds)) for fold in range(folds)]
+        sampler, tensor = self._sampler(), torch.as_tensor(data)
+        return sum(sampler.tiles(tensor, count) for count in counts)
+
+    # ---- a folder -------------------------------------------------------------------------------------------------
+
+    def predict_folder(self, input_folder: str | Path, output_folder: str | Path, **options: Any) -> list[str]:
+        """Predicts every case of a folder; see :func:`nndiffseg.inference.folder_prediction.predict_folder`."""
+        from nndiffseg.inference.folder_prediction import predict_folder
+
+        return predict_folder(self, input_folder, output_folder, **options)
+
+
+def _options(model: LoadedModel, samples: int | None, steps: int | None, sampler: str | None, seed: int,
+             step_size: float, mirroring: bool, precision: str | None) -> SamplingOptions:
+    configuration = model.plans.get_configuration(model.configuration).configuration
+    if samples is None:
+        samples = DiffusionSettings.from_configuration(configuration).samples
+    for name, value in (("samples", samples), ("steps", steps)):
+        if value is not None and value < 1:
+            raise UserError(f"The number of {name} must be at least 1, not {value}.")
+    if not 0 < step_size <= 1:
+        raise UserError(f"The step size must lie in (0, 1], not {step_size}.")
+    if sampler is not None:
+        sampler_by_name(sampler)
+    return SamplingOptions(samples, steps, sampler, seed, step_size, model.mirror_axes if mirroring else (), precision)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(device)
+
+
+def _from_sitk(images: Sequence[sitk.Image]) -> tuple[np.ndarray, list[float]]:
+    """Array ``(C, *spatial)`` with slices first, and spacing in the same order."""
+    arrays = []
+    for image in images:
+        array = sitk.GetArrayFromImage(image)
+        vector = image.GetNumberOfComponentsPerPixel() > 1
+        arrays.append(np.moveaxis(array, -1, 0) if vector else array[None])
+        if image.GetSize() != images[0].GetSize():
+            raise UserError(f"The channels have different sizes, {images[0].GetSize()} and {image.GetSize()}.")
+    return np.concatenate(arrays), list(images[0].GetSpacing())[::-1]
+
+
+def _without_slice_axis(p: Prediction) -> Prediction:
+    return replace(
+        p, segmentation=p.segmentation[0], probabilities=p.probabilities[:, 0], total=p.total[0],
+        aleatoric=p.aleatoric[0], epistemic=None if p.epistemic is None else p.epistemic[0],
+        samples=None if p.samples is None else p.samples[:, 0],
+    )

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,7 +264,7 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
 def _staged(job: ExportJob, case_id: str) -> Iterator[Path]:
     """A folder that becomes part of the output when the block ends, and disappears when it fails."""
     stage = job.output / STAGING / case_id
-    shutil.rmtree(stage, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(stage, ignore_errors=True)
     for sub in ("uncertainty", *(["samples"] if job.save_samples else [])):
         (stage / sub).mkdir(parents=True)
     try:
@@ -274,8 +274,10 @@ def _staged(job: ExportJob, case_id: str) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def remove_staging(output: Path) -> None:
-    """Removes the folder for unfinished cases unless another process works in it."""
+def remove_staging(output: Path, case_ids: Iterable[str] = ()) -> None:
+    """Removes what a killed run left of these cases, and the folder for unfinished cases if nobody works in it."""
+    for case_id in case_ids:
+        shutil.rmtree(output / STAGING / case_id, ignore_errors=True)
     with suppress(OSError):
         (output / STAGING).rmdir()
 

@@ -71,6 +71,7 @@ def predict_folder(
     cases = cases[part_id::num_parts]
     job = ExportJob(output, predictor.plans.plans, predictor.model.configuration, predictor.dataset_json, save_samples,
                     save_probabilities, predictor.settings())
+    own_cases = [case.id for case in cases]
     if continue_prediction:
         cases = [case for case in cases if not _is_complete(job, case, predictor)]
     check_headers(cases)
@@ -90,7 +91,7 @@ def predict_folder(
             statistics = _predict_with_bar(predictor, data, case.id, progress)
             exporter.submit(job, case.id, statistics, properties)
             del data, statistics
-    remove_staging(output)
+    remove_staging(output, own_cases)
     _write_report(output, Path(input_folder), predictor, every_case)
     if bad:
         done = len(cases) - len(bad)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from tiny_model import model_folder, model_folder_2d, raw_images, results  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from tiny_model import model_folder, model_folder_2d, raw_images, results  # noqa: F401
 
 
 class TinyNetwork(nn.Module):

@@ -178,22 +178,23 @@ def test_volumes_and_agreement_of_known_boxes(plans):
 
 def test_a_case_is_whole_or_absent(plans, tmp_path, monkeypatch):
     """Interrupted anywhere, a case is not taken for done; run again, it is whole and nothing else is left."""
-    geometry, properties = prepared(plans)
+    _geometry, properties = prepared(plans)
     grid = properties["shape_after_cropping_and_before_resampling"]
-    shape = tuple(int(round(n * s)) for n, s in zip(grid, (2, 1, 1), strict=True))
+    shape = tuple(round(n * s) for n, s in zip(grid, (2, 1, 1), strict=True))
     statistics = random_statistics(shape)
     job = ExportJob(tmp_path, {**plans, "image_reader_writer": "SimpleITKIO"}, "3d_fullres", LABELS, True, True)
     wanted = job.files("c", 3, 1)
-    replace, moves = os.replace, []
+    replace, moves, limit = os.replace, [], [0]
 
     def interrupt(*args):
         moves.append(args)
-        if len(moves) > stop_after and "nndiffseg_tmp" in str(args[0]) and "partial" not in str(args[0]):
+        if len(moves) > limit[0] and "nndiffseg_tmp" in str(args[0]) and "partial" not in str(args[0]):
             raise KeyboardInterrupt
         replace(*args)
 
     monkeypatch.setattr(os, "replace", interrupt)
     for stop_after in range(1, 8, 2):
+        limit[0] = stop_after
         moves.clear()
         with pytest.raises(KeyboardInterrupt):
             export_case(job, "c", statistics, properties)
@@ -207,7 +208,7 @@ def test_a_case_is_whole_or_absent(plans, tmp_path, monkeypatch):
 
 
 def test_files_of_an_earlier_run_do_not_survive(plans, tmp_path):
-    geometry, properties = prepared(plans)
+    _geometry, properties = prepared(plans)
     statistics = random_statistics((24, 16, 14))
     job = ExportJob(tmp_path, {**plans, "image_reader_writer": "SimpleITKIO"}, "3d_fullres", LABELS)
     for sub in ("uncertainty", "samples"):

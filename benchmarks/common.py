@@ -1,0 +1,125 @@
+"""What the benchmarks share: the machine in words, commands with their peak memory, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def shared(*parts: str) -> Path:
+    """A folder of the real data beside the repository; ends the program with one sentence where it is absent."""
+    folder = SHARED.joinpath(*parts)
+    if not folder.exists():
+        sys.exit(f"error: this benchmark needs the real data in ../shared/data/{'/'.join(parts)}, which is absent.")
+    return folder
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory, accelerator and versions."""
+    import torch
+
+    import nndiffseg
+
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").is_file() else ""
+    return {"processor": model, "cores": os.cpu_count(), "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(), "torch": torch.__version__, "nndiffseg": nndiffseg.__version__}
+
+
+@dataclass
+class Finished:
+    """A finished command: exit code, output, seconds, and the largest sum of resident memory over its process tree."""
+
+    code: int
+    output: str
+    seconds: float
+    peak_gb: float
+
+
+def command(arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None, kill_when: Path | None = None,
+            check: bool = True) -> Finished:
+    """Runs a command; ``kill_when`` sends SIGKILL as soon as that file exists."""
+    started = time.monotonic()
+    process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, **(environment or {})})
+    peak = [0.0]
+
+    def watch() -> None:
+        while process.poll() is None:
+            peak[0] = max(peak[0], _tree_memory(process.pid))
+            if kill_when is not None and kill_when.exists():
+                process.kill()
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output = process.communicate()[0]
+    watcher.join()
+    if check and process.returncode != 0:
+        sys.exit(f"{' '.join(map(str, arguments))} failed with code {process.returncode}:\n{output[-4000:]}")
+    return Finished(process.returncode, output, time.monotonic() - started, peak[0] / 2**30)
+
+
+def _tree_memory(root: int) -> float:
+    """Bytes: proportional set size (shared pages counted once) of a process and all that descend from it."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError):
+                continue
+    members, grown = {root}, True
+    while grown:
+        more = {p for p, parent in parents.items() if parent in members} - members
+        members, grown = members | more, bool(more)
+    total = 0.0
+    for pid in members:
+        try:
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        except OSError:
+            continue
+        total += sum(1024 * int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def write_untrained(base: str, dataset: str, plans_name: str, configuration: str, trainer: str = "nnDiffSegTrainer") -> None:
+    """A model folder with random weights in ``base/results``, as training would leave it, for timing and memory."""
+    import torch
+
+    from nndiffseg.cli.train import find_trainer
+    from nndiffseg.folders import configure_folders
+
+    folders = configure_folders(*(f"{base}/{kind}" for kind in ("raw", "preprocessed", "results")))
+    source = folders.preprocessed / dataset
+    plans, dataset_json = (json.loads((source / name).read_text()) for name in (f"{plans_name}.json", "dataset.json"))
+    made = find_trainer(trainer)({**plans, "continue_training": False}, configuration, 0, dataset_json, torch.device("cpu"))
+    made.initialize()
+    made.inference_allowed_mirroring_axes = tuple(range(len(made.configuration_manager.patch_size)))
+    made.save_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
+    for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
+        (Path(made.output_folder_base) / name).write_text(json.dumps(content))
+
+
+def report(name: str, rows: Sequence[Sequence[Any]], header: Sequence[str], result: dict[str, Any]) -> None:
+    """Prints one table and writes ``benchmarks/results/NAME.json``."""
+    cells = [[str(c) for c in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    print("\n".join(lines))
+    RESULTS.mkdir(exist_ok=True)
+    content = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "hardware": hardware(), **result,
+               "table": "\n".join(lines).splitlines()}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

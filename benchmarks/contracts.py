@@ -1,0 +1,108 @@
+"""The predictor's contracts on a trained model: every file, its geometry, and what results may and may not depend on.
+
+    python -m benchmarks.contracts -m MODEL_FOLDER -i IMAGES [--cases 4]
+
+Runs the real command under different circumstances and compares the arrays of every file it writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from benchmarks.common import command, report
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Voxels of every image that the prediction wrote."""
+    return {str(p.relative_to(folder)): sitk.GetArrayFromImage(sitk.ReadImage(str(p))) for p in folder.rglob("*.nii.gz")}
+
+
+def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", required=True, type=Path, help="model folder")
+    parser.add_argument("-i", required=True, type=Path, help="folder with images")
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--name", default="contracts", help="of the JSON file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        rows = check(args, Path(temporary))
+    report(args.name, [[what, "yes" if ok else "NO"] for what, ok in rows], ["contract", "holds"],
+           {"model": args.m.name, "cases": args.cases, "checks": {what: bool(ok) for what, ok in rows}})
+    if not all(ok for _, ok in rows):
+        raise SystemExit(1)
+
+
+def check(args: argparse.Namespace, work: Path) -> list[tuple[str, bool]]:
+    images = work / "in"
+    images.mkdir()
+    names = sorted(p for p in args.i.glob("*_0000.nii.gz"))[: args.cases]
+    for path in names:
+        shutil.copy(path, images)
+    cases = [p.name.removesuffix("_0000.nii.gz") for p in names]
+
+    def predict(output: str, *flags: str, source: Path = images, **options) -> Path:
+        command(["nndiffseg_predict", "-i", source, "-o", work / output, "-m", args.m, "--save_samples",
+                 "--disable_progress_bar", *flags], **options)
+        return work / output
+
+    base = predict("base")
+    reference = arrays(base)
+    rows = [("every file of the contract is there", _complete(base, cases)),
+            ("every image has the input's origin, spacing, direction and size", _geometry(base, images, cases)),
+            ("maps lie in [0, 1]", all(0 <= v.min() and v.max() <= 1 for k, v in reference.items() if "uncertainty" in k)),
+            ("the same seed gives identical arrays", equal(reference, arrays(predict("again"))))]
+    for part in ("0", "1"):
+        predict("parts", "-num_parts", "2", "-part_id", part)
+    rows.append(("-num_parts 2 gives identical arrays", equal(reference, arrays(work / "parts"))))
+    rows.append(("-npp 2 -nps 2 gives identical arrays",
+                 equal(reference, arrays(predict("workers", "-npp", "2", "-nps", "2")))))
+    alone = work / "alone"
+    alone.mkdir()
+    shutil.copy(names[-1], alone)
+    single = arrays(predict("single", source=alone))
+    rows.append(("a case predicted first and alone equals itself in a list",
+                 all(np.array_equal(reference[k], v) for k, v in single.items())))
+    predict("killed", kill_when=work / "killed" / f"{cases[0]}.nii.gz", check=False)
+    done = len(list((work / "killed").glob("*.nii.gz")))
+    rows.append(("a kill leaves only whole cases", 0 < done < len(cases) and _complete(work / "killed", cases[:done], False)))
+    rows.append(("--continue_prediction after the kill gives identical arrays",
+                 equal(reference, arrays(predict("killed", "--continue_prediction")))))
+    other = arrays(predict("seed", "--seed", "1"))
+    rows.append(("another seed gives other samples",
+                 all(not np.array_equal(reference[k], other[k]) for k in reference if k.startswith("samples"))))
+    return rows
+
+
+def _complete(output: Path, cases: list[str], report_too: bool = True) -> bool:
+    wanted = [output / "report.html"] if report_too else []
+    for case in cases:
+        wanted += [output / f"{case}.nii.gz", output / "uncertainty" / f"{case}.json"]
+        wanted += [output / "uncertainty" / f"{case}_{kind}.nii.gz" for kind in ("total", "aleatoric")]
+        wanted += [output / "samples" / f"{case}_s{n:02d}.nii.gz" for n in range(16)]
+    return all(p.is_file() for p in wanted)
+
+
+def _geometry(output: Path, images: Path, cases: list[str]) -> bool:
+    for case in cases:
+        image = sitk.ReadImage(str(images / f"{case}_0000.nii.gz"))
+        for path in output.rglob(f"{case}*.nii.gz"):
+            written = sitk.ReadImage(str(path))
+            if written.GetSize() != image.GetSize() or not all(
+                np.allclose(getattr(written, get)(), getattr(image, get)(), atol=1e-6)
+                for get in ("GetOrigin", "GetSpacing", "GetDirection")):
+                return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

@@ -49,8 +49,9 @@ def main() -> None:
         flags = [f"--{kind}={work / kind}" for kind in ("raw", "preprocessed", "results")]
         command(["nndiffseg_plan_and_preprocess", "-d", "801", "-pl", args.planner, "-c", "3d_fullres", "-np", "1", *flags])
         plans = "nnDiffSegPlans" + args.planner.removeprefix("DiffSegPlanner")
-        command([sys.executable, "-c", f"from benchmarks.common import write_untrained as w; w({str(work)!r}, {dataset.name!r}, "
-                 f"{plans!r}, '3d_fullres')"])
+        make = (f"from benchmarks.common import write_untrained as w; "
+                f"w({str(work)!r}, {dataset.name!r}, {plans!r}, '3d_fullres')")
+        command([sys.executable, "-c", make])
         (work / "in").mkdir()
         for image in sorted((dataset / "imagesTr").iterdir())[: len(CHANNELS)]:
             (work / "in" / image.name).symlink_to(image.resolve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import os
 import re
 import shutil
@@ -225,16 +226,34 @@ def export_case(job: ExportJob, case_id: str, statistics: CaseStatistics, proper
     """
     plans = PlansManager(job.plans)
     geometry = CaseGeometry(properties, plans, plans.get_configuration(job.configuration))
-    try:
-        with _staged(job, case_id) as stage:
+    with _staged(job, case_id) as stage:
+        try:
             _write_case(job, case_id, statistics, geometry, stage)
-    except (OSError, RuntimeError) as error:
-        # ITK raises a RuntimeError without the cause when it cannot write.
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or shutil.disk_usage(job.output).free < 2**20:
-            raise UserError(f"No space left on the disk of {job.output} for {case_id}; free some space, then go on "
-                            "with --continue_prediction.") from error
-        raise
+            _check_gzip(stage)
+        except (OSError, RuntimeError, EOFError) as error:
+            if _is_full(error, job.output):
+                raise UserError(f"No space left on the disk of {job.output} for {case_id}; free some space, then go on "
+                                "with --continue_prediction.") from error
+            raise
+
+
+def _check_gzip(stage: Path) -> None:
+    """Reads compressed files to their end: on a full disk, ITK leaves a truncated NIfTI and reports success.
+
+    Raises:
+        EOFError: a file is truncated.
+    """
+    for file in stage.rglob("*.gz"):
+        with gzip.open(file) as stream:
+            while stream.read(1 << 22):
+                pass
+
+
+def _is_full(error: BaseException, folder: Path) -> bool:
+    """Whether a full disk (or quota) is behind an error in writing; ITK's RuntimeError does not tell."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, EOFError) or shutil.disk_usage(folder).free < 2**20
 
 
 def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geometry: CaseGeometry, stage: Path) -> None:

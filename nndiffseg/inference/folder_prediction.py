@@ -78,8 +78,22 @@ def predict_folder(
     _prepare_output(output, Path(input_folder), predictor, job)
     if verbose:
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
-    arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
+    try:
+        bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
+    finally:
+        remove_staging(output, own_cases)
+    _write_report(output, Path(input_folder), predictor, every_case)
+    if bad:
+        raise UserError(f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete): "
+                        + " ".join(bad.values()))
+    return [case.id for case in cases]
+
+
+def _predict_cases(predictor: Predictor, job: ExportJob, cases: Sequence[Case], preprocessing_processes: int,
+                   export_processes: int, progress: bool) -> dict[str, str]:
+    """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
     bad: dict[str, str] = {}
+    arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
     with _Exporter(export_processes) as exporter:
         preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes)
         for case, result in zip(cases, preprocessed, strict=True):
@@ -90,14 +104,8 @@ def predict_folder(
                 continue
             statistics = _predict_with_bar(predictor, data, case.id, progress)
             exporter.submit(job, case.id, statistics, properties)
-            del data, statistics
-    remove_staging(output, own_cases)
-    _write_report(output, Path(input_folder), predictor, every_case)
-    if bad:
-        done = len(cases) - len(bad)
-        raise UserError(f"{len(bad)} of {len(cases)} cases could not be predicted ({done} are complete): "
-                        + " ".join(bad.values()))
-    return [case.id for case in cases]
+            del data, statistics  # before the next case is read
+    return bad
 
 
 def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, progress: bool) -> Any:

@@ -14,7 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nndiffseg.inference.noise import NoiseField
-from nndiffseg.inference.precision import autocast_for
+from nndiffseg.inference.precision import autocast_for, default_precision
 from nndiffseg.inference.statistics import FoldSums, label_map
 from nndiffseg.inference.tiling import Frame, common_multiple, encode_tiled, tile_starts
 from nndiffseg.networks.interface import SampleNetwork
@@ -113,6 +113,9 @@ class VolumeSampler:
         self.label_manager, self.device, self.options = label_manager, device, options
         self.slice_batch, self.on_tile = slice_batch, on_tile
         self.memory = options.memory or default_memory(device)
+        # Guides in the precision of the convolutions spare the decoder half of its copies.
+        half = (options.precision or default_precision(device)) == "bfloat16"
+        self.guide_dtype = torch.bfloat16 if half else torch.float32
 
     # ---- plan of the work -----------------------------------------------------------------------------------------
 
@@ -230,7 +233,7 @@ class VolumeSampler:
             b = min(a + thickness, rows)
             low, high = max(a - halo, 0), min(b + halo, rows)
             slabs = [
-                m[:, :, low * stride // s[0] : high * stride // s[0]].to(self.device, torch.float32)
+                m[:, :, low * stride // s[0] : high * stride // s[0]].to(self.device, self.guide_dtype)
                 for m, s in zip(maps, self.network.map_strides, strict=True)
             ]
             inner = slice((a - low) * stride, (b - low) * stride)

@@ -15,6 +15,7 @@ import torch
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.errors import UserError
 from nndiffseg.inference.cases import preprocess
 from nndiffseg.inference.export import STAGING, CaseGeometry, ExportJob, case_summary, export_case, write_map
 from nndiffseg.inference.statistics import CaseStatistics
@@ -205,6 +206,23 @@ def test_a_case_is_whole_or_absent(plans, tmp_path, monkeypatch):
     assert all((tmp_path / file).is_file() for file in wanted) and wanted[-1] == Path("c.nii.gz")
     found = {f.relative_to(tmp_path) for f in tmp_path.rglob("*") if f.is_file()}
     assert found == set(wanted)
+
+
+def test_a_file_that_itk_truncates_is_noticed(plans, tmp_path, monkeypatch):
+    """On a full disk ITK writes what fits of a NIfTI and reports success."""
+    _, properties = prepared(plans)
+    write = sitk.WriteImage
+
+    def truncate(image, file, *args):
+        write(image, file, *args)
+        content = Path(file).read_bytes()
+        Path(file).write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setattr(sitk, "WriteImage", truncate)
+    job = ExportJob(tmp_path, {**plans, "image_reader_writer": "SimpleITKIO"}, "3d_fullres", LABELS)
+    with pytest.raises(UserError, match="No space left"):
+        export_case(job, "c", random_statistics((24, 16, 14)), properties)
+    assert not [f for f in tmp_path.rglob("*") if f.is_file()]
 
 
 def test_files_of_an_earlier_run_do_not_survive(plans, tmp_path):

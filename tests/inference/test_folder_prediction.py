@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
+from skimage import io
 
 from nndiffseg import Predictor
 from nndiffseg.errors import UserError
@@ -145,6 +146,32 @@ def test_a_case_with_a_missing_file_is_done_again(predictor, raw_images, referen
     assert predictor.predict_folder(raw_images, out, **options) == ["case_001"]
     assert_same(out, reference)
     assert predictor.predict_folder(raw_images, out, **options) == []
+
+
+def test_colour_photographs(model_folder_2d, tmp_path):
+    """PNG in, PNG out; the maps are 2D NIfTI with unit spacing."""
+    model = Path(shutil.copytree(model_folder_2d, tmp_path / model_folder_2d.name))
+    for name, changes in (("plans.json", {"image_reader_writer": "NaturalImage2DIO"}),
+                          ("dataset.json", {"file_ending": ".png", "channel_names": {"0": "R", "1": "G"}})):
+        content = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(content | changes))
+    images, out = tmp_path / "in", tmp_path / "out"
+    images.mkdir()
+    for channel in range(2):
+        array = np.random.default_rng(channel).integers(1, 255, (40, 52)).astype(np.uint8)
+        io.imsave(images / f"photo_{channel:04d}.png", array, check_contrast=False)
+    predictor = Predictor.from_folder(model, device="cpu", samples=2)
+    predictor.predict_folder(images, out, save_samples=True, progress=False)
+    assert io.imread(out / "photo.png").shape == io.imread(out / "samples" / "photo_s01.png").shape == (40, 52)
+    total = sitk.ReadImage(str(out / "uncertainty" / "photo_total.nii.gz"))
+    assert total.GetDimension() == 2 and total.GetSize() == (52, 40) and total.GetSpacing() == (1, 1)
+    content = json.loads((out / "uncertainty" / "photo.json").read_text())
+    assert "1 mm" in content["note"] and content["structures"]["shell"]["mean_ml"] <= 40 * 52 / 1000
+    # A colour file holds several channels: two of three here are one too many for a model of two.
+    (images / "photo_0001.png").unlink()
+    io.imsave(images / "photo_0000.png", np.ones((40, 52, 3), np.uint8), check_contrast=False)
+    with pytest.raises(UserError, match="photo has 3 channels, but the model was trained with 2"):
+        predictor.predict_folder(images, tmp_path / "out2", progress=False)
 
 
 def refuses(predictor, images, tmp_path, message) -> None:

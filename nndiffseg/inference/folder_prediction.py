@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from nndiffseg.errors import UserError
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from nndiffseg.inference.predictor import Predictor
 
 T = TypeVar("T")
+
+
+class WorkerKilledError(UserError):
+    """A worker process died: no fault of the case at hand, so the run ends."""
 
 
 def predict_folder(
@@ -99,6 +105,8 @@ def _predict_cases(predictor: Predictor, job: ExportJob, cases: Sequence[Case], 
         for case, result in zip(cases, preprocessed, strict=True):
             try:
                 data, properties = result()
+            except WorkerKilledError:
+                raise
             except UserError as error:
                 bad[case.id] = str(error)
                 continue
@@ -110,7 +118,11 @@ def _predict_cases(predictor: Predictor, job: ExportJob, cases: Sequence[Case], 
 
 def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
-        return predictor.predict_preprocessed(data, case_id, keep_parts=False, on_tile=bar.update)
+        try:
+            return predictor.predict_preprocessed(data, case_id, keep_parts=False, on_tile=bar.update)
+        except torch.cuda.OutOfMemoryError:  # even the smallest chunk did not fit
+            raise UserError(f"The GPU has too little memory for {case_id}; close what else runs on it, or use "
+                            "-device cpu.") from None
 
 
 def _is_complete(job: ExportJob, case: Case, predictor: Predictor) -> bool:
@@ -155,21 +167,30 @@ def in_order(function: Callable[..., T], arguments: Sequence[tuple], processes: 
         waiting: deque[Future[T]] = deque()
         for i in range(len(arguments)):
             for argument in arguments[i + len(waiting) : i + processes + 1]:
-                waiting.append(pool.submit(function, *argument))
+                waiting.append(_submit(pool, function, argument))
             yield _result_of(waiting.popleft())
 
 
 def _result_of(future: Future[T]) -> Callable[[], T]:
     def result() -> T:
-        try:
+        with _told_when_killed():
             return future.result()
-        except BrokenProcessPool:
-            raise RuntimeError(_KILLED) from None
 
     return result
 
 
-_KILLED = "A worker process was killed, most likely for want of memory; try again with -npp 1 -nps 1."
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., T], arguments: tuple) -> Future[T]:
+    with _told_when_killed():
+        return pool.submit(function, *arguments)
+
+
+@contextmanager
+def _told_when_killed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise WorkerKilledError("A worker process was killed, most likely for want of memory; try again with -npp 1 "
+                                "-nps 1.") from None
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -189,7 +210,7 @@ class _Exporter:
         if self.pool is None:
             export_case(*arguments)
             return
-        self.waiting.append(self.pool.submit(export_case, *arguments))
+        self.waiting.append(_submit(self.pool, export_case, arguments))
         self._wait(self.waiting.popleft() for _ in range(len(self.waiting) - 2 * self.processes))
 
     @staticmethod

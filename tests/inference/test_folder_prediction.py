@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
 from skimage import io
 
 from nndiffseg import Predictor
 from nndiffseg.errors import UserError
+from nndiffseg.inference.folder_prediction import WorkerKilledError, in_order
 
 CASES = [f"case_{i:03d}" for i in range(4)]
 
@@ -230,3 +233,23 @@ def test_parts_and_folders_are_checked(predictor, images, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         predictor.predict_folder(images, tmp_path / "file")
+
+
+def test_a_full_gpu_ends_the_run_with_one_sentence(predictor, raw_images, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("full")
+
+    monkeypatch.setattr(type(predictor), "predict_preprocessed", full)
+    refuses(predictor, raw_images, tmp_path, "The GPU has too little memory for case_000")
+
+
+def _die(value: int) -> int:
+    if value == 2:
+        os._exit(9)
+    return value
+
+
+def test_results_of_workers_come_in_order_and_a_killed_worker_is_told():
+    assert [result() for result in in_order(abs, [(-i,) for i in range(7)], 2)] == list(range(7))
+    with pytest.raises(WorkerKilledError, match="killed"):
+        [result() for result in in_order(_die, [(i,) for i in range(6)], 2)]

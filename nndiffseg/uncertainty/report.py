@@ -44,8 +44,7 @@ def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]]) 
     title = f"{name}: segmentations and their uncertainty"
     body = [report.overview(cases), report.explanation(), *report.case_sections(cases)]
     if settings:
-        body.append(html.section("How this was made", [html.table(
-            ["setting", "value"], [(escape(k), escape(v)) for k, v in settings.items()])]))
+        body.append(html.settings_box(settings))
     return _write(output / "report.html", html.page(title, _counts(len(cases), settings), body))
 
 
@@ -109,7 +108,7 @@ class _Report:
         """The table of all cases."""
         columns = list(self.structures) if len(self.structures) <= COLUMNS else []
         head = ["case", "expected Dice", *(["true Dice"] if self.evaluated else []), "least certain structure",
-                *(f"{name}, ml (90 % interval)" for name in columns)]
+                *(f"{name}, ml (90 %)" for name in columns)]
         rows = []
         for i, case in enumerate(cases):
             report = self.reports[case]
@@ -179,17 +178,17 @@ def _cards(summary: Mapping[str, Any]) -> str:
         html.card(html.number(dice, 2), "Accuracy: mean Dice",
                   "Overlap of the segmentations with the true labels: 1 is perfect, 0 is none."),
         html.card(html.number(auroc, 2), "Errors are flagged: AUROC",
-                  "Of a wrong and a right voxel near the structures, the wrong one is the more uncertain with this "
-                  "probability: 0.5 is guessing, 1 is perfect."),
+                  "How often a wrong voxel is more uncertain than a right one, near the structures: 0.5 is guessing, 1 is "
+                  "perfect."),
     ]
     ratios = {k: v for k, v in (summary["volume_spread_ratio"] or {}).items() if k != "mean" and v is not None}
     for name, ratio in ratios.items():
         cards.append(html.card(html.number(ratio, 2), f"Volume spread: {name}",
-                               "The volume’s standard deviation over the samples, divided by the true one: 1 is right, less "
-                               "is over-confident, more is over-cautious."))
+                               "Spread of the samples’ volumes, divided by the true spread: 1 is right, less is "
+                               "over-confident, more is over-cautious."))
     if not ratios:
         covered = [v["coverage_90"] for v in summary["volumes"].values() if html.number(v["coverage_90"]) != "–"]
-        share = f"{sum(covered) / len(covered):.0%}" if covered else "–"
+        share = f"{100 * sum(covered) / len(covered):.0f} %" if covered else "–"
         cards.append(html.card(share, "Volumes: coverage", "So many true volumes lie within the samples’ 90 % interval; 90 % "
                                "would be right."))
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -198,13 +197,13 @@ def _cards(summary: Mapping[str, Any]) -> str:
 def _charts(evaluation: Mapping[str, Any], structures: Sequence[str]) -> str:
     cases, calibration = evaluation["cases"], evaluation["summary"]["calibration"]
     charts = [
-        (spread_figure(cases, structures), "Is the spread of the volumes right?",
+        (spread_figure(cases, structures), "Spread of the volumes",
          "Each point is one structure of one case. On the dashed line, the samples’ volumes spread exactly as much as the "
          "true volumes do."),
-        (volume_figure(cases, structures), "Are the volumes right?",
+        (volume_figure(cases, structures), "Volumes",
          "Each bar is the 90 % interval of one structure of one case. About nine of ten bars should cross the dashed "
          "line, where measured and true volume are equal."),
-        (reliability_figure(calibration), "Do probabilities mean what they say?",
+        (reliability_figure(calibration), "Probabilities",
          "Of the voxels to which the model gives a label with 70 % probability, 70 % should truly carry it: on the "
          "dashed line they do. Larger marks stand for more voxels."),
     ]

@@ -25,20 +25,21 @@ def spread_figure(cases: Mapping[str, Any], structures: Sequence[str]) -> Figure
         rows = [case["volumes"][structure] for case in cases.values()]
         points = np.array([(r["known_sd_ml"], r["sd_ml"]) for r in rows if r["known_sd_ml"] and r["sd_ml"] is not None])
         if len(points):
-            ax.scatter(*points.T, s=30, color=DARK[i % len(DARK)], alpha=0.8, linewidths=0, label=structure, zorder=3)
+            ax.scatter(points[:, 0], points[:, 1], s=30, color=DARK[i % len(DARK)], alpha=0.8, linewidths=0, label=structure,
+                       zorder=3)
             highest = max(highest, points.max())
     if highest == 0:
         return None
     limit = 1.12 * highest
     ax.fill_between([0, limit], [0, limit * (1 - BAND)], [0, limit * (1 + BAND)], color="#e8edf2", linewidth=0)
-    ax.text(0.97, 0.03, f"grey: within {BAND:.0%}", transform=ax.transAxes, ha="right", color=QUIET, fontsize=8)
+    ax.text(0.97, 0.03, f"grey: within {100 * BAND:.0f} %", transform=ax.transAxes, ha="right", color=QUIET, fontsize=8)
     _finish(ax, 0, limit)
     return figure
 
 
 def volume_figure(cases: Mapping[str, Any], structures: Sequence[str]) -> Figure | None:
     """True volume versus the samples' mean and 90 % interval, one mark per case and structure; None without samples."""
-    figure, ax = _square("true volume, ml", "mean of the samples and 90 % interval, ml")
+    figure, ax = _square("true volume, ml", "mean and 90 % interval, ml")
     drawn: list[float] = []
     for i, structure in enumerate(structures):
         rows = [case["volumes"][structure] for case in cases.values()]
@@ -70,8 +71,8 @@ def reliability_figure(calibration: Mapping[str, Any] | None) -> Figure | None:
 
 
 def _square(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure((4.2, 4.0), dpi=DPI, facecolor="white", layout="constrained")
-    ax = figure.add_subplot()
+    figure = Figure((3.6, 3.5), dpi=DPI, facecolor="white")
+    ax = figure.add_axes((0.17, 0.15, 0.8, 0.8))  # the same for every chart, so that they line up
     ax.set_xlabel(x, fontsize=9, color=INK)
     ax.set_ylabel(y, fontsize=9, color=INK)
     return figure, ax
@@ -81,7 +82,6 @@ def _finish(ax: Axes, low: float, high: float) -> None:
     """Equal axes, the line of equality, quiet frame, legend."""
     ax.plot([low, high], [low, high], color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     ax.set(xlim=(low, high), ylim=(low, high))
-    ax.set_box_aspect(1)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5))
     ax.tick_params(labelsize=8, colors=QUIET, length=0)

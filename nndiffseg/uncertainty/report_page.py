@@ -13,7 +13,7 @@ body { margin: 0; background: #f5f7f9; color: var(--ink); line-height: 1.55;
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif; }
 main { max-width: 1040px; margin: 0 auto; padding: 2.2rem 1.2rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
-h2 { font-size: 1.25rem; margin: 0 0 .7rem; }
+h2 { font-size: 1.25rem; margin: 0 0 .7rem; overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 48rem; }
 a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
 .quiet { color: var(--quiet); }
@@ -23,11 +23,14 @@ section h2 small { font-weight: 400; color: var(--quiet); font-size: .95rem; mar
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 .wide { width: 100%; }
-th, td { text-align: right; padding: .34rem .9rem .34rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--quiet); font-weight: 500; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
+th, td { text-align: right; padding: .34rem 0 .34rem 1.1rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; white-space: normal; overflow-wrap: anywhere;
+  min-width: 10rem; }
+.settings td { text-align: left; }
+summary { cursor: pointer; font-weight: 600; }
 tr:last-child td { border-bottom: 0; }
-.bar { display: inline-block; width: 5rem; height: .5rem; border-radius: 3px; background: #e9eef3; margin-right: .6rem;
+.bar { display: inline-block; width: 3.5rem; height: .5rem; border-radius: 3px; background: #e9eef3; margin-right: .6rem;
   vertical-align: .06rem; } .bar i { display: block; height: 100%; border-radius: 3px; background: #6aa9d8; }
 img { max-width: 100%; height: auto; display: block; margin-top: .8rem; }
 dl { display: grid; grid-template-columns: minmax(7.5rem, max-content) 1fr; gap: .45rem 1.2rem; margin: .6rem 0; }
@@ -64,8 +67,8 @@ def ml(value: float | None) -> str:
     """A volume in ml, with three significant digits."""
     if value is None or value != value:
         return "–"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if (
-        abs(value) >= 1 or value == 0) else f"{value:.3g}"
+    digits = next((d for d, least in enumerate((100, 10, 1)) if abs(value) >= least), None)
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
 
 
 def interval(low_high: Sequence[float] | None) -> str:
@@ -110,14 +113,14 @@ def chart(source: str, title: str, caption: str) -> str:
             f"<figcaption>{escape(caption)}</figcaption></figure>")
 
 
-def explanation(*, several_folds: bool, samples_saved: bool, with_reference: bool, single_annotator: bool = True) -> str:
+def explanation(*, several_folds: bool, samples_saved: bool, with_reference: bool) -> str:
     """What the pictures and tables mean, in plain words."""
     words = {
         "Segmentation": "The solid outlines: the label that the model thinks most probable at each voxel."
         + (" The thin outlines are its samples: each is one plausible segmentation of the whole image, and where they "
            "part, the model is in doubt." if samples_saved else
            " The samples themselves were not saved; with --save_samples their outlines are drawn too."),
-        "Total uncertainty": "How undecided the model is about a voxel's label. Uncoloured means certain; the bright end "
+        "Total uncertainty": "How undecided the model is about a voxel’s label. Uncoloured means certain; the bright end "
         "of the colour bar means that two labels are equally probable, or worse."}
     if several_folds:
         words |= {
@@ -133,26 +136,31 @@ def explanation(*, several_folds: bool, samples_saved: bool, with_reference: boo
         words["True outline, errors"] = ("The dashed white outline is the true label; red voxels carry a wrong one. Good "
                                          "uncertainty maps are bright where the red is.")
     words |= {
-        "Volumes": "The segmentation's volume, and mean, standard deviation (sd) and 90 % interval of the volume over "
+        "Volumes": "The segmentation’s volume, and mean, standard deviation (sd) and 90 % interval of the volume over "
         "the samples: nine of ten samples lie in the interval.",
         "Expected Dice": "How well two samples overlap on average (1: identical). Were the truth one more sample, this "
         "would be the Dice to expect of a sample. The least certain cases come first: look at those."}
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
-    notes = []
-    if single_annotator:
-        notes.append('<p class="note">Where the training data hold one annotator per case, the spread of the samples is the '
-                     "model’s uncertainty about the label, not the variability between annotators.</p>")
-    return section("How to read this", [f"<dl>{rows}</dl>", *notes])
+    note = ('<p class="note">Where the training data hold one annotator per case, the spread of the samples is the '
+            "model’s uncertainty about the label, not the variability between annotators.</p>")
+    return section("How to read this", [f"<dl>{rows}</dl>", note])
+
+
+def settings_box(settings: Mapping[str, str]) -> str:
+    """How the prediction was made, folded away."""
+    rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in settings.items())
+    return (f'<section><details><summary>How this was made</summary><table class="settings">{rows}</table></details>'
+            "</section>")
 
 
 def volume_table(structures: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """A case's structures. ``known`` adds the true volume and, where it is known, its standard deviation."""
-    head = ["structure", "segmentation, ml", "mean, ml", "sd, ml", "90 % interval, ml", "expected Dice"]
+    head = ["volumes in ml", "segmentation", "mean", "sd", "90 % interval", "expected Dice"]
     rows = [[escape(name), ml(s.get("segmentation_ml")), ml(s.get("mean_ml")), ml(s.get("sd_ml")),
              interval(s.get("interval_90_ml")), number(s.get("expected_dice"))] for name, s in structures.items()]
     if known:
         spread = any(v.get("known_sd_ml") for v in known.values())
-        head += ["true volume, ml", *(["true sd, ml"] if spread else [])]
+        head += ["true volume", *(["true sd"] if spread else [])]
         for row, name in zip(rows, structures, strict=True):
             row.append(ml(known.get(name, {}).get("reference_ml")))
             if spread:

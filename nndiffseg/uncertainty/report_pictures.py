@@ -11,6 +11,7 @@ import numpy as np
 from contourpy import contour_generator
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, ListedColormap, Normalize
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 
 from nndiffseg.uncertainty.report_slices import ANATOMICAL, View
 
@@ -45,7 +47,9 @@ def case_figure(views: Sequence[View], structures: Mapping[str, Sequence[int]], 
     kinds = ["segmentation", *views[0].maps, *(["errors"] if views[0].reference is not None else [])]
     volume = len(views) > 1
     # cells of one row have equal height, so their widths follow from the slices' proportions
-    row = [v.image.shape[1] * v.spacing[1] / (v.image.shape[0] * v.spacing[0]) for v in (views if volume else views * len(kinds))]
+    row = [v.image.shape[1] * v.spacing[1] / (v.image.shape[0] * v.spacing[0]) for v in views]
+    if not volume:
+        row *= len(kinds)
     inner = width - BAR - GAP * (len(row) - 1)
     height = min(inner / sum(row), 0.62 * width)  # inches, of a slice
     rows = len(kinds) if volume else 1
@@ -107,6 +111,7 @@ def wrong_voxels(view: View, structures: Mapping[str, Sequence[int]]) -> NDArray
 
 
 def _truth(ax: Axes, view: View, structures: Mapping[str, Sequence[int]]) -> None:
+    assert view.reference is not None
     for labels in structures.values():
         _contours(ax, [np.isin(view.reference, labels)], view.spacing, color="white", linewidth=1.1, linestyle=(0, (3, 2)))
 
@@ -144,7 +149,7 @@ def _colour_bar(ax: Axes, scale: float) -> None:
     ticks = [f"{t:.2f}" for t in np.linspace(0, scale, 3)]
     bar.set_ticklabels([*ticks[:2], ("≥ " if scale < 1 else "") + ticks[2]])
     bar.ax.tick_params(labelsize=7.5, length=0, colors=QUIET)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 def _annotate(ax: Axes, view: View, width: float, height: float) -> None:
@@ -179,7 +184,10 @@ def _legend(figure: Figure, views: Sequence[View], structures: Mapping[str, Sequ
 
 
 def as_data_uri(figure: Figure) -> str:
-    """The figure as a PNG that HTML can hold."""
+    """The figure as a PNG that HTML can hold; without the two last bits of the colours it is much smaller."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    colours = np.asarray(canvas.buffer_rgba())[..., :3] | 3  # white stays white
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    Image.fromarray(colours).save(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

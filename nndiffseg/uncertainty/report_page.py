@@ -124,9 +124,9 @@ def explanation(*, several_folds: bool, samples_saved: bool, with_reference: boo
         "of the colour bar means that two labels are equally probable, or worse."}
     if several_folds:
         words |= {
-            "Aleatoric": "The part of the total that every fold's model has on its own: what the image leaves open, such "
+            "Aleatoric": "The part of the total that every fold’s model has on its own: what the image leaves open, such "
             "as a blurred edge.",
-            "Epistemic": "The rest: what the folds' models disagree about. It is high where the training data taught "
+            "Epistemic": "The rest: what the folds’ models disagree about. It is high where the training data taught "
             "them too little, and more such data would lower it."}
     else:
         words["Aleatoric, epistemic"] = (

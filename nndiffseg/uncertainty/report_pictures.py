@@ -26,17 +26,18 @@ from nndiffseg.uncertainty.report_slices import ANATOMICAL, View
 #: After Okabe and Ito, told apart by colour-blind readers too; the brightest first, for the grey image below.
 COLOURS = ("#56b4e9", "#e69f00", "#2fbf8f", "#cc79a7", "#f0e442", "#d55e00", "#4d86d8")
 ERROR, INK, QUIET = "#ff3b30", "#1f2933", "#6b7785"
+SHADE = {"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.45), "edgecolor": "none"}
 TITLES = {"segmentation": "Segmentation", "total": "Total uncertainty", "aleatoric": "Aleatoric uncertainty",
           "epistemic": "Epistemic uncertainty", "errors": "Errors"}
 DPI = 130
-GAP, TITLE, BAR = 0.06, 0.27, 0.62  # inches: between slices, above a row, for the colour bar
+GAP, TITLE, BAR, LEGEND = 0.06, 0.27, 0.62, 0.36  # inches: between pictures, above a row, right of it, below all
 
 
 def case_figure(views: Sequence[View], structures: Mapping[str, Sequence[int]], *, scale: float = 1.0,
                 width: float = 9.0) -> Figure:
     """Draws one case: image with contours, uncertainty maps, and errors where the truth is known.
 
-    Three slices make a row per kind of picture; a 2D image makes a single row.
+    Three slices make a row per kind of picture; those of a 2D image stand two in a row.
 
     Args:
         views: see :func:`nndiffseg.uncertainty.report_slices.read_views`.
@@ -45,32 +46,37 @@ def case_figure(views: Sequence[View], structures: Mapping[str, Sequence[int]], 
         width: in inches.
     """
     kinds = ["segmentation", *views[0].maps, *(["errors"] if views[0].reference is not None else [])]
-    volume = len(views) > 1
-    # cells of one row have equal height, so their widths follow from the slices' proportions
-    row = [v.image.shape[1] * v.spacing[1] / (v.image.shape[0] * v.spacing[0]) for v in views]
-    if not volume:
-        row *= len(kinds)
-    inner = width - BAR - GAP * (len(row) - 1)
-    height = min(inner / sum(row), 0.62 * width)  # inches, of a slice
-    rows = len(kinds) if volume else 1
-    legend = 0.36
-    figure = Figure((width, rows * (height + TITLE) + legend), dpi=DPI, facecolor="white")
-    size = (figure.get_figwidth(), figure.get_figheight())
-    for i, kind in enumerate(kinds):
-        bottom = legend + (rows - 1 - i if volume else 0) * (height + TITLE)
-        left = 0.0 if volume else sum(height * r + GAP for r in row[:i])
-        figure.text(left / size[0], (bottom + height + 0.07) / size[1], TITLES[kind], fontsize=9.5, color=INK, weight="bold")
-        for j, view in enumerate(views):
-            w = height * row[j]
-            ax = figure.add_axes((left / size[0], bottom / size[1], w / size[0], height / size[1]))
-            draw_view(ax, view, kind, structures, scale)
-            left += w + GAP
-        if kind in views[0].maps and (volume or i == len(views[0].maps)):
-            right = sum(height * r + GAP for r in row)
-            bar = figure.add_axes(((right + 0.04) / size[0], bottom / size[1], 0.11 / size[0], height / size[1]))
-            _colour_bar(bar, scale)
+    if len(views) > 1:
+        rows = [[(kind, view) for view in views] for kind in kinds]
+    else:
+        columns = 2 if len(kinds) > 1 else 1
+        cells = [(kind, views[0]) for kind in kinds]
+        rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    # pictures of one row have equal height, so their widths follow from their proportions
+    proportions = [v.image.shape[1] * v.spacing[1] / (v.image.shape[0] * v.spacing[0]) for _, v in rows[0]]
+    height = min((width - BAR - GAP * (len(proportions) - 1)) / sum(proportions), 0.62 * width)
+    widths = [height * p for p in proportions]
+    size = (width, len(rows) * (height + TITLE) + LEGEND)
+    figure = Figure(size, dpi=DPI, facecolor="white")
+    for i, row in enumerate(rows):
+        bottom, left = LEGEND + (len(rows) - 1 - i) * (height + TITLE), 0.0
+        for j, (kind, view) in enumerate(row):
+            if len(views) == 1 or j == 0:
+                figure.text(left / size[0], (bottom + height + 0.07) / size[1], TITLES[kind], fontsize=9.5, color=INK,
+                            weight="bold")
+            draw_view(_axes(figure, left, bottom, widths[j], height), view, kind, structures, scale)
+            left += widths[j] + GAP
+        if any(kind in view.maps for kind, view in row):
+            _colour_bar(_axes(figure, sum(widths) + GAP * len(widths) + 0.04, bottom, 0.11, height), scale)
+    _scale_bars(figure, rows[0])
     _legend(figure, views, structures)
     return figure
+
+
+def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes placed in inches."""
+    w, h = figure.get_size_inches()
+    return figure.add_axes((left / w, bottom / h, width / w, height / h))
 
 
 def draw_view(ax: Axes, view: View, kind: str, structures: Mapping[str, Sequence[int]], scale: float) -> None:
@@ -79,26 +85,27 @@ def draw_view(ax: Axes, view: View, kind: str, structures: Mapping[str, Sequence
     extent = (0, width, height, 0)
     low, high = np.percentile(view.image, (0.5, 99.5))
     ax.imshow(view.image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="bilinear")
-    names = list(structures)
+    line = _line_width(ax, len(view.image))
     if kind in view.maps:
         ax.imshow(_overlay(view.maps[kind], scale), extent=extent, interpolation="bilinear")
         for labels in structures.values():
-            _contours(ax, [np.isin(view.segmentation, labels)], view.spacing, color="white", linewidth=0.6, alpha=0.75)
+            _contours(ax, [np.isin(view.segmentation, labels)], view.spacing, color="white", linewidth=0.35 * line, alpha=0.75)
     elif kind == "errors" and view.reference is not None:
         wrong = np.zeros((*view.image.shape, 4))
         wrong[wrong_voxels(view, structures)] = (1.0, 0.23, 0.19, 0.85)
         ax.imshow(wrong, extent=extent, interpolation="nearest")
-        _truth(ax, view, structures)
+        _truth(ax, view, structures, 0.65 * line)
     else:
-        for i, name in enumerate(names):
-            masks = [np.isin(s, structures[name]) for s in view.samples]
-            _contours(ax, masks, view.spacing, color=COLOURS[i % len(COLOURS)], linewidth=0.5, alpha=0.5)
-        for i, name in enumerate(names):
-            mask = np.isin(view.segmentation, structures[name])
-            _contours(ax, [mask], view.spacing, color=COLOURS[i % len(COLOURS)], linewidth=1.7)
+        for i, labels in enumerate(structures.values()):
+            masks = [np.isin(s, labels) for s in view.samples]
+            _contours(ax, masks, view.spacing, color=COLOURS[i % len(COLOURS)], linewidth=0.3 * line, alpha=0.5)
+        for i, labels in enumerate(structures.values()):
+            mask = np.isin(view.segmentation, labels)
+            _contours(ax, [mask], view.spacing, color=COLOURS[i % len(COLOURS)], linewidth=line)
         if view.reference is not None:
-            _truth(ax, view, structures)
-        _annotate(ax, view, width, height)
+            _truth(ax, view, structures, 0.65 * line)
+        if view.name:
+            ax.text(0.03, 0.97, view.name, transform=ax.transAxes, va="top", color="white", fontsize=7.5, bbox=SHADE)
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
 
@@ -110,10 +117,18 @@ def wrong_voxels(view: View, structures: Mapping[str, Sequence[int]]) -> NDArray
     return (view.segmentation != view.reference) & judged
 
 
-def _truth(ax: Axes, view: View, structures: Mapping[str, Sequence[int]]) -> None:
+def _line_width(ax: Axes, rows: int) -> float:
+    """Of outlines, in points: 1.7, less where voxels are drawn small and outlines would hide fine structures."""
+    assert isinstance(ax.figure, Figure)
+    points_per_voxel = 72 * ax.get_position().height * ax.figure.get_figheight() / rows
+    return float(np.clip(0.6 + 0.4 * points_per_voxel, 0.7, 1.7))
+
+
+def _truth(ax: Axes, view: View, structures: Mapping[str, Sequence[int]], width: float) -> None:
     assert view.reference is not None
     for labels in structures.values():
-        _contours(ax, [np.isin(view.reference, labels)], view.spacing, color="white", linewidth=1.1, linestyle=(0, (3, 2)))
+        _contours(ax, [np.isin(view.reference, labels)], view.spacing, color="white", linewidth=width,
+                  linestyle=(0, (3, 2)))
 
 
 def _contours(ax: Axes, masks: Iterable[NDArray], spacing: tuple[float, float], **style: Any) -> None:
@@ -152,16 +167,16 @@ def _colour_bar(ax: Axes, scale: float) -> None:
     bar.outline.set_visible(False)
 
 
-def _annotate(ax: Axes, view: View, width: float, height: float) -> None:
-    """The plane's name, and a scale bar where the spacing is known to be in mm."""
-    shade = {"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.45), "edgecolor": "none"}
-    if view.name:
-        ax.text(0.03, 0.97, view.name, transform=ax.transAxes, va="top", color="white", fontsize=7.5, bbox=shade)
-    if view.name in ANATOMICAL:
-        length = max((n for n in (1, 2, 5, 10, 20, 50, 100) if n <= 0.3 * width), default=1)
-        x, y = 0.04 * width, 0.95 * height
+def _scale_bars(figure: Figure, row: Sequence[tuple[str, View]]) -> None:
+    """One length for all slices of the first row, where the spacing is known to be in mm."""
+    if row[0][1].name not in ANATOMICAL:
+        return
+    narrowest = min(view.image.shape[1] * view.spacing[1] for _, view in row)
+    length = max((n for n in (1, 2, 5, 10, 20, 50, 100) if n <= 0.3 * narrowest), default=1)
+    for ax in figure.axes[: len(row)]:
+        x, y = 0.04 * ax.get_xlim()[1], 0.95 * ax.get_ylim()[0]
         ax.plot([x, x + length], [y, y], color="white", linewidth=2, solid_capstyle="butt")
-        ax.text(x, y - 0.035 * height, f"{length} mm", color="white", fontsize=7, va="bottom", bbox=shade)
+        ax.text(x, 0.96 * y, f"{length} mm", color="white", fontsize=7, va="bottom", bbox=SHADE)
 
 
 def _legend(figure: Figure, views: Sequence[View], structures: Mapping[str, Sequence[int]]) -> None:

@@ -361,7 +361,7 @@ def test_contours_enclose_the_structure_in_mm_and_close_at_the_border():
 
 
 @pytest.mark.parametrize("file_ending", [".png", ".tif"])
-def test_photographs_are_drawn_in_one_row(tmp_path, make_dataset, file_ending):
+def test_photographs_are_drawn_two_in_a_row(tmp_path, make_dataset, file_ending):
     dataset = make_dataset(tmp_path / "raw", shape=(48, 64), cases=1, file_ending=file_ending)
     out = tmp_path / "out"
     (out / "uncertainty").mkdir(parents=True)
@@ -375,7 +375,8 @@ def test_photographs_are_drawn_in_one_row(tmp_path, make_dataset, file_ending):
     assert [(v.name, v.image.shape, sorted(v.maps)) for v in views] == [("", (48, 64), ["aleatoric", "epistemic", "total"])]
     np.testing.assert_allclose(views[0].maps["total"], sitk.GetArrayFromImage(total))
     picture, = Page(write_prediction_report(out, {"case_000": [image]})).pictures()
-    assert picture.width > 2 * picture.height
+    assert picture.width == 9 * 130  # two rows of two pictures, each 48:64
+    assert 0.7 < picture.height / picture.width < 0.85
 
 
 def test_real_case_is_drawn_from_a_prediction_of_real_data(hippocampus, tmp_path):

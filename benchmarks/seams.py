@@ -11,6 +11,7 @@ where one tile takes over from the next, are counted as borders too.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def border_planes(length: int, starts: list[int], patch: int) -> set[int]:
     """Indices i such that a tile begins or ends between voxels i and i + 1, or one tile takes over from the next."""
     planes = {s - 1 for s in starts if s > 0} | {s + patch - 1 for s in starts if s + patch < length}
     centres = [s + patch / 2 for s in starts]
-    return planes | {int((a + b) / 2) - 1 for a, b in zip(centres, centres[1:], strict=False)}
+    return planes | {int((a + b) / 2) - 1 for a, b in itertools.pairwise(centres)}
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ class DiffSegPlannerS(DiffSegPlanner):
     """
 
     size = Size(widths=((16, 48), (16, 64), (24, 64)), budget=3.0, max_steps=2)
-    batch_size_cap = {2: 16, 3: 4}  # noqa: RUF012
+    batch_size_cap = {2: 16, 3: 2}  # noqa: RUF012
 
     def __init__(
         self,

@@ -23,6 +23,9 @@ class nnDiffSegTrainer(DiffusionTrainer):
                                    enable_deep_supervision: bool = True) -> nn.Module:
         return build_latent_diffusion(configuration_manager, num_input_channels, num_output_channels)
 
+    def prepare_network(self, network: Any) -> None:
+        network.regions.fill_(self.label_manager.has_regions)
+
     def _build_loss(self) -> nn.Module:
         deep = super()._build_loss()
         return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions)

@@ -19,9 +19,12 @@ from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
 TRAINER = "nnDiffSegTrainer"
-#: Marks a folder as the demo's own, so that only such a folder is ever emptied.
+#: Marks a folder as the demo's own; in any other folder with content it refuses to work.
 MARKER = ".nndiffseg_demo"
 LOG = "demo.log"
+#: All that the demo writes, and so all that a rerun deletes.
+OWN = ("raw", "preprocessed", "results", "predictions", "images", "references", LOG, "evaluation.json", "summary.json",
+       "report.html", MARKER)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +37,7 @@ def _parser() -> Parser:
     parser.add_argument("--output", type=Path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
     parser.add_argument("--dataset", type=Path, metavar="FOLDER",
                         help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom")
-    parser.add_argument("--minutes", type=float, default=3.5, help="bounds the training (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=4.2, help="bounds the training (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=96, help="training cases of the phantom (default: %(default)s)")
@@ -90,6 +93,8 @@ def _main(argv: Sequence[str] | None) -> None:
             raise UserError(f"--{flag} must be positive, not {getattr(args, flag)}.")
     if args.dataset is not None and not (args.dataset / "dataset.json").is_file():
         raise UserError(f"{args.dataset} holds no dataset.json; give a dataset folder in nnU-Net's raw format.")
+    if args.dataset is not None and args.output.resolve() in args.dataset.resolve().parents:
+        raise UserError(f"{args.dataset} lies in the output folder, which is emptied; choose another with --output.")
     demo = Demo(_fresh(args.output.resolve()), args, pick_device(args.device).type)
     started = time.monotonic()
     dataset = _dataset(demo)
@@ -110,7 +115,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _fresh(output: Path) -> Path:
-    """Makes the output folder, emptied if an earlier demo made it.
+    """Makes the output folder; what an earlier demo wrote there is deleted, and nothing else.
 
     Raises:
         UserError: the folder holds something that no demo wrote.
@@ -120,7 +125,12 @@ def _fresh(output: Path) -> Path:
     if output.is_dir() and any(output.iterdir()):
         if not (output / MARKER).is_file():
             raise UserError(f"{output} holds files that are not the demo's; choose another folder with --output.")
-        shutil.rmtree(output)
+        for name in OWN:
+            path = output / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
     return output

@@ -82,10 +82,11 @@ def image_network(arch_kwargs: Mapping[str, Any], input_channels: int, heads: in
 
 
 def projections(features: Sequence[int], settings: DiffusionSettings, grids: Sequence[Sequence[int]]) -> Cost:
-    """The 1x1 convolutions from image features to the denoiser's condition and the decoder's guides, once per tile."""
-    one = (1,) * len(grids[0])
+    """The convolutions from image features and prior to the denoiser's condition and the decoder's guides, once per tile."""
+    one, three = (1,) * len(grids[0]), (3,) * len(grids[0])
     depth = settings.latent_stage
     total = conv(features[depth], settings.denoiser_channels[0], one, grids[depth])
+    total += conv(settings.latent_channels, settings.denoiser_channels[0], three, grids[depth])
     for s, width in enumerate(settings.decoder_channels):
         total += conv(features[s], width, one, grids[s])
     return total
@@ -125,7 +126,7 @@ def label_decoder(settings: DiffusionSettings, heads: int, grids: Sequence[Seque
 
 def label_encoder(settings: DiffusionSettings, heads: int, patch: Sequence[int], strides: Sequence[Sequence[int]]
                   ) -> Cost:
-    """Encoding one label (training only); ``strides`` as in the plans, with the leading stage of ones."""
+    """Encoding one label, in training, or the deterministic answer, once per tile; ``strides`` as in the plans, with the leading stage of ones."""
     grids = stage_grids(patch, strides)
     total, previous = Cost(), heads
     for s, width in enumerate(settings.encoder_channels, start=1):

@@ -32,8 +32,9 @@ class _Level(nn.ModuleList):
 class Denoiser(nn.Module):
     """A U-Net whose work lies mostly below the latent grid.
 
-    The network output F is turned into ``x0 = alpha z_t - sigma F`` (v-prediction, Salimans & Ho 2022, eq. 7 and
-    appendix D): at t = 1 the network predicts x0 itself, near t = 0 it hardly has to do anything.
+    The network output F is turned into ``x0 = alpha z_t - sigma F + sigma^2 prior``: v-prediction (Salimans & Ho 2022,
+    eq. 7 and appendix D) around a first guess. At t = 1 the network predicts the difference between x0 and the guess,
+    near t = 0 it hardly has to do anything.
     """
 
     def __init__(self, dim: int, latent_channels: int, noise_channels: int, channels: Sequence[int],
@@ -62,8 +63,19 @@ class Denoiser(nn.Module):
         self.norm = ChannelNorm(channels[0])
         self.head = conv(dim, channels[0], latent_channels)
 
-    def forward(self, z: Tensor, t: Tensor, condition: Tensor, xi: Tensor | None = None) -> Tensor:
-        """z ``(N, C_z, *grid)``, t ``(N,)``, condition ``(1 or N, C_0, *grid)``, xi ``(N, C_xi, *grid)`` -> x0."""
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor, prior: Tensor, xi: Tensor | None = None) -> Tensor:
+        """Denoises.
+
+        Args:
+            z: noisy latent ``(N, C_z, *grid)``.
+            t: times ``(N,)``.
+            condition: image features ``(1 or N, C_0, *grid)``.
+            prior: latent of the deterministic segmentation ``(1 or N, C_z, *grid)``.
+            xi: auxiliary noise ``(N, C_xi, *grid)``.
+
+        Returns:
+            x0 ``(N, C_z, *grid)`` float32.
+        """
         embedding = self.embed(t)
         h = self.stem(z if xi is None else torch.cat([z, xi], 1)) + condition
         skips = []
@@ -77,4 +89,5 @@ class Denoiser(nn.Module):
             h = self.up[i](h, embedding)
         v = self.head(F.silu(self.norm(h))).float()
         view = (-1, *[1] * (z.ndim - 1))
-        return self.schedule.alpha(t).view(view) * z - self.schedule.sigma(t).view(view) * v
+        alpha, sigma = self.schedule.alpha(t).view(view), self.schedule.sigma(t).view(view)
+        return alpha * z + sigma * (sigma * prior.float() - v)

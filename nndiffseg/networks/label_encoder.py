@@ -28,8 +28,9 @@ class LabelEncoder(nn.Module):
         self.head = conv(dim, previous, latent_channels, 1)
         self.whiten = RunningWhitening(latent_channels)
 
-    def forward(self, onehot: Tensor) -> Tensor:  # (B, heads, *patch) -> (B, C_z, *latent)
+    def forward(self, onehot: Tensor, update: bool = True) -> Tensor:  # (B, heads, *patch) -> (B, C_z, *latent)
+        """``update=False`` leaves the statistics of the whitening alone: predictions must not shift them."""
         h = onehot * 2 - 1
         for stage in self.stages:
             h = stage(h)
-        return self.whiten(self.head(F.silu(self.norm(h))))
+        return self.whiten(self.head(F.silu(self.norm(h))), update)

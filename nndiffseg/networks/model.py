@@ -48,6 +48,7 @@ class LatentDiffusionSegmenter(nn.Module):
     """
 
     fusion_weight: Tensor
+    regions: Tensor
 
     def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
         """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least."""
@@ -63,8 +64,8 @@ class LatentDiffusionSegmenter(nn.Module):
             cumulative.append(tuple(a * b for a, b in zip(cumulative[-1], s, strict=True)))
         if cumulative[-1] != self.stride:
             raise ValueError(f"latent_stride {self.stride} is not the image network's stride {cumulative[-1]}")
-        #: logits, condition of the denoiser, then one guide per stage of the label decoder
-        self.map_strides = (cumulative[0], cumulative[-1], *cumulative)
+        #: logits, condition of the denoiser, latent of the deterministic segmentation, one guide per decoder stage
+        self.map_strides = (cumulative[0], cumulative[-1], cumulative[-1], *cumulative)
 
         xi_channels = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
         self.image_network = ImageNetwork(unet)
@@ -74,9 +75,13 @@ class LatentDiffusionSegmenter(nn.Module):
         self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
+        self.prior_to_condition = conv(dim, settings.latent_channels, settings.denoiser_channels[0])
         self.to_guides = nn.ModuleList(conv(dim, features[s], c, 1) for s, c in enumerate(settings.decoder_channels))
         self.halo = self.label_decoder.halo
         self.register_buffer("fusion_weight", torch.tensor([0.5]))
+        # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
+        # without telling them; the trainer sets it and the checkpoint carries it.
+        self.register_buffer("regions", torch.tensor(False))
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -87,11 +92,12 @@ class LatentDiffusionSegmenter(nn.Module):
             logits = self.image_network(image, deep_supervision).logits
             return logits if deep_supervision else logits[0]
         out = self.image_network(image, deep_supervision)
-        condition, guides = self._project(out.features)
+        guides = self._guides(out.features)
+        condition, prior = self._condition(out.features, out.logits[0])
         z0 = self.label_encoder(onehot) * self.settings.input_scale
         reconstruction = self._reconstruct(z0, guides, generator)
         z0 = z0.detach()
-        x0 = self._denoise_training(z0, condition, generator)
+        x0 = self._denoise_training(z0, condition, prior, generator)
         samples = self.decode(x0.flatten(0, 1), [g.repeat(len(x0), *[1] * (g.ndim - 1)) for g in guides])
         return TrainingOutput(out.logits, reconstruction, z0, x0, samples.unflatten(0, x0.shape[:2]))
 
@@ -103,45 +109,57 @@ class LatentDiffusionSegmenter(nn.Module):
         z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
-    def _denoise_training(self, z0: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _denoise_training(self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None) -> Tensor:
         """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times."""
         batch, shape = len(z0), z0.shape[2:]
         t = torch.rand(batch, generator=generator)
         noise = torch.randn(z0.shape, generator=generator).to(z0)
         if self.settings.objective == "mean":
             t = t.to(z0)
-            source = self._recycle(z0, condition, t, generator)
-            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition)[None]
+            source = self._recycle(z0, condition, prior, t, generator)
+            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition, prior)[None]
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
         t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
         z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
         xi = torch.cat([
             correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
             for s in self.settings.noise_scales], 1)
-        condition = condition.repeat(2, *[1] * (condition.ndim - 1))
-        return self.denoiser(z_t, t.repeat(2), condition, xi).unflatten(0, (2, batch))
+        condition, prior = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior))
+        return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch))
 
     @torch.no_grad()
-    def _recycle(self, z0: Tensor, condition: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _recycle(self, z0: Tensor, condition: Tensor, prior: Tensor, t: Tensor, generator: torch.Generator | None
+                 ) -> Tensor:
         """Half of the items: the network's own prediction from a noisier time (MELBA 2023:016) instead of z0."""
         u = torch.rand(len(z0), generator=generator).to(t)
         noisier = t + (1 - t) * u
         noise = torch.randn(z0.shape, generator=generator).to(z0)
-        own = self.denoiser(add_noise(self.schedule, z0, noise, noisier), noisier, condition)
+        own = self.denoiser(add_noise(self.schedule, z0, noise, noisier), noisier, condition, prior)
         use = (torch.rand(len(z0), generator=generator) < 0.5).to(z0.device).view(-1, *[1] * (z0.ndim - 1))
         return torch.where(use, own.to(z0), z0)
 
     # ---- prediction -----------------------------------------------------------------------------------------------
 
-    def _project(self, features: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _guides(self, features: list[Tensor]) -> list[Tensor]:
+        return [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+
+    def _condition(self, features: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """What the denoiser knows of the image: features on the latent grid, and the latent of the deterministic answer.
+
+        Samples start from that answer and learn how the label may differ from it (compare arXiv 2210.17408). It is an
+        input like the image: no gradient reaches the head or the label encoder through it.
+        """
+        with torch.no_grad():
+            p = logits.detach().float()
+            prior = self.label_encoder(p.sigmoid() if bool(self.regions) else p.softmax(1), update=False)
+            prior = prior * self.settings.input_scale
         condition = self.to_condition(features[self.settings.latent_stage])
-        return condition, [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+        return condition + self.prior_to_condition(prior), prior
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """image ``(B, C_in, *patch)`` -> logits, condition, guides at the strides ``map_strides``."""
+        """image ``(B, C_in, *patch)`` -> logits, condition, prior latent, guides at the strides ``map_strides``."""
         out = self.image_network(image)
-        condition, guides = self._project(out.features)
-        return [out.logits[0], condition, *guides]
+        return [out.logits[0], *self._condition(out.features, out.logits[0]), *self._guides(out.features)]
 
     def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
                ) -> Tensor:
@@ -149,15 +167,15 @@ class LatentDiffusionSegmenter(nn.Module):
         settings = self.settings
         n_scales = len(settings.noise_scales)
         # Streams 0 (starting noise), then per step: one for each scale of xi and one for the sampler's own noise.
-        calls, condition = itertools.count(), maps[1]
+        calls, condition, prior = itertools.count(), maps[1], maps[2]
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             step = next(calls)
             if settings.objective == "mean":
-                return self.denoiser(z, t, condition)
+                return self.denoiser(z, t, condition, prior)
             first = 1 + step * (n_scales + 1)
             xi = torch.cat([draw(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
-            return self.denoiser(z, t, condition, xi)
+            return self.denoiser(z, t, condition, prior, xi)
 
         start = draw(0, settings.latent_channels, 1)
         times = timesteps(steps or settings.steps).to(start)

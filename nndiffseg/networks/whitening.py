@@ -25,10 +25,10 @@ class RunningWhitening(nn.Module):
         self.register_buffer("var", torch.ones(channels))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, *spatial)
+    def forward(self, x: Tensor, update: bool = True) -> Tensor:  # (B, C, *spatial)
         x = x.float()
         view = (1, -1, *[1] * (x.ndim - 2))
-        if not self.training:
+        if not (self.training and update):
             return (x - self.mean.view(view)) * torch.rsqrt(self.var.view(view) + self.eps)
         axes = [0, *range(2, x.ndim)]
         batch_mean, batch_var = x.mean(axes), x.var(axes, unbiased=False)

@@ -66,6 +66,7 @@ class DiffusionTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
+        self.prepare_network(self.bare_network)
         self.average = WeightAverage(self.bare_network)
 
     @property
@@ -358,6 +359,9 @@ class DiffusionTrainer(nnUNetTrainer):
         validate_fold(self, save_probabilities)
 
     # ---- what a method adds ---------------------------------------------------------------------------------------
+
+    def prepare_network(self, network: Any) -> None:
+        """Tells the freshly built network what nnU-Net's builder does not know."""
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """All terms of the loss of one batch, to be summed."""

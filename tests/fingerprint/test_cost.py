@@ -84,7 +84,8 @@ def test_denoiser_flops(dim: int, objective: str) -> None:
     xi = len(s.noise_scales) * s.noise_channels if objective == "energy" else 0
     network = Denoiser(dim, s.latent_channels, xi, s.denoiser_channels, s.denoiser_strides, schedule_by_name("cosine"))
     noise = (torch.zeros(1, xi, *grid),) if xi else ()
-    inputs = torch.zeros(1, 6, *grid), torch.ones(1), torch.zeros(1, s.denoiser_channels[0], *grid), *noise
+    condition, prior = torch.zeros(1, s.denoiser_channels[0], *grid), torch.zeros(1, 6, *grid)
+    inputs = torch.zeros(1, 6, *grid), torch.ones(1), condition, prior, *noise
     # the time embedding's dense layers are left out of the closed form
     assert cost.denoiser(s, grid).flops == pytest.approx(count(network, *inputs), rel=0.03)
 

@@ -92,16 +92,31 @@ def test_diffusion_loss_does_not_reach_the_label_encoder():
 
 
 def test_training_pass_depends_only_on_its_generator():
-    model = make()
     onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 16, 16, 16)), 3).movedim(-1, 1).float()
     image = torch.randn(1, 1, 16, 16, 16)
     outs = []
     for seed in (5, 5, 6):
+        model = make()  # a pass moves the whitening's statistics, so each starts from the same network
         torch.manual_seed(len(outs))  # the global generator must not matter
-        model.label_encoder.whiten.updates.zero_()
         outs.append(model(image, onehot, generator=torch.Generator().manual_seed(seed)).x0)
     assert torch.equal(outs[0], outs[1])
     assert not torch.equal(outs[0], outs[2])
+
+
+def test_an_untrained_denoiser_starts_from_the_deterministic_answer_at_pure_noise():
+    model = make().eval()
+    for p in model.denoiser.head.parameters():
+        p.data.zero_()
+    maps = model.encode(torch.randn(1, 1, 16, 16, 16))
+    z = model.sample(maps, draw_for(2, maps[1].shape[2:]), steps=1)
+    torch.testing.assert_close(z, maps[2].expand_as(z))
+
+
+def test_the_prior_does_not_move_the_whitening_statistics():
+    model = make()
+    before = model.label_encoder.whiten.mean.clone()
+    model.encode(torch.randn(1, 1, 16, 16, 16))
+    assert torch.equal(model.label_encoder.whiten.mean, before)
 
 
 @pytest.mark.parametrize(("strides", "patch"), [(((2, 2, 2), (2, 2, 2)), (48, 16, 16)), (((1, 2, 2), (1, 2, 2)), (24, 16, 16))])

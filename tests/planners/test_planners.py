@@ -98,7 +98,7 @@ def test_size_s_is_small(hippocampus_plans: Callable[..., Any]) -> None:
     kwargs = configurations["3d_fullres"]["architecture"]["arch_kwargs"]
     assert list(kwargs["features_per_stage"]) == [16, 32, 64, 128]
     assert list(kwargs["n_blocks_per_stage"]) == [1, 2, 2, 2]
-    assert configurations["3d_fullres"]["batch_size"] <= 4
+    assert configurations["3d_fullres"]["batch_size"] <= 2
     assert configurations["2d"]["batch_size"] <= 16
 
 

@@ -31,6 +31,8 @@ class nnDiffSegTrainer(DiffusionTrainer):
         return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions)
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        assert self.budget is not None
+        self.loss.set_progress(self.budget.progress(self.iteration))
         onehot = self.onehot(targets[0])
         out = self.network(data, onehot, deep_supervision=True, generator=generator)
         return self.loss(out, targets, onehot)

@@ -126,7 +126,10 @@ def label_decoder(settings: DiffusionSettings, heads: int, grids: Sequence[Seque
 
 def label_encoder(settings: DiffusionSettings, heads: int, patch: Sequence[int], strides: Sequence[Sequence[int]]
                   ) -> Cost:
-    """Encoding one label, in training, or the deterministic answer, once per tile; ``strides`` as in the plans, with the leading stage of ones."""
+    """Encoding one label (in training), or the deterministic answer once per tile.
+
+    ``strides`` as in the plans, with the leading stage of ones.
+    """
     grids = stage_grids(patch, strides)
     total, previous = Cost(), heads
     for s, width in enumerate(settings.encoder_channels, start=1):

@@ -32,6 +32,11 @@ class DiffusionLoss(nn.Module):
         super().__init__()
         self.deterministic, self.segmentation = deterministic, segmentation
         self.settings, self.regions = settings, regions
+        self.spread_weight = 1.0
+
+    def set_progress(self, progress: float) -> None:
+        """Narrow samples first, calibrated ones later: lambda rises from 0.5 to 1 in the first 60 % of a training."""
+        self.spread_weight = min(1.0, 0.5 + progress / 1.2)
 
     def forward(self, out: TrainingOutput, targets: list[Tensor], onehot: Tensor) -> dict[str, Tensor]:
         """``targets`` as nnU-Net's loader gives them, ``onehot`` ``(B, heads, *patch)``; keys are the terms' names."""
@@ -46,9 +51,9 @@ class DiffusionLoss(nn.Module):
         logits = out.samples.float()
         p = torch.sigmoid(logits) if self.regions else logits.softmax(2)  # (2, B, heads, *patch)
         first = 0 if self.regions else 1
-        terms["latent"] = energy_score(out.x0, out.z0, LATENT_SCALES)
+        terms["latent"] = energy_score(out.x0, out.z0, LATENT_SCALES, self.spread_weight)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
         foreground = onehot[:, first:].amax(1).mean().clamp_min(0.01)
-        terms["label"] = energy_score(p, onehot, LABEL_SCALES) / foreground
-        terms["jaccard"] = jaccard_score(p[:, :, first:], onehot[:, first:])
+        terms["label"] = energy_score(p, onehot, LABEL_SCALES, self.spread_weight) / foreground
+        terms["jaccard"] = jaccard_score(p[:, :, first:], onehot[:, first:], self.spread_weight)
         return terms

@@ -8,17 +8,33 @@ import torch
 from nndiffseg.training.scores import energy_score, jaccard_score
 
 
-def expected_energy(spread: float, scales, n: int = 4000, truth: float = 1.0) -> float:
+def expected_energy(spread: float, scales, n: int = 4000, truth: float = 1.0, weight: float = 1.0) -> float:
     g = torch.Generator().manual_seed(0)
     y = truth * torch.randn(n, 1, 4, generator=g).mean(2, keepdim=True).expand(n, 1, 4) * 2
     x = spread * torch.randn(2, n, 1, 4, generator=g).mean(3, keepdim=True).expand(2, n, 1, 4) * 2
-    return float(energy_score(x[..., None], y[..., None], scales))
+    return float(energy_score(x[..., None], y[..., None], scales, weight))
 
 
 @pytest.mark.parametrize("scales", [(1,), (0,), (1, 2, 0)])
 def test_energy_score_is_least_at_the_true_spread(scales):
     scores = {s: expected_energy(s, scales) for s in (0.0, 0.5, 1.0, 2.0)}
     assert min(scores, key=scores.__getitem__) == 1.0, scores
+
+
+def test_a_spread_weight_below_one_asks_for_narrower_samples():
+    """lambda / sqrt(2 - lambda^2) = 0.58 for lambda = 0.71: the closed form of a Gaussian."""
+    scores = {s: expected_energy(s, (0,), weight=0.71) for s in (0.2, 0.4, 0.58, 0.8, 1.0)}
+    assert min(scores, key=scores.__getitem__) == 0.58, scores
+
+
+def test_a_spread_weight_below_one_charges_outliers_linearly():
+    """A share e of outliers at distance D costs e^2 D with weight 1, and (1 - lambda) e D more below."""
+    e, big, n = 0.1, 100.0, 20000
+    g = torch.Generator().manual_seed(0)
+    x = big * (torch.rand(2, n, 1, 1, 1, generator=g) < e).float()
+    y = torch.zeros(n, 1, 1, 1)
+    assert float(energy_score(x, y, (1,))) == pytest.approx(e**2 * big, rel=0.15)
+    assert float(energy_score(x, y, (1,), 0.8)) == pytest.approx((e**2 + 0.2 * e * (1 - e)) * big, rel=0.15)
 
 
 def test_energy_score_of_one_number_is_the_crps_estimate():

@@ -53,7 +53,7 @@ def test_a_flag_wins_over_the_variable_and_reaches_nnunet(
 @pytest.mark.usefixtures("no_variables")
 def test_relative_folders_become_absolute(tmp_path: Path) -> None:
     configure_folders(raw="here", preprocessed="there", results="elsewhere")
-    assert os.environ["nnUNet_raw"] == str(tmp_path / "here")  # noqa: SIM112
+    assert os.environ["nnUNet_raw"] == str(tmp_path / "here")
 
 
 @pytest.mark.usefixtures("no_variables")
@@ -61,7 +61,7 @@ def test_ext_trainer_is_appended_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", "/my/trainers")
     configure_folders("a", "b", "c")
     configure_folders("a", "b", "c")
-    assert os.environ["nnUNet_extTrainer"] == os.pathsep.join(["/my/trainers", str(ext_path())])  # noqa: SIM112
+    assert os.environ["nnUNet_extTrainer"] == os.pathsep.join(["/my/trainers", str(ext_path())])
 
 
 def test_module_prints_the_shim_folder() -> None:

@@ -178,7 +178,7 @@ class LatentDiffusionSegmenter(nn.Module):
             return self.denoiser(z, t, condition, prior, xi)
 
         start = draw(0, settings.latent_channels, 1)
-        times = timesteps(steps or settings.steps).to(start)
+        times = timesteps(steps or settings.steps)
         return sampler_by_name(sampler or settings.sampler)(
             denoise, start, times, schedule=self.schedule,
             step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))

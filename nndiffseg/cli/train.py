@@ -61,7 +61,8 @@ def _main(argv: Sequence[str] | None) -> None:
     if not args.val:
         trainer.run_training()
     if args.val_best:
-        trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_best.pth"))
+        trainer.validated_checkpoint = "checkpoint_best.pth"
+        trainer.load_checkpoint(str(Path(trainer.output_folder) / trainer.validated_checkpoint))
     if not args.disable_checkpointing:
         trainer.perform_actual_validation(args.npz)
 
@@ -111,16 +112,10 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
         UserError: there is no such trainer, or it does not train a diffusion model.
     """
     import nndiffseg.trainers as own
+    from nndiffseg.inference.model_folder import trainer_by_name
     from nndiffseg.training.trainer import DiffusionTrainer
 
-    trainer = getattr(own, name, None)
-    if trainer is None:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-        try:
-            trainer = recursive_find_trainer_class_by_name(name)
-        except RuntimeError:
-            trainer = None
+    trainer = trainer_by_name(name)
     if not (isinstance(trainer, type) and issubclass(trainer, DiffusionTrainer)):
         raise UserError(f"There is no nndiffseg trainer {name}; choose one of {', '.join(own.__all__)} with -tr.")
     return trainer
@@ -128,10 +123,9 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
 
 def _load(trainer: DiffusionTrainer, args: Any) -> None:
     folder = Path(trainer.output_folder)
-    if args.val or args.val_best:
-        wanted = folder / ("checkpoint_best.pth" if args.val_best and args.val else "checkpoint_final.pth")
-        if args.val:
-            trainer.load_checkpoint(str(wanted))
+    if args.val:
+        if not args.val_best:  # the best one is loaded just before its validation
+            trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     elif args.c:
         for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
             if (folder / name).is_file():

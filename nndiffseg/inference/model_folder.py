@@ -153,21 +153,14 @@ def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:
             "and another checkpoint with -chk.")
 
 
-def find_trainer(name: str) -> Any:
-    """A trainer class by its name: nndiffseg's own, or one in a folder that ``nnUNet_extTrainer`` names.
-
-    Raises:
-        UserError: there is no trainer of this name.
-    """
+def trainer_by_name(name: str) -> Any:
+    """A trainer class: nndiffseg's own, or one in a folder that ``nnUNet_extTrainer`` names; None if there is none."""
     trainer = getattr(importlib.import_module("nndiffseg.trainers"), name, None)
     if trainer is None:
         try:
             trainer = recursive_find_trainer_class_by_name(name)
         except RuntimeError:
-            trainer = None
-    if trainer is None:
-        raise UserError(f"The model was trained by {name}, which is not installed here; put its folder into "
-                        "nnUNet_extTrainer.")
+            return None
     return trainer
 
 
@@ -177,7 +170,11 @@ def _build(plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
     manager = plans.get_configuration(configuration)
     if manager.previous_stage_name is not None:
         raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
-    network = find_trainer(trainer).build_network_architecture(
+    trainer_class = trainer_by_name(trainer)
+    if trainer_class is None:
+        raise UserError(f"The model was trained by {trainer}, which is not installed here; put its folder into "
+                        "nnUNet_extTrainer.")
+    network = trainer_class.build_network_architecture(
         plans, manager, determine_num_input_channels(plans, manager, dataset_json),
         plans.get_label_manager(dataset_json).num_segmentation_heads, enable_deep_supervision=False,
     )

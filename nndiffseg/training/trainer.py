@@ -55,6 +55,7 @@ class DiffusionTrainer(nnUNetTrainer):
         self.workers: int | None = None
         self.iteration = 0  # iterations done in all epochs
         self.show_progress = True
+        self.validated_checkpoint = "checkpoint_final.pth"  # gets the fusion weight that the validation fits
         self.average: WeightAverage | None = None
         self.budget: Budget | None = None
         self._epoch_terms: dict[str, list[float]] = {}

@@ -22,6 +22,7 @@ from nndiffseg.evaluation import evaluate_predictions, write_json
 from nndiffseg.inference.export import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics
+from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
 
 if TYPE_CHECKING:
@@ -57,10 +58,17 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     network.fusion_weight.fill_(weight)
     trainer.bare_network.fusion_weight.fill_(weight)
     _judge(trainer, folder, tables, weight)
-    final = Path(trainer.output_folder) / "checkpoint_final.pth"
-    if final.is_file():
-        trainer.current_epoch = max(trainer.current_epoch, 1)
-        trainer.save_checkpoint(str(final))
+    _store_weight(Path(trainer.output_folder) / trainer.validated_checkpoint, weight)
+
+
+def _store_weight(path: Path, weight: float) -> None:
+    """Puts the weight into the checkpoint that was validated, and changes nothing else in it."""
+    if not path.is_file():
+        return
+    checkpoint = load_checkpoint(path)
+    for name in ("network_weights", "network_weights_raw"):
+        checkpoint[name]["fusion_weight"].fill_(weight)
+    save_atomically(checkpoint, path)
 
 
 def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob) -> list[FusionTable]:

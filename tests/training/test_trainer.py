@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -59,26 +58,35 @@ def test_training_learns_and_writes_nnunets_files(folders):
     assert 0.0 <= float(averaged["fusion_weight"]) <= 1.0
 
 
+def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
+    """Runs after the training above, on its checkpoints."""
+    out = fold(folders, "learn")
+    final = (out / "checkpoint_final.pth").read_bytes()
+    best = load_checkpoint(out / "checkpoint_best.pth")
+    assert train.main(arguments(folders, "learn", "--val", "--val_best")) == 0
+    assert (out / "checkpoint_final.pth").read_bytes() == final
+    after = load_checkpoint(out / "checkpoint_best.pth")
+    same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items() if k != "fusion_weight"]
+    assert all(same) and after["iteration"] == best["iteration"]
+
+
 def test_a_killed_training_resumes_where_it_stopped(folders):
     """SIGKILL in the middle of an epoch, after a checkpoint within that epoch."""
     length = ("--epochs", "3", "--iterations_per_epoch", "5")
     uninterrupted = arguments(folders, "whole", *length)
     assert train.main(uninterrupted) == 0
     out = fold(folders, "killed")
-    # The real command, with the interval between checkpoints set to zero so that one falls within an epoch.
-    script = ("import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, sys;"
-              "t.CHECKPOINT_SECONDS = 0; sys.exit(c.main(sys.argv[1:]))")
-    process = subprocess.Popen([sys.executable, "-c", script, *arguments(folders, "killed", *length)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if (out / "checkpoint_latest.pth").is_file() and load_checkpoint(out / "checkpoint_latest.pth")["iteration"] >= 7:
-            break
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    # The real command; it saves after every iteration within an epoch, and is killed at the start of the ninth.
+    script = ("import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, os, signal, sys;"
+              "t.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
+              "t.DiffusionTrainer.train_step = lambda self, batch: "
+              "os.kill(os.getpid(), signal.SIGKILL) if self.iteration == 8 else step(self, batch);"
+              "sys.exit(c.main(sys.argv[1:]))")
+    killed = subprocess.run([sys.executable, "-c", script, *arguments(folders, "killed", *length)],
+                            capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     stopped = load_checkpoint(out / "checkpoint_latest.pth")
-    assert 7 <= stopped["iteration"] < 15 and not (out / "checkpoint_final.pth").exists()
+    assert stopped["iteration"] == 8 and not (out / "checkpoint_final.pth").exists()
     assert not list(out.glob("*.tmp.*")), "a kill must not leave a torn checkpoint under a real name"
     assert train.main(arguments(folders, "killed", *length, "--c")) == 0
     keys = ("losses", "dice_deterministic", "dice_samples", "dice_fused", "spread", "iteration")

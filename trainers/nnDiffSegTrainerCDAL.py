@@ -42,7 +42,7 @@ from nndiffseg.training.loader import seed_of
 from nndiffseg.training.trainer import DiffusionTrainer
 
 #: learning rate of the discriminator, relative to the generator's
-DISCRIMINATOR_RATE = 0.2
+DISCRIMINATOR_RATE = 0.5
 
 
 class nnDiffSegTrainerCDAL(DiffusionTrainer):

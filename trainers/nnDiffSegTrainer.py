@@ -9,7 +9,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nndiffseg.networks.build import build_latent_diffusion
-from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.training.losses import DiffusionLoss
 from nndiffseg.training.trainer import DiffusionTrainer
 
@@ -28,7 +27,7 @@ class nnDiffSegTrainer(DiffusionTrainer):
 
     def _build_loss(self) -> nn.Module:
         deep = super()._build_loss()
-        return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions)
+        return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions).to(self.device)
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         assert self.budget is not None
@@ -36,13 +35,3 @@ class nnDiffSegTrainer(DiffusionTrainer):
         onehot = self.onehot(targets[0])
         out = self.network(data, onehot, deep_supervision=True, generator=generator)
         return self.loss(out, targets, onehot)
-
-    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        maps = network.encode(data)
-        shape = maps[1].shape[2:]
-
-        def draw(stream: int, channels: int, scale: int = 1) -> Tensor:
-            return correlated_noise(len(data), channels, shape, scale, generator=generator, device=self.device)
-
-        samples = [network.decode(network.sample(maps, draw), maps) for _ in range(2)]
-        return maps[0], torch.stack(samples)

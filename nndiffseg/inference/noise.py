@@ -105,6 +105,12 @@ class NoiseField:
             return interpolate_nodes(nodes, shape, scale, origin)
         return self._cells(stream, channels, shape, origin, scale, device)
 
+    def vector(self, stream: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers ``(channels,)`` that belong to the whole volume; independent of every :meth:`draw`."""
+        # The numbers lie along an axis: one key for all, where channels would need one for every two. No draw has scale 0.
+        words = _hash_grid(self._key(stream, 0, 0), ((channels + 1) // 2,), (0,), torch.device(device))
+        return torch.stack(_normal_pair(words), 1).flatten()[:channels]
+
     def _cells(
         self, stream: int, channels: int, shape: Sequence[int], origin: Sequence[int], scale: int, device: torch.device
     ) -> Tensor:

@@ -140,12 +140,11 @@ class Predictor:
 
     def settings(self) -> dict[str, Any]:
         """How this predictor predicts, JSON-ready; recorded in every case's JSON."""
-        diffusion = self.configuration.configuration.get("diffusion", {}).get("settings", {})
         return {
             "seed": self.options.seed,
             "samples": self.number_of_samples,
-            "steps": self.options.steps or diffusion.get("steps"),
-            "sampler": self.options.sampler or diffusion.get("sampler"),
+            "steps": self.options.steps or self.network.default_steps,
+            "sampler": self.options.sampler or self.network.default_sampler,
             "step_size": self.options.step_size,
             "mirror_axes": list(self.options.mirror_axes),
             "precision": self.options.precision or default_precision(self.device),

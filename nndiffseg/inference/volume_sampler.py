@@ -285,7 +285,7 @@ class _Window:
 
 
 class _Draw:
-    """The noise of a chunk of samples (:data:`nndiffseg.networks.interface.NoiseSource`).
+    """The noise of a chunk of samples (:class:`nndiffseg.networks.interface.NoiseSource`).
 
     A mirrored image sees mirrored noise: the noise belongs to the place, not to the pass.
     """
@@ -305,6 +305,9 @@ class _Draw:
         if self.cache is not None:
             self.cache[key] = noise
         return noise
+
+    def vector(self, stream: int, channels: int) -> Tensor:
+        return torch.stack([f.vector(stream, channels, self.device) for f in self.fields])
 
 
 def default_memory(device: torch.device) -> int:

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-#: ``draw(stream, channels, scale)`` returns standard normal noise ``(N, channels, *grid)`` for the N samples at hand,
-#: independent between cells for ``scale`` 1 and linearly interpolated from independent nodes ``scale`` cells apart
-#: otherwise (:mod:`nndiffseg.networks.noise`). ``stream`` numbers the draws of one sampling run, so that noise is a
-#: pure function of (seed, case, sample, stream, channel, global grid coordinate).
-NoiseSource = Callable[[int, int, int], Tensor]
+
+class NoiseSource(Protocol):
+    """All randomness of one sampling run, for the N samples at hand.
+
+    ``stream`` numbers the draws of the run, so that noise is a pure function of (seed, case, sample, stream, channel,
+    global grid coordinate).
+    """
+
+    def __call__(self, stream: int, channels: int, scale: int = 1) -> Tensor:
+        """Standard normal noise ``(N, channels, *grid)``.
+
+        Independent between cells for ``scale`` 1, and linearly interpolated from independent nodes ``scale`` cells
+        apart otherwise (:mod:`nndiffseg.networks.noise`).
+        """
+        ...
+
+    def vector(self, stream: int, channels: int) -> Tensor:
+        """Standard normal numbers ``(N, channels)``, one vector for the whole volume of a sample."""
+        ...
 
 
 class SampleNetwork(Protocol):
@@ -25,12 +38,15 @@ class SampleNetwork(Protocol):
         map_strides: stride of each map that ``encode`` returns; the first map is the deterministic logits at stride 1.
         halo: cells of the noise grid that ``decode`` must see on each side so that a slab equals the whole.
         fusion_weight: weight of the deterministic head in the fused probability, a buffer with one element in [0, 1].
+        default_sampler, default_steps: what ``sample`` does when it is told nothing else.
     """
 
     stride: tuple[int, ...]
     map_strides: tuple[tuple[int, ...], ...]
     halo: int
     fusion_weight: Tensor
+    default_sampler: str
+    default_steps: int
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """image ``(B, C_in, *patch)`` -> maps ``(B, C_i, *patch / map_strides[i])``."""

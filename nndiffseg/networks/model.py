@@ -30,6 +30,7 @@ class TrainingOutput(NamedTuple):
         z0: true latent, detached ``(B, C_z, *latent)``.
         x0: denoised latents ``(M, B, C_z, *latent)``.
         samples: logits decoded from ``x0`` ``(M, B, heads, *patch)``.
+        pure: which items were denoised from pure noise, t = 1, bool ``(B,)``.
     """
 
     logits: list[Tensor]
@@ -37,6 +38,7 @@ class TrainingOutput(NamedTuple):
     z0: Tensor
     x0: Tensor
     samples: Tensor
+    pure: Tensor
 
 
 class LatentDiffusionSegmenter(nn.Module):
@@ -48,6 +50,7 @@ class LatentDiffusionSegmenter(nn.Module):
     """
 
     fusion_weight: Tensor
+    spread_scale: Tensor
     regions: Tensor
 
     def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
@@ -78,7 +81,10 @@ class LatentDiffusionSegmenter(nn.Module):
         self.prior_to_condition = conv(dim, settings.latent_channels, settings.denoiser_channels[0])
         self.to_guides = nn.ModuleList(conv(dim, features[s], c, 1) for s, c in enumerate(settings.decoder_channels))
         self.halo = self.label_decoder.halo
+        self.default_sampler, self.default_steps = settings.sampler, settings.steps
         self.register_buffer("fusion_weight", torch.tensor([0.5]))
+        # How far samples lie from the prior, relative to what was trained (nndiffseg.training.spread_scale fits it).
+        self.register_buffer("spread_scale", torch.tensor([1.0]))
         # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
         # without telling them; the trainer sets it and the checkpoint carries it.
         self.register_buffer("regions", torch.tensor(False))
@@ -97,9 +103,9 @@ class LatentDiffusionSegmenter(nn.Module):
         z0 = self.label_encoder(onehot) * self.settings.input_scale
         reconstruction = self._reconstruct(z0, guides, generator)
         z0 = z0.detach()
-        x0 = self._denoise_training(z0, condition, prior, generator)
+        x0, t = self._denoise_training(z0, condition, prior, generator)
         samples = self.decode(x0.flatten(0, 1), [g.repeat(len(x0), *[1] * (g.ndim - 1)) for g in guides])
-        return TrainingOutput(out.logits, reconstruction, z0, x0, samples.unflatten(0, x0.shape[:2]))
+        return TrainingOutput(out.logits, reconstruction, z0, x0, samples.unflatten(0, x0.shape[:2]), t == 1)
 
     def _reconstruct(self, z0: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
         """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""
@@ -109,15 +115,16 @@ class LatentDiffusionSegmenter(nn.Module):
         z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
-    def _denoise_training(self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None) -> Tensor:
-        """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times."""
+    def _denoise_training(self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None
+                          ) -> tuple[Tensor, Tensor]:
+        """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times, and these times ``(B,)``."""
         batch, shape = len(z0), z0.shape[2:]
         t = torch.rand(batch, generator=generator)
         noise = torch.randn(z0.shape, generator=generator).to(z0)
         if self.settings.objective == "mean":
             t = t.to(z0)
             source = self._recycle(z0, condition, prior, t, generator)
-            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition, prior)[None]
+            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition, prior)[None], t
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
         t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
         z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
@@ -125,7 +132,7 @@ class LatentDiffusionSegmenter(nn.Module):
             correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
             for s in self.settings.noise_scales], 1)
         condition, prior = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior))
-        return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch))
+        return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch)), t
 
     @torch.no_grad()
     def _recycle(self, z0: Tensor, condition: Tensor, prior: Tensor, t: Tensor, generator: torch.Generator | None
@@ -178,10 +185,17 @@ class LatentDiffusionSegmenter(nn.Module):
             return self.denoiser(z, t, condition, prior, xi)
 
         start = draw(0, settings.latent_channels, 1)
-        times = timesteps(steps or settings.steps)
-        return sampler_by_name(sampler or settings.sampler)(
+        times = timesteps(steps or self.default_steps)
+        z0 = sampler_by_name(sampler or self.default_sampler)(
             denoise, start, times, schedule=self.schedule,
             step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))
+        return self.rescale(z0, maps, self.spread_scale)
+
+    @staticmethod
+    def rescale(latent: Tensor, maps: Sequence[Tensor], scale: Tensor | float) -> Tensor:
+        """Moves latents ``(N, C_z, *grid)`` towards the prior (scale below 1) or away from it."""
+        prior = maps[2].float()
+        return prior + scale * (latent - prior)
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)``; ``maps`` as from :meth:`encode`, or the guides alone -> logits."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from nndiffseg.networks.model import TrainingOutput
 from nndiffseg.settings import DiffusionSettings
-from nndiffseg.training.scores import energy_score, jaccard_score
+from nndiffseg.training.scores import KernelDistances, energy_distances, jaccard_distances
+from nndiffseg.training.spread_control import SpreadControl
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
 LATENT_SCALES = (1, 2, 4, 0)
@@ -32,11 +33,13 @@ class DiffusionLoss(nn.Module):
         super().__init__()
         self.deterministic, self.segmentation = deterministic, segmentation
         self.settings, self.regions = settings, regions
-        self.spread_weight = 1.0
+        self.progress = 1.0
+        self.control = nn.ModuleDict({"latent": SpreadControl(len(LATENT_SCALES)), "label": SpreadControl(len(LABEL_SCALES)),
+                                      "jaccard": SpreadControl(1)})
 
     def set_progress(self, progress: float) -> None:
-        """Narrow samples first, calibrated ones later: lambda rises from 0.5 to 1 in the first 60 % of a training."""
-        self.spread_weight = min(1.0, 0.5 + progress / 1.2)
+        """Says which share of the training is done; see :mod:`nndiffseg.training.spread_control`."""
+        self.progress = progress
 
     def forward(self, out: TrainingOutput, targets: list[Tensor], onehot: Tensor) -> dict[str, Tensor]:
         """``targets`` as nnU-Net's loader gives them, ``onehot`` ``(B, heads, *patch)``; keys are the terms' names."""
@@ -51,9 +54,17 @@ class DiffusionLoss(nn.Module):
         logits = out.samples.float()
         p = torch.sigmoid(logits) if self.regions else logits.softmax(2)  # (2, B, heads, *patch)
         first = 0 if self.regions else 1
-        terms["latent"] = energy_score(out.x0, out.z0, LATENT_SCALES, self.spread_weight)
+        terms["latent"] = self._score("latent", out.pure, energy_distances(out.x0, out.z0, LATENT_SCALES))
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
         foreground = onehot[:, first:].amax(1).mean().clamp_min(0.01)
-        terms["label"] = energy_score(p, onehot, LABEL_SCALES, self.spread_weight) / foreground
-        terms["jaccard"] = jaccard_score(p[:, :, first:], onehot[:, first:], self.spread_weight)
+        terms["label"] = self._score("label", out.pure, energy_distances(p, onehot, LABEL_SCALES)) / foreground
+        terms["jaccard"] = self._score("jaccard", out.pure, jaccard_distances(p[:, :, first:], onehot[:, first:]))
         return terms
+
+    def _score(self, name: str, pure: Tensor, distances: KernelDistances) -> Tensor:
+        control = self.control[name]
+        assert isinstance(control, SpreadControl)
+        if self.training:
+            # From pure noise alone: that is where all spread comes from, and z_t of other times holds the answer.
+            control.update(distances.error[:, pure], distances.spread[:, pure])
+        return distances.score(control.weight(self.progress))

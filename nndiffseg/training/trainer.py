@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import nndiffseg
 from nndiffseg.errors import UserError
 from nndiffseg.inference.precision import autocast_for, default_precision
+from nndiffseg.networks.noise import PatchNoise
 from nndiffseg.settings import DiffusionSettings
 from nndiffseg.training import log
 from nndiffseg.training.budget import Budget, learning_rate
@@ -32,7 +33,7 @@ DEAD_SPREAD = 0.1
 
 
 class DiffusionTrainer(nnUNetTrainer):
-    """Base of the trainers; a method adds its network, loss and the three hooks at the end.
+    """Base of the trainers; a method adds its network, loss and the hooks at the end.
 
     Everything random in a training step is a function of (seed, fold, iteration): a resumed training needs no saved
     random state and goes on exactly where it stopped, also in the middle of an epoch.
@@ -94,6 +95,20 @@ class DiffusionTrainer(nnUNetTrainer):
         workers = get_allowed_n_proc_DA() if self.workers is None else self.workers
         if self.device.type == "cpu" and self.workers is None:
             workers = min(workers, 1)  # the training itself needs the other cores
+        train, val = self._plain_loaders()
+        pin = self.device.type == "cuda"
+        key = (self.seed, self.fold, self.local_rank)
+        first_val = self.current_epoch * self.num_val_iterations_per_epoch
+        return (batches_from(train, seed_of("train", *key), self.iteration, workers, pin),
+                batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin))
+
+    def validation_batches(self) -> Iterator[dict]:
+        """Random patches of the validation cases, made in this process, the same ones in every call."""
+        _, val = self._plain_loaders()
+        return batches_from(val, seed_of("calibration", self.seed, self.fold), 0, 0, False)
+
+    def _plain_loaders(self) -> tuple[Any, Any]:
+        """nnU-Net's loaders without its worker processes."""
         before = os.environ.get("nnUNet_n_proc_DA")
         os.environ["nnUNet_n_proc_DA"] = "0"  # makes nnU-Net build its loaders without starting processes
         try:
@@ -103,11 +118,7 @@ class DiffusionTrainer(nnUNetTrainer):
                 del os.environ["nnUNet_n_proc_DA"]
             else:
                 os.environ["nnUNet_n_proc_DA"] = before
-        pin = self.device.type == "cuda"
-        key = (self.seed, self.fold, self.local_rank)
-        first_val = self.current_epoch * self.num_val_iterations_per_epoch
-        return (batches_from(train.data_loader, seed_of("train", *key), self.iteration, workers, pin),
-                batches_from(val.data_loader, seed_of("val", *key), first_val, min(workers, 1), pin))
+        return train.data_loader, val.data_loader
 
     def on_train_start(self) -> None:
         # A time budget must not be spent on validation patches that a long training would not notice.
@@ -319,6 +330,7 @@ class DiffusionTrainer(nnUNetTrainer):
             "diffusion": self.settings.to_plan(),
             "iteration": self.iteration,
             "ema_updates": self.average.updates,
+            "method_state": self.method_state(),
             "epoch_terms": self._epoch_terms,
             "seconds": self.budget.seconds if self.budget else self._spent,
             "seed": self.seed,
@@ -347,6 +359,7 @@ class DiffusionTrainer(nnUNetTrainer):
                             "began, so restore them or train anew without --c.") from None
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         self.average.updates = checkpoint["ema_updates"]
+        self.load_method_state(checkpoint["method_state"])
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
@@ -368,9 +381,20 @@ class DiffusionTrainer(nnUNetTrainer):
         """All terms of the loss of one batch, to be summed."""
         raise NotImplementedError
 
+    def method_state(self) -> dict[str, Any]:
+        """What a method's training needs beyond weights, optimiser and average to go on exactly where it stopped."""
+        return {"loss": self.loss.state_dict()}
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Inverse of :meth:`method_state`."""
+        self.loss.load_state_dict(state["loss"])
+
     def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``."""
-        raise NotImplementedError
+        maps = network.encode(data)
+        grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
+        draw = PatchNoise(len(data), grid, generator, self.device)
+        return maps[0], torch.stack([network.decode(network.sample(maps, draw), maps) for _ in range(2)])
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:

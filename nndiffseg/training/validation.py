@@ -1,8 +1,8 @@
-"""Validates a fold with the stochastic predictor and fits the fusion weight without using a case twice.
+"""Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
 
-The weight that fuses deterministic head and samples is fitted on validation cases. So that no case is judged with a
-weight that it helped to choose, the cases are split in two halves and each half is fused with the other's weight
-(cross-fitting). The checkpoint gets the weight fitted on all of them.
+Two numbers are fitted on validation cases: the scale of the samples' spread, and the weight that fuses deterministic
+head and samples. So that no case is judged with a number that it helped to choose, the cases are split in two halves
+and each half is predicted with the other's (cross-fitting). The checkpoint gets those fitted on all of them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from nndiffseg.evaluation import evaluate_predictions, write_json
 from nndiffseg.inference.export import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics
+from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
+from nndiffseg.training.spread_scale import SpreadTable, fit_spread_scale, spread_tables
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
@@ -53,36 +55,48 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
         trainer.inference_allowed_mirroring_axes, device=trainer.device, fold=trainer.fold, seed=trainer.seed)
     job = ExportJob(folder, trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json,
                     save_probabilities=save_probabilities, settings=predictor.settings())
-    tables = _predict_in_halves(trainer, predictor, job)
-    weight = fit_fusion_weight(tables)
-    network.fusion_weight.fill_(weight)
-    trainer.bare_network.fusion_weight.fill_(weight)
-    _judge(trainer, folder, tables, weight)
-    _store_weight(Path(trainer.output_folder) / trainer.validated_checkpoint, weight)
+    spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
+    tables = _predict_in_halves(trainer, predictor, job, spreads)
+    fitted = {"fusion_weight": fit_fusion_weight(tables)}
+    if spreads:
+        fitted["spread_scale"] = fit_spread_scale(spreads)
+    for name, value in fitted.items():
+        getattr(network, name).fill_(value)
+        getattr(trainer.bare_network, name).fill_(value)
+    _judge(trainer, folder, tables, fitted)
+    _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted)
 
 
-def _store_weight(path: Path, weight: float) -> None:
-    """Puts the weight into the checkpoint that was validated, and changes nothing else in it."""
+def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
+    """Puts the fitted numbers into the checkpoint that was validated, and changes nothing else in it."""
     if not path.is_file():
         return
     checkpoint = load_checkpoint(path)
-    for name in ("network_weights", "network_weights_raw"):
-        checkpoint[name]["fusion_weight"].fill_(weight)
+    for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
+        for name, value in fitted.items():
+            weights[name].fill_(value)
     save_atomically(checkpoint, path)
 
 
-def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob) -> list[FusionTable]:
-    """Exports every case with the weight fitted on the other half; returns all tables."""
+def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable]
+                       ) -> list[FusionTable]:
+    """Exports every case with the scale and the weight fitted on the other half; returns all fusion tables."""
     _, keys = trainer.do_split()
     halves = [sorted(keys)[0::2], sorted(keys)[1::2]]
+    if spreads:
+        other = [fit_spread_scale(spreads, half) for half in (halves[1] or halves[0], halves[0])]
     cache = job.output / CACHE
     cache.mkdir()
     tables: list[list[FusionTable]] = [[], []]
     try:
+        if spreads:
+            predictor.network.spread_scale.fill_(other[0])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
         first = fit_fusion_weight(tables[0])
+        if spreads:
+            predictor.network.spread_scale.fill_(other[1])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
             tables[1].append(table)
             export_case(job, key, statistics.with_fusion_weight(first), properties)
@@ -131,7 +145,7 @@ def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
     return statistics, saved["properties"]
 
 
-def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], weight: float) -> None:
+def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], fitted: dict[str, float]) -> None:
     manager = trainer.label_manager
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     metrics = compute_metrics_on_folder(
@@ -141,7 +155,7 @@ def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], w
         chill=True, num_processes=1)
     by_weight = mean_dice(tables)
     uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
-    result = {"fusion_weight": weight, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
+    result = {**fitted, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
               "dice_deterministic": by_weight[-1], "dice_samples": by_weight[0], **uncertainty}
     write_json(result, folder / "uncertainty.json")
     for label in metrics["mean"]:
@@ -149,5 +163,6 @@ def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], w
     trainer.print_to_log_file("Validation complete", also_print_to_console=True)
     trainer.print_to_log_file(
         f"Mean Validation Dice:  {metrics['foreground_mean']['Dice']:.4f} (deterministic head alone {by_weight[-1]:.4f}, "
-        f"mean of samples alone {by_weight[0]:.4f}, weight of the deterministic head {weight:.1f})",
+        f"mean of samples alone {by_weight[0]:.4f}); fitted: "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in fitted.items()),
         also_print_to_console=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nndiffseg.training.scores import energy_score, jaccard_score
+from nndiffseg.training.scores import energy_distances, jaccard_distances
 
 
 def expected_energy(spread: float, scales, n: int = 4000, truth: float = 1.0, weight: float = 1.0) -> float:
     g = torch.Generator().manual_seed(0)
     y = truth * torch.randn(n, 1, 4, generator=g).mean(2, keepdim=True).expand(n, 1, 4) * 2
     x = spread * torch.randn(2, n, 1, 4, generator=g).mean(3, keepdim=True).expand(2, n, 1, 4) * 2
-    return float(energy_score(x[..., None], y[..., None], scales, weight))
+    return float(energy_distances(x[..., None], y[..., None], scales).score(weight))
 
 
 @pytest.mark.parametrize("scales", [(1,), (0,), (1, 2, 0)])
@@ -33,13 +33,22 @@ def test_a_spread_weight_below_one_charges_outliers_linearly():
     g = torch.Generator().manual_seed(0)
     x = big * (torch.rand(2, n, 1, 1, 1, generator=g) < e).float()
     y = torch.zeros(n, 1, 1, 1)
-    assert float(energy_score(x, y, (1,))) == pytest.approx(e**2 * big, rel=0.15)
-    assert float(energy_score(x, y, (1,), 0.8)) == pytest.approx((e**2 + 0.2 * e * (1 - e)) * big, rel=0.15)
+    assert float(energy_distances(x, y, (1,)).score()) == pytest.approx(e**2 * big, rel=0.15)
+    assert float(energy_distances(x, y, (1,)).score(0.8)) == pytest.approx((e**2 + 0.2 * e * (1 - e)) * big, rel=0.15)
+
+
+@pytest.mark.parametrize("scales", [(1,), (0,), (1, 2, 0)])
+def test_error_equals_spread_for_samples_of_the_truth(scales):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 20000, 1, 4, 1, generator=g), torch.randn(20000, 1, 4, 1, generator=g)
+    distances = energy_distances(x, y, scales)
+    torch.testing.assert_close(distances.error.mean(1), distances.spread.mean(1), rtol=0.03, atol=0)
+    assert (energy_distances(2 * x, y, scales).spread.mean(1) > 1.2 * distances.spread.mean(1)).all()
 
 
 def test_energy_score_of_one_number_is_the_crps_estimate():
     x, y = torch.tensor([1.0, 4.0]), torch.tensor(2.0)
-    got = energy_score(x.view(2, 1, 1, 1, 1), y.view(1, 1, 1, 1), (1,))
+    got = energy_distances(x.view(2, 1, 1, 1, 1), y.view(1, 1, 1, 1), (1,)).score()
     assert got == pytest.approx((1 + 2) / 2 - 3 / 2, abs=1e-5)
 
 
@@ -50,15 +59,15 @@ def test_coarse_scales_tell_coherent_from_independent_samples():
     y = torch.randn(n, 1, 1, 1, generator=g).expand(n, 1, cells, 1)
     coherent = torch.randn(2, n, 1, 1, 1, generator=g).expand(2, n, 1, cells, 1)
     independent = torch.randn(2, n, 1, cells, 1, generator=g)
-    fine = energy_score(coherent, y, (1,)) - energy_score(independent, y, (1,))
-    coarse = energy_score(coherent, y, (0,)) - energy_score(independent, y, (0,))
+    fine = energy_distances(coherent, y, (1,)).score() - energy_distances(independent, y, (1,)).score()
+    coarse = energy_distances(coherent, y, (0,)).score() - energy_distances(independent, y, (0,)).score()
     assert abs(fine) < 0.02
     assert coarse < -0.1
 
 
 def test_energy_score_has_a_finite_gradient_where_samples_agree():
     x = torch.zeros(2, 1, 2, 4, 4, requires_grad=True)
-    energy_score(x, torch.zeros(1, 2, 4, 4), (1, 2, 0)).backward()
+    energy_distances(x, torch.zeros(1, 2, 4, 4), (1, 2, 0)).score().backward()
     assert torch.isfinite(x.grad).all()
 
 
@@ -68,9 +77,9 @@ def test_jaccard_score_on_masks_is_the_generalised_energy_distance():
     def d(p, q):
         return 1 - float((p * q).sum() / ((p + q) > 0).sum())
     expected = (d(a, y) + d(b, y) - d(a, b)) / 2
-    assert float(jaccard_score(torch.stack([a, b]), y, eps=0.0)) == pytest.approx(expected, abs=1e-6)
+    assert float(jaccard_distances(torch.stack([a, b]), y, eps=0.0).score()) == pytest.approx(expected, abs=1e-6)
 
 
 def test_jaccard_score_of_empty_masks_is_zero():
     empty = torch.zeros(2, 1, 1, 4, 4)
-    assert float(jaccard_score(empty, empty[0])) == 0
+    assert float(jaccard_distances(empty, empty[0]).score()) == 0

@@ -17,6 +17,8 @@ from nndiffseg.training import log
 from nndiffseg.training.checkpoint import load_checkpoint
 
 PLANS = "nnDiffSegPlansS"
+#: set by the validation after the training
+FITTED = ("fusion_weight", "spread_scale")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,10 @@ def test_training_learns_and_writes_nnunets_files(folders):
     raw, averaged = checkpoint["network_weights_raw"], checkpoint["network_weights"]
     assert raw.keys() == averaged.keys()
     assert any(not torch.equal(raw[k], averaged[k]) for k in raw), "the average must not be the live weights"
-    assert 0.0 <= float(averaged["fusion_weight"]) <= 1.0
+    judged = json.loads((out / "validation" / "uncertainty.json").read_text())
+    for name in FITTED:
+        assert float(averaged[name]) == pytest.approx(judged[name])
+    assert 0 <= judged["fusion_weight"] <= 1 and 0.4 <= judged["spread_scale"] <= 1.25
 
 
 def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
@@ -66,7 +71,7 @@ def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
     assert train.main(arguments(folders, "learn", "--val", "--val_best")) == 0
     assert (out / "checkpoint_final.pth").read_bytes() == final
     after = load_checkpoint(out / "checkpoint_best.pth")
-    same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items() if k != "fusion_weight"]
+    same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items() if k not in FITTED]
     assert all(same) and after["iteration"] == best["iteration"]
 
 
@@ -95,7 +100,7 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     assert resumed == expected
     a = load_checkpoint(fold(folders, "whole") / "checkpoint_final.pth")["network_weights_raw"]
     b = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
-    assert all(torch.equal(a[k], b[k]) for k in a if k != "fusion_weight")
+    assert all(torch.equal(a[k], b[k]) for k in a if k not in FITTED)
 
 
 def test_minutes_bound_the_training(folders):

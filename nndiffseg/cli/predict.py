@@ -40,6 +40,8 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, default=16, help="over all folds (default: %(default)s)")
     group.add_argument("--steps", type=int, help="of the diffusion; default: what the plans say")
     group.add_argument("--sampler", choices=SAMPLERS, help="default: what the plans say")
+    group.add_argument("--fuse", choices=("mean", "staple"), default="mean",
+                       help="how samples become the segmentation (default: %(default)s); maps are the mean's either way")
     group.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
     group.add_argument("-step_size", "--step_size", type=float, default=0.5,
                        help="largest step between tiles, as a fraction of the patch (default: %(default)s)")
@@ -84,7 +86,7 @@ def _main(argv: Sequence[str] | None) -> None:
     print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds "
           f"{', '.join(predictor.model.folds)}.")
     done = predictor.predict_folder(
-        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities,
+        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities, fuse=args.fuse,
         continue_prediction=args.continue_prediction, num_parts=args.num_parts, part_id=args.part_id,
         preprocessing_processes=args.npp, export_processes=args.nps, progress=not args.disable_progress_bar,
         verbose=args.verbose,

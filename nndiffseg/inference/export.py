@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import structures_of, write_json
+from nndiffseg.inference.staple import consensus_of
 from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics
 from nndiffseg.uncertainty.agreement import mean_pairwise_dice
@@ -47,6 +48,7 @@ class ExportJob:
         save_samples: write the samples' label maps.
         save_probabilities: write nnU-Net's npz and pkl.
         settings: how the prediction was made, recorded in the case's JSON.
+        fuse: ``mean``, or ``staple`` for the segmentation that :mod:`nndiffseg.inference.staple` makes of the samples.
     """
 
     output: Path
@@ -56,6 +58,7 @@ class ExportJob:
     save_samples: bool = False
     save_probabilities: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
+    fuse: str = "mean"
 
     @property
     def file_ending(self) -> str:
@@ -261,6 +264,9 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
     properties = geometry.properties
     segmentation, probabilities = geometry.segmentation(
         statistics, job.dataset_json, with_probabilities=job.save_probabilities)
+    if job.fuse == "staple":
+        manager = geometry.plans.get_label_manager(job.dataset_json)
+        segmentation = geometry.labels_to_image(consensus_of(statistics, manager))
     if probabilities is not None:
         np.savez_compressed(stage / f"{case_id}.npz", probabilities=probabilities)
         save_pickle(properties, str(stage / f"{case_id}.pkl"))

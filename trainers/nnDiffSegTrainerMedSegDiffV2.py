@@ -8,7 +8,7 @@
 | semantic condition, SS-Former with NBP-filter | ``nndiffseg.networks.ss_former`` |
 | anchor loss, Dice + CE on the condition model | ``anchor`` in the log |
 | noise loss | ``denoising`` in the log |
-| T = 1000, linear schedule | ``nndiffseg.diffusion.schedules.Linear``, t in {1/T, ..., 1} |
+| T = 1000, linear schedule | ``nndiffseg.diffusion.schedules.Linear``, t in {1/T, ..., 1}, evenly spread over a batch |
 | DPM-Solver++ of order 2, 20 to 50 steps | ``dpmpp_2m``, 20 steps |
 | fusion by STAPLE | ``nndiffseg_predict --fuse staple`` |
 

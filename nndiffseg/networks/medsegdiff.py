@@ -139,8 +139,7 @@ class MedSegDiff(LabelSpaceNetwork):
         if onehot is None:
             return out.logits if deep_supervision else out.logits[0]
         x0 = 2 * onehot - 1
-        # All randomness on the generator's device, so that it does not depend on where the network runs.
-        t = (torch.randint(1, T + 1, (len(x0),), generator=generator) / T).to(x0)
+        t = training_times(len(x0), generator).to(x0)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
         estimate = self._estimate(add_noise(self.schedule, x0, noise, t), t, self._condition(out))
         return TrainingOutput(out.logits, x0, estimate)
@@ -183,6 +182,15 @@ class MedSegDiff(LabelSpaceNetwork):
         x0 = sampler_by_name(self.default_sampler)(
             lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule)
         return x0.unflatten(0, noise.shape[:2])
+
+
+def training_times(batch: int, generator: torch.Generator | None = None) -> Tensor:
+    """One random time step over T for each item ``(batch,)``: each uniform in {1/T, ..., 1}, and spread evenly over a batch.
+
+    The even spread takes variance from the loss (Kingma et al., arXiv 2107.00630, appendix I.1).
+    """
+    first = torch.randint(0, T, (1,), generator=generator)
+    return (1 + (first + torch.arange(batch) * T // batch) % T) / T
 
 
 def diffusion_channels(features: Sequence[int]) -> list[int]:

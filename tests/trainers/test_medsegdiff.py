@@ -55,7 +55,8 @@ def model(base: Path, configuration: str, results: str) -> Path:
 
 def test_it_learns_and_predicts(setting, tmp_path):
     base, configuration = setting
-    assert train.main(arguments(*setting, "learn", "--epochs", "2", "--iterations_per_epoch", "15")) == 0
+    iterations = "15" if configuration == "2d" else "8"
+    assert train.main(arguments(*setting, "learn", "--epochs", "2", "--iterations_per_epoch", iterations)) == 0
     folder = model(*setting, "learn")
     rows = log.read(folder / "fold_0")
     first, last = rows[0]["losses"], rows[-1]["losses"]

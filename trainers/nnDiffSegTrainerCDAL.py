@@ -12,10 +12,14 @@ Part of the method -> where it is
 
 Departures, and why
     - ``adversarial_weight`` is 0. In the released code no adversarial gradient reaches the generator either; the
-      discriminator then acts through the attention alone. A positive weight adds DDGAN's non-saturating term.
-    - CE + Dice (nnU-Net's loss) on x0 joins the squared error: the squared error alone hardly sees small structures.
+      discriminator then acts through the attention alone. A positive weight adds DDGAN's non-saturating term. With 0.1
+      neither Dice nor spread changed in a short trial (hippocampus slices, 600 iterations, one seed: Dice of the mean of
+      samples 0.721 and 0.722, spread 0.144 and 0.141), in which the discriminator stayed near chance (1.38).
+    - CE + Dice (nnU-Net's loss) on x0 joins the squared error, which alone weighs a structure by its number of voxels.
     - A quarter of the items train the deterministic answer: t = 1 with noise and z zero. Nothing else would ever show
       the generator these inputs, and the fused prediction and nnU-Net's own tools rely on them.
+    - ``attention = False`` switches the attention off; the same trial cannot tell the two apart (deterministic 0.743 with,
+      0.735 without; mean of samples 0.722 and 0.730).
     - The attention is standardised, squashed and scaled to a maximum of 1, so that it depends on where the
       discriminator looks and not on how large its features are.
     - t = 1 is pure noise (zero terminal SNR, arXiv 2305.08891), where sampling starts; cDAL's alpha(1) is 0.007.

@@ -42,9 +42,15 @@ class Layout(NamedTuple):
 
 
 def layout_from(configuration: ConfigurationManager) -> Layout:
-    """The stages of the planned image network, half as wide: the generator runs in every step of every sample."""
+    """The stages of the planned image network: as wide in 2D, half as wide in 3D.
+
+    The generator runs in every step of every sample, at full resolution, and in 3D twice the width costs up to four
+    times as much. On slices it costs a third more per training step; in a single short trial on hippocampus slices (600
+    iterations, one seed) the Dice rose by 1 (deterministic) and 3 points (mean of samples).
+    """
     kwargs = configuration.network_arch_init_kwargs
-    channels = tuple(max(8, int(c) // 2 // 4 * 4) for c in kwargs["features_per_stage"])
+    share = 1 if len(configuration.patch_size) == 2 else 2
+    channels = tuple(max(8, int(c) // share // 4 * 4) for c in kwargs["features_per_stage"])
     strides = tuple(tuple(int(v) for v in s) for s in kwargs["strides"][1:])  # the first entry belongs to the stem
     return Layout(channels, strides, tuple(tuple(int(v) for v in k) for k in kwargs["kernel_sizes"]))
 

@@ -1,0 +1,96 @@
+"""LDSeg (Zaman et al., arXiv 2407.12952), as published where a self-configuring 2D and 3D version allows it.
+
+| paper | here |
+|---|---|
+| label encoder, latent standardised | ``nndiffseg.networks.label_encoder``, with ``RunningWhitening`` |
+| image encoder, residual blocks with group norm and attention | ``nndiffseg.networks.ldseg_parts.ImageEncoder`` |
+| conditional denoiser, two residual blocks a level, both latents concatenated | ``nndiffseg.networks.denoiser`` |
+| label decoder without skips | ``nndiffseg.networks.ldseg_parts.LabelDecoder`` |
+| cosine schedule (s = 0.008), T = 1000 | ``nndiffseg.networks.ldseg.OffsetCosine``, t in {1/T, ..., 1} |
+| CE + 2 Dice on the decoded denoised latent | ``segmentation`` in the log |
+| MSE on the noise | ``noise`` in the log |
+| DDIM, eta 0, 15 evenly spaced steps | ``ddim``, 15 steps, the defaults of ``nndiffseg_predict`` |
+| ablation of label and image encoder (table V) | ``learned_label_encoder``, ``learned_image_encoder`` |
+
+Departures, and why:
+
+- Depth and channels of the latent come from the plan. LDSeg's own latent, one channel on a grid 16-fold coarser, is
+  made by ``nndiffseg_plan_and_preprocess --latent paper``; where a patch is too small for that, the plan's deepest stage
+  carries it. Widths follow the plan, at most the published 64.
+- One-hot labels of any number of classes, or regions. The published code feeds one integer-valued channel, which puts
+  class 3 further from class 1 than class 2.
+- Latents are standardised by running statistics: the published code takes those of the whole test set, so that a
+  prediction depends on the cases predicted with it, and its affine layer norm freezes the image size.
+- The denoiser's raw output is the velocity, from which noise and x0 follow without dividing by alpha, which is 0 at the
+  end of the schedule where sampling starts. The loss is still the noise's squared error.
+- The decoded latent is that estimate of x0. The published code decodes ``z_t - predicted noise``, which is alpha x0: a
+  latent that fades as t grows, unlike any that a sampler ends with.
+- The denoiser has no attention, and it and the label decoder have channel norms instead of batch norm: sampling runs on
+  the latent grid of a whole volume, of which training sees windows, and must be the same function on both. The image
+  encoder keeps its attention, since it always sees one patch.
+- The image encoder is the plan's encoder, which goes deeper than a planned latent and comes back up to it: on a shallow
+  grid the published one would see a few voxels. In a planned latent's grid the image latent has more than one channel.
+- A quarter of the items are denoised from t = 1 with the noise at its mean, zero. That estimate is the deterministic
+  answer, which nnU-Net's own tools and the fused prediction need; nothing else would ever show it to the network. It adds
+  nothing to the noise's loss, since both the noise and its estimate are 0 there.
+- Dice is nnU-Net's: without the background. The published code counts it in.
+- AdamW, warm-up and a half cosine down to zero, no dropout, the average over all weights (paper: Adam, exponential decay,
+  dropout 0.2, average of the denoiser alone).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+from nndiffseg.networks.ldseg import build_ldseg
+from nndiffseg.networks.noise import PatchNoise
+from nndiffseg.training.trainer import DiffusionTrainer
+
+#: steps of the samples that are drawn after every epoch to watch the training; prediction takes the full number
+STEPS_WHILE_TRAINING = 5
+
+
+class nnDiffSegTrainerLDSeg(DiffusionTrainer):
+    """Trains the four networks together.
+
+    Attributes:
+        learned_label_encoder, learned_image_encoder: False for nearest-neighbour down-sampling in its place.
+        dice_weight: weight of Dice, relative to the cross-entropy's 1.
+        noise_weight: weight of the noise's squared error.
+        deterministic_share: share of the items that train the deterministic answer.
+    """
+
+    learned_label_encoder = True
+    learned_image_encoder = True
+    dice_weight = 2.0
+    noise_weight = 1.0
+    deterministic_share = 0.25
+
+    @classmethod
+    def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
+                                   num_input_channels: int, num_output_channels: int,
+                                   enable_deep_supervision: bool = True) -> nn.Module:
+        return build_ldseg(configuration_manager, num_input_channels, num_output_channels,
+                           learned_label_encoder=cls.learned_label_encoder,
+                           learned_image_encoder=cls.learned_image_encoder)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss().loss  # without the wrapper for deep supervision
+        loss.weight_dice = self.dice_weight
+        return loss
+
+    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        out = self.network(data, self.onehot(targets[0]), deterministic_share=self.deterministic_share,
+                           generator=generator)
+        return {"segmentation": self.loss(out.logits.float(), targets[0]),
+                "noise": self.noise_weight * (out.estimate - out.noise).square().mean()}
+
+    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        maps = network.encode(data)
+        draw = PatchNoise(len(data), maps[1].shape[2:], generator, self.device)
+        latents = [network.sample(maps, draw, steps=STEPS_WHILE_TRAINING) for _ in range(2)]
+        return maps[0], torch.stack([network.decode(z, maps) for z in latents])

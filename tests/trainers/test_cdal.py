@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import nndiffseg.trainers
 from nndiffseg.cli import plan_and_preprocess, predict, train
 from nndiffseg.trainers.nnDiffSegTrainerCDAL import nnDiffSegTrainerCDAL
 from nndiffseg.training import log, trainer
@@ -30,12 +29,6 @@ def folders(tmp_path_factory, make_dataset):
         assert plan_and_preprocess.main(["-d", name, "-pl", "DiffSegPlannerS", "-np", "1", "-npfp", "1", "--no_pbar",
                                          *flags(base)]) == 0
     return base
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """The commands find the trainer by its name."""
-    monkeypatch.setattr(nndiffseg.trainers, NAME, nnDiffSegTrainerCDAL, raising=False)
 
 
 def flags(base: Path, results: str = "results") -> list[str]:

@@ -8,8 +8,8 @@ and d = |x - y| at lambda / sqrt(2 - lambda^2)).
 
 So lambda follows what is measured. Where P is the distribution of y, the means of d(X, y) and d(X, X') are equal; as
 long as the running ratio ``r = spread / error`` exceeds 1, samples are certainly too wide, and lambda falls with it.
-At r <= 1 it is 1 and the score is proper. In the first part of a training a rising ceiling keeps samples narrow, so
-that the spread grows from below.
+At r <= 1 it is 1 and the score is proper. A rising ceiling keeps samples narrow at first, so that the spread grows from
+below: it reaches 1 at the end of the training.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from torch import Tensor, nn
 GAIN = 4.0
 #: updates over which the running means forget
 HORIZON = 100
-#: share of the training in which the ceiling of lambda rises from 0.5 to 1
-RISE = 0.6
 
 
 class SpreadControl(nn.Module):
@@ -59,5 +57,5 @@ class SpreadControl(nn.Module):
 
     def weight(self, progress: float) -> Tensor:
         """lambda ``(scales,)`` after the share ``progress`` of the training."""
-        ceiling = min(1.0, 0.5 + 0.5 * progress / RISE)
+        ceiling = 0.5 + 0.5 * progress
         return (1 - GAIN * (self.ratio - 1)).clamp(0.0, ceiling)

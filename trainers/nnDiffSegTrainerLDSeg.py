@@ -33,6 +33,11 @@ Departures, and why:
 - A quarter of the items are denoised from t = 1 with the noise at its mean, zero. That estimate is the deterministic
   answer, which nnU-Net's own tools and the fused prediction need; nothing else would ever show it to the network. It adds
   nothing to the noise's loss, since both the noise and its estimate are 0 there.
+- Half of the items noise the network's own prediction, made from a noisier time, instead of the true latent (recycling,
+  MELBA 2023:016), and pay the segmentation loss alone: their z_t holds other noise than was added. Without it the
+  denoiser trusts what z_t shows and goes astray on its own samples. In a short trial (hippocampus slices, planned latent,
+  600 iterations, one seed) the Dice of a sample after 15 steps rose from 0.41 to 0.52 and that of the mean of four from
+  0.37 to 0.54. Both stay below a single step, 0.70, and the deterministic answer, 0.74 without recycling and 0.72 with.
 - Dice is nnU-Net's: without the background. The published code counts it in.
 - AdamW, warm-up and a half cosine down to zero, no dropout, the average over all weights (paper: Adam, exponential decay,
   dropout 0.2, average of the denoiser alone).
@@ -62,6 +67,7 @@ class nnDiffSegTrainerLDSeg(DiffusionTrainer):
         dice_weight: weight of Dice, relative to the cross-entropy's 1.
         noise_weight: weight of the noise's squared error.
         deterministic_share: share of the items that train the deterministic answer.
+        recycling: share of the items that noise the network's own prediction; 0 as published.
     """
 
     learned_label_encoder = True
@@ -69,6 +75,7 @@ class nnDiffSegTrainerLDSeg(DiffusionTrainer):
     dice_weight = 2.0
     noise_weight = 1.0
     deterministic_share = 0.25
+    recycling = 0.5
 
     @classmethod
     def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
@@ -85,9 +92,9 @@ class nnDiffSegTrainerLDSeg(DiffusionTrainer):
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         out = self.network(data, self.onehot(targets[0]), deterministic_share=self.deterministic_share,
-                           generator=generator)
-        return {"segmentation": self.loss(out.logits.float(), targets[0]),
-                "noise": self.noise_weight * (out.estimate - out.noise).square().mean()}
+                           recycling=self.recycling, generator=generator)
+        noise = (out.estimate - out.noise).square().flatten(1).mean(1) * ~out.recycled
+        return {"segmentation": self.loss(out.logits.float(), targets[0]), "noise": self.noise_weight * noise.mean()}
 
     def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         maps = network.encode(data)

@@ -61,11 +61,13 @@ class LDSegOutput(NamedTuple):
         logits: of the decoded denoised latent ``(B, heads, *patch)``.
         noise: that was added ``(B, C_z, *latent)``.
         estimate: of that noise ``(B, C_z, *latent)``.
+        recycled: items whose own prediction was noised instead of the true latent, bool ``(B,)``.
     """
 
     logits: Tensor
     noise: Tensor
     estimate: Tensor
+    recycled: Tensor
 
 
 class LDSeg(nn.Module):
@@ -101,26 +103,42 @@ class LDSeg(nn.Module):
     # ---- training -------------------------------------------------------------------------------------------------
 
     def forward(self, image: Tensor, onehot: Tensor | None = None, *, deterministic_share: float = 0.0,
-                generator: torch.Generator | None = None) -> Tensor | LDSegOutput:
-        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training.
+                recycling: float = 0.0, generator: torch.Generator | None = None) -> Tensor | LDSegOutput:
+        """Logits, or one training pass.
 
-        ``deterministic_share`` of the items see what the deterministic answer sees: t = 1 and no noise.
+        Args:
+            image: ``(B, C_in, *patch)``.
+            onehot: true label ``(B, heads, *patch)``; switches to training.
+            deterministic_share: share of the items that see what the deterministic answer sees: t = 1 and no noise.
+            recycling: share of the items whose own prediction is noised instead of the true latent.
+            generator: source of all noise, times and choices.
         """
         if onehot is None:
             return self.encode(image)[0]
         condition = self.to_denoiser(self.image_encoder(image))
         z0 = self.label_encoder(onehot)
-        t, noise = training_times(len(z0), generator), torch.randn(z0.shape, generator=generator)
-        quiet = torch.rand(len(z0), generator=generator) < deterministic_share
-        t = torch.where(quiet, 1.0, t).to(z0)
-        noise = (noise * ~quiet.view(-1, *[1] * (z0.ndim - 1))).to(z0)
-        z = add_noise(self.schedule, z0, noise, t)
+        t, noise = training_times(len(z0), generator).to(z0), _randn_like(z0, generator)
+        recycled, quiet = (_items(z0, share, generator) for share in (recycling, deterministic_share))
+        t = torch.where(quiet, 1.0, t)
+        noise = noise * ~_per_item(quiet, z0)
+        if recycling > 0:
+            own = self._own_prediction(z0.detach(), t, condition.detach(), generator)
+            source = torch.where(_per_item(recycled, z0), own, z0)
+        else:
+            source = z0
+        z = add_noise(self.schedule, source, noise, t)
         x0 = self._denoise(z, t, condition)
-        return LDSegOutput(self.label_decoder(x0), noise, self.noise_estimate(z, x0, t))
+        return LDSegOutput(self.label_decoder(x0), noise, self.noise_estimate(z, x0, t), recycled)
+
+    @torch.no_grad()
+    def _own_prediction(self, z0: Tensor, t: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x0 as the network sees it from a noisier time than t (recycling, MELBA 2023:016)."""
+        noisier = t + (1 - t) * torch.rand(len(z0), generator=generator).to(t)
+        return self._denoise(add_noise(self.schedule, z0, _randn_like(z0, generator), noisier), noisier, condition)
 
     def noise_estimate(self, z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """eps = (z - alpha x0) / sigma for z, x0 ``(B, C_z, *latent)`` and t ``(B,)`` above 0."""
-        t = t.view(-1, *[1] * (z.ndim - 1))
+        t = _per_item(t, z)
         return (z - self.schedule.alpha(t) * x0) / self.schedule.sigma(t)
 
     def _denoise(self, z: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -148,6 +166,19 @@ class LDSeg(nn.Module):
     def decode(self, latent: Tensor, maps: list[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)`` -> logits ``(N, heads, *slab * stride)``; there are no skips to read from maps."""
         return self.label_decoder(latent)
+
+
+def _per_item(values: Tensor, like: Tensor) -> Tensor:  # (B,) -> (B, 1, *1)
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator).to(x)
+
+
+def _items(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Chooses a share of the items of a batch at random, bool ``(B,)``."""
+    return (torch.rand(len(x), generator=generator) < share).to(x.device)
 
 
 def build_ldseg(configuration: ConfigurationManager, input_channels: int, heads: int, *,

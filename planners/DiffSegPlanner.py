@@ -21,6 +21,7 @@ from nndiffseg.fingerprint import cost
 from nndiffseg.fingerprint.labels import Label, load_labels, resample_label
 from nndiffseg.fingerprint.rate_distortion import rate_distortion
 from nndiffseg.fingerprint.thickness import thickness
+from nndiffseg.networks import ldseg_latent
 from nndiffseg.planners.decisions import (
     Architecture,
     Candidate,
@@ -30,6 +31,7 @@ from nndiffseg.planners.decisions import (
     cross,
     curve_table,
     latent_stages,
+    paper_latent_reason,
 )
 from nndiffseg.preprocessing import write_json
 
@@ -73,8 +75,11 @@ class DiffSegPlanner(ResEncUNetPlanner):
     ``thickness``.
 
     Attributes:
+        latent: ``paper`` lets the trainer of LDSeg use the latent that LDSeg was published with; ``planned`` does not.
         report: after :meth:`plan_experiment`, the decisions as a text table.
     """
+
+    latent = "planned"
 
     UNet_vram_target_GB: float
     size = Size(widths=((16, 48), (16, 64), (24, 64), (24, 96)), budget=1.0, max_steps=4)
@@ -222,6 +227,10 @@ class DiffSegPlanner(ResEncUNetPlanner):
             "cost": self._cost(arch, settings, plan["batch_size"]),
             "thickness": {k: asdict(v) for k, v in widths.items()},
         }
+        reasons = [reason]
+        if self.latent == "paper":
+            plan["diffusion"][ldseg_latent.KEY] = self.latent
+            reasons.append(paper_latent_reason(arch, curve))
         gb = plan["diffusion"]["cost"]["training_memory_gb"]
         return "\n".join(
             [
@@ -229,7 +238,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
                 f"about {gb['all_networks']:.1f} GB to train ({gb['image_network']:.1f} GB of it the image network)",
                 *(f"    {k}: {v.median_mm:.3g} mm thick (5th percentile {v.p5_mm:.3g})" for k, v in widths.items()),
                 curve_table(candidates, curve, settings),
-                textwrap.fill(reason, 116, initial_indent="    ", subsequent_indent="    "),
+                *(textwrap.fill(r, 116, initial_indent="    ", subsequent_indent="    ") for r in reasons),
             ]
         )
 

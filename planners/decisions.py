@@ -10,6 +10,7 @@ import numpy as np
 
 from nndiffseg.fingerprint import cost
 from nndiffseg.fingerprint.rate_distortion import RateDistortion
+from nndiffseg.networks.ldseg_latent import PAPER_CHANNELS, PAPER_STRIDE, paper_latent
 from nndiffseg.settings import DiffusionSettings
 
 #: Lowest 5th percentile of the worst structure's Dice that a latent may have. The curve belongs to a linear code that
@@ -166,6 +167,20 @@ def choose(
         f"and {settings.steps} steps: {SAMPLES} samples cost {final.ratio:.2f} passes of the image network (budget "
         f"{size.budget:g})."
     )
+
+
+def paper_latent_reason(arch: Architecture, curve: Sequence[RateDistortion]) -> str:
+    """What LDSeg's published latent becomes on this plan, in words."""
+    stride = paper_latent(arch.arch_kwargs["strides"], arch.patch).stride
+    shallow = "" if min(stride) == PAPER_STRIDE else (
+        f"; published are {PAPER_STRIDE} voxels along every axis, but this is the deepest stage of the plan within that, "
+        f"for a patch of {cross(arch.patch)}")
+    point = next((p for p in curve if (p.stride, p.channels) == (stride, PAPER_CHANNELS)), None)
+    worst = "" if point is None else (
+        f" Worst structure in a linear code: {point.worst}, 5th percentile {point.worst_p5:.3f}, mean "
+        f"{point.worst_mean:.3f}.")
+    return (f"nnDiffSegTrainerLDSeg uses its published latent instead: stride {cross(stride)} with {PAPER_CHANNELS} "
+            f"channel{shallow}.{worst}")
 
 
 def cross(values: Sequence[float]) -> str:

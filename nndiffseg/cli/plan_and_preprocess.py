@@ -15,6 +15,7 @@ from nndiffseg.errors import UserError
 from nndiffseg.folders import Folders
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+LATENTS = ("planned", "paper")
 #: below this many bytes of images, starting worker processes takes longer than the work
 SMALL_DATASET = 60_000_000
 
@@ -32,6 +33,8 @@ def _parser() -> Parser:
         "default: all that are planned")
     add("-pl", default="DiffSegPlanner", metavar="PLANNER",
         help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB)")
+    add("--latent", default="planned", metavar="LATENT", help="paper: nnDiffSegTrainerLDSeg gets the latent that it was "
+        "published with, one channel on a 16-fold coarser grid; default: planned, that of the other trainers")
     add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory, not the planner's default")
     add("-preprocessor_name", default="DefaultPreprocessor", metavar="NAME", help="a preprocessor of nnU-Net's")
     add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres")
@@ -61,6 +64,7 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError("-overwrite_target_spacing is in mm; give three numbers above 0.")
     for configuration in args.c or []:
         choose("configuration", configuration, CONFIGURATIONS)
+    choose("latent", args.latent, LATENTS)
     if args.np and len(args.np) not in (1, len(args.c or CONFIGURATIONS)):
         raise UserError("-np takes one number, or one for each configuration of -c.")
     folders = folders_from(args)
@@ -125,6 +129,7 @@ def _plan(planner_class: type, dataset: str, args: argparse.Namespace) -> Any:
         options["overwrite_target_spacing"] = args.overwrite_target_spacing
     with contextlib.nullcontext() if args.verbose else contextlib.redirect_stdout(io.StringIO()):
         planner = planner_class(dataset, **options)
+        planner.latent = args.latent
         planner.plan_experiment()
     return planner
 

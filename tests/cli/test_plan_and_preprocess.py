@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nndiffseg.cli.plan_and_preprocess import main
+from nndiffseg.networks.ldseg_latent import ldseg_latent
 from nndiffseg.settings import DiffusionSettings
 
 COMMAND = Path(sys.executable).with_name("nndiffseg_plan_and_preprocess")
@@ -125,6 +126,7 @@ def test_bad_data_write_nothing(
         (["-pl", "DiffSegPlaner"], "Unknown planner DiffSegPlaner (did you mean DiffSegPlanner?)"),
         (["-c", "3d_fulres"], "Unknown configuration 3d_fulres (did you mean 3d_fullres?)"),
         (["-c", "3d_cascade_fullres"], "Unknown configuration 3d_cascade_fullres"),
+        (["--latent", "papr"], "Unknown latent papr (did you mean paper?)"),
         (["-preprocessor_name", "Mine"], "Unknown preprocessor Mine"),
         (["-np", "0"], "-np counts processes"),
         (["-np", "1", "2"], "-np takes one number, or one for each"),
@@ -180,3 +182,21 @@ def test_a_preprocessed_splits_file_is_checked(tiny: Path, folders: list[str], t
     (out / "splits_final.json").write_text('[{"train": ["case_000"], "val": ["case_777"]}]')
     assert main(["-d", "901", *folders, "--no_pbar"]) == 2
     assert "unknown case case_777" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("latent", ["planned", "paper"])
+def test_the_latent_that_ldseg_was_published_with_is_an_option(
+    tiny: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], latent: str
+) -> None:
+    assert main(["-d", "901", *folders, "-pl", "DiffSegPlannerS", "--no_pp", "--no_pbar", "--latent", latent]) == 0
+    plans = json.loads((tmp_path / "preprocessed" / tiny.name / "nnDiffSegPlansS.json").read_text())
+    report = " ".join(capsys.readouterr().out.split())
+    for configuration in plans["configurations"].values():
+        assert configuration["diffusion"].get("ldseg_latent", "planned") == latent
+        sizes = ldseg_latent(configuration)
+        settings = DiffusionSettings.from_configuration(configuration)
+        assert (sizes.channels == 1) == (latent == "paper")
+        told = f"stride {'x'.join(map(str, sizes.stride))} with 1 channel; published are 16 voxels along every axis"
+        assert (told in report) == (latent == "paper")
+        if latent == "planned":
+            assert sizes.stride == settings.latent_stride

@@ -137,3 +137,16 @@ def timesteps(steps: int, *, spacing: str = "uniform", rho: float = 2.0) -> Tens
         raise ValueError(f"rho must be positive, got {rho}.")
     times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
     return (times**rho if spacing == "rho" else times).float()
+
+
+def training_times(batch: int, generator: torch.Generator | None = None, steps: int = 1000) -> Tensor:
+    """One random training step over ``steps`` for each item of a batch.
+
+    Each is uniform in {1 / steps, ..., 1}, and they are spread evenly over the batch, which takes variance from the loss
+    (Kingma et al., arXiv 2107.00630, appendix I.1).
+
+    Returns:
+        ``(batch,)`` float32.
+    """
+    first = torch.randint(0, steps, (1,), generator=generator)
+    return (1 + (first + torch.arange(batch) * steps // batch) % steps) / steps

@@ -12,14 +12,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nndiffseg.diffusion.samplers import sampler_by_name
-from nndiffseg.diffusion.schedules import Schedule, add_noise, timesteps
+from nndiffseg.diffusion.schedules import Schedule, add_noise, timesteps, training_times
 from nndiffseg.networks.denoiser import Denoiser
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_encoder import LabelEncoder
 from nndiffseg.networks.layers import conv
 from nndiffseg.networks.ldseg_latent import ldseg_latent
 from nndiffseg.networks.ldseg_parts import ImageEncoder, LabelDecoder, NearestImage, NearestLabel
-from nndiffseg.networks.medsegdiff import training_times
 
 #: steps of the sampler by default
 STEPS = 15

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nndiffseg.diffusion.samplers import sampler_by_name
-from nndiffseg.diffusion.schedules import Linear, add_noise, timesteps
+from nndiffseg.diffusion.schedules import Linear, add_noise, timesteps, training_times
 from nndiffseg.networks.image_network import ImageNetwork, ImageOutput
 from nndiffseg.networks.label_space import LabelSpaceNetwork
 from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, TimeEmbedding, conv, upsample, zero
 from nndiffseg.networks.ss_former import HEAD_CHANNELS, SSFormer
 from nndiffseg.networks.uncertain_attention import UncertainSpatialAttention, attend, pool
 
-#: time steps of the training
-T = 1000
 #: default sampling: DPM-Solver++ of order 2
 SAMPLER, STEPS = "dpmpp_2m", 20
 #: levels of the diffusion encoder that see the anchor
@@ -182,15 +180,6 @@ class MedSegDiff(LabelSpaceNetwork):
         x0 = sampler_by_name(self.default_sampler)(
             lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule)
         return x0.unflatten(0, noise.shape[:2])
-
-
-def training_times(batch: int, generator: torch.Generator | None = None) -> Tensor:
-    """One random time step over T for each item ``(batch,)``: each uniform in {1/T, ..., 1}, and spread evenly over a batch.
-
-    The even spread takes variance from the loss (Kingma et al., arXiv 2107.00630, appendix I.1).
-    """
-    first = torch.randint(0, T, (1,), generator=generator)
-    return (1 + (first + torch.arange(batch) * T // batch) % T) / T
 
 
 def diffusion_channels(features: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nndiffseg.diffusion import Cosine, Linear, add_noise, schedule_by_name, timesteps
+from nndiffseg.diffusion.schedules import training_times
 from nndiffseg.errors import UserError
 from nndiffseg.settings import SCHEDULES
 
@@ -96,3 +97,11 @@ def test_timesteps_are_uniform_by_default_and_warped_by_rho():
 def test_timesteps_refuse_nonsense(arguments):
     with pytest.raises(ValueError):
         timesteps(**arguments)
+
+
+def test_training_times_are_uniform_and_evenly_spread_over_a_batch():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([training_times(5, generator) for _ in range(4000)])
+    assert drawn.min() == 1 / 1000 and drawn.max() == 1 and len(drawn.unique()) == 1000
+    torch.testing.assert_close(drawn.mean(0), torch.full((5,), 0.5005), atol=0.02, rtol=0)  # four standard errors
+    torch.testing.assert_close(drawn.sort(1).values.diff(dim=1), torch.full((4000, 4), 0.2), atol=1e-6, rtol=0)

@@ -8,7 +8,7 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from nndiffseg.diffusion.schedules import Linear
-from nndiffseg.networks.medsegdiff import MedSegDiff, TrainingOutput, diffusion_channels, training_times
+from nndiffseg.networks.medsegdiff import MedSegDiff, TrainingOutput, diffusion_channels
 from nndiffseg.networks.noise import PatchNoise
 
 STRIDES = {2: ((2, 2), (2, 2)), 3: ((1, 2, 2), (2, 2, 2))}
@@ -96,14 +96,6 @@ def test_logits_are_those_of_the_probability_that_the_estimate_means():
     model.regions.fill_(True)
     torch.testing.assert_close(model.to_logits(2 * clear - 1).sigmoid(), clear)
     assert torch.isfinite(model.to_logits(torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1))).all()
-
-
-def test_training_times_are_uniform_and_evenly_spread_over_a_batch():
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([training_times(5, generator) for _ in range(4000)])
-    assert drawn.min() == 1 / 1000 and drawn.max() == 1 and len(drawn.unique()) == 1000
-    torch.testing.assert_close(drawn.mean(0), torch.full((5,), 0.5005), atol=0.02, rtol=0)  # four standard errors
-    torch.testing.assert_close(drawn.sort(1).values.diff(dim=1), torch.full((4000, 4), 0.2), atol=1e-6, rtol=0)
 
 
 def test_training_pass_depends_only_on_its_generator():

@@ -10,12 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nndiffseg.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
 
 ROOT = Path(__file__).resolve().parents[1]
+# One thread for each worker of the suite and for the commands that it starts: two workers of two threads
+# on two cores wait for each other inside every small convolution and take several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """No test depends on which others ran before it on its worker."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  nnU-Net and batchgenerators draw from numpy's global state
 
 
 @pytest.fixture(scope="session")

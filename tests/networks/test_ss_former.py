@@ -62,7 +62,7 @@ def test_gains_are_positive_bounded_and_even_so_that_the_filtered_signal_is_real
 
 
 def test_the_time_step_moves_the_band():
-    filter_ = randomised(NeuralBandPass(2, 1, 12), scale=1)
+    filter_ = randomised(NeuralBandPass(2, 1, 12), scale=0.2)  # larger gains saturate
     early, late = filter_((6, 6), torch.randn(2, 12))
     assert not torch.allclose(early / early.mean(), late / late.mean(), rtol=0.01), "it must do more than scale the gains"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ from nndiffseg.networks.interface import NoiseSource
 
 #: largest step between the tiles of one denoising step, as a fraction of the patch
 TILE_STEP = 0.5
+#: bytes for the conditions of a volume's tiles; what does not fit is computed anew in every step
+CONDITION_BYTES = 2**30
+
+Window = tuple[slice, ...]
 
 
 class LabelSpaceNetwork(nn.Module, ABC):
@@ -29,12 +33,14 @@ class LabelSpaceNetwork(nn.Module, ABC):
 
     Attributes:
         vector_channels: length of the random vector that the network asks for in every step, 0 for none.
+        condition_bytes: memory for the conditions of a volume's tiles while it is sampled.
     """
 
     fusion_weight: Tensor
     regions: Tensor
     halo = 0
     vector_channels = 0
+    condition_bytes = CONDITION_BYTES
 
     def __init__(self, heads: int, patch: Sequence[int], schedule: Schedule, sampler: str, steps: int):
         super().__init__()
@@ -53,7 +59,7 @@ class LabelSpaceNetwork(nn.Module, ABC):
 
     @abstractmethod
     def condition(self, image: Tensor) -> Any:
-        """What ``denoise`` needs to know of the image ``(B, C_in, *patch)``; computed once per tile and step."""
+        """What ``denoise`` needs to know of the image ``(B, C_in, *patch)``; computed once per tile."""
 
     @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, condition: Any, vector: Tensor | None) -> Tensor:
@@ -75,18 +81,19 @@ class LabelSpaceNetwork(nn.Module, ABC):
 
         Streams: 0 the starting noise, then for step i the network's vector (1 + 2 i) and the sampler's noise (2 + 2 i).
         """
-        calls, image = itertools.count(), maps[1]
+        calls, conditions = itertools.count(), _Conditions(self.condition, maps[1], self.condition_bytes)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
             step = next(calls)
             vector = draw.vector(1 + 2 * step, self.vector_channels) if self.vector_channels else None
-            return self._denoise_tiled(x, t, image, vector)
+            return self._denoise_tiled(x, t, conditions, vector)
 
         return sampler_by_name(sampler or self.default_sampler)(
             denoise, draw(0, self.heads), timesteps(steps or self.default_steps), schedule=self.schedule,
             step_noise=lambda i, x: draw(2 + 2 * i, self.heads))
 
-    def _denoise_tiled(self, x: Tensor, t: Tensor, image: Tensor, vector: Tensor | None) -> Tensor:
+    def _denoise_tiled(self, x: Tensor, t: Tensor, condition_of: Callable[[Window], Any], vector: Tensor | None
+                       ) -> Tensor:
         frame = tuple(x.shape[2:])
         starts = [tile_starts(n, p, TILE_STEP, 1) for n, p in zip(frame, self.patch, strict=True)]
         weights = [blending_weights(n, p, s) for n, p, s in zip(frame, self.patch, starts, strict=True)]
@@ -97,9 +104,40 @@ class LabelSpaceNetwork(nn.Module, ABC):
             weight = torch.ones((), device=x.device)
             for w, i in zip(weights, tile, strict=True):
                 weight = weight[..., None] * torch.as_tensor(w[i], dtype=torch.float32, device=x.device)
-            x0[window] += weight * self.denoise(x[window], t, self.condition(image[window]), vector).float()
+            x0[window] += weight * self.denoise(x[window], t, condition_of(window), vector).float()
         return x0
 
     def decode(self, latent: Tensor, maps: list[Tensor]) -> Tensor:
         """x0 ``(N, heads, *slab)`` -> logits of the same shape."""
         return self.to_logits(latent)
+
+
+class _Conditions:
+    """The conditions of an image's tiles: they depend on the image alone, so all samples and steps share them.
+
+    Args:
+        compute: image ``(B, C_in, *patch)`` -> condition.
+        image: ``(B, C_in, *volume)``.
+        budget: bytes that may be kept.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Any], image: Tensor, budget: int):
+        self.compute, self.image, self.left = compute, image, budget
+        self.kept: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, window: Window) -> Any:
+        corner = tuple(s.start for s in window[2:])
+        if corner in self.kept:
+            return self.kept[corner]
+        condition = self.compute(self.image[window])
+        if (size := _bytes(condition)) <= self.left:
+            self.kept[corner] = condition
+            self.left -= size
+        return condition
+
+
+def _bytes(condition: Any) -> int:
+    """Memory that a tensor, or all tensors in lists and tuples, keep alive."""
+    if isinstance(condition, Tensor):
+        return condition.untyped_storage().nbytes()
+    return sum(_bytes(part) for part in condition)

@@ -108,6 +108,18 @@ def test_tiles_are_blended_in_every_step_and_not_at_the_end():
         assert torch.equal(left[..., 6:], middle[..., :10]), "overlapping tiles must hold the same x_t"
 
 
+@pytest.mark.parametrize(("budget", "kept"), [(2**30, 16), (7 * 4 * 3 * 12 * 16, 7), (1, 0)])
+def test_conditions_are_computed_once_per_tile_as_far_as_the_memory_goes_and_samples_stay_the_same(budget, kept):
+    model, data, tiles, steps = Smoothing((12, 16)).eval(), image((30, 35))[None], 16, 3
+    model.condition_bytes = 0
+    expected = model.sample(model.encode(data), draw_for(range(3), (30, 35)))
+    model.condition_bytes, calls, inner = budget, [], model.condition
+    model.condition = lambda part: (calls.append(part), inner(part))[1]  # type: ignore[method-assign]
+    x0 = model.sample(model.encode(data), draw_for(range(3), (30, 35)))
+    torch.testing.assert_close(x0, expected, atol=1e-5, rtol=0)
+    assert len(calls) == kept + (tiles - kept) * steps
+
+
 def test_the_number_of_steps_is_the_networks_own_unless_told():
     patch = (12, 16)
     model = Pointwise(patch, steps=2).eval()

@@ -77,6 +77,22 @@ def test_samples_have_the_volumes_shape_and_depend_on_image_and_noise(dim, switc
     assert not torch.allclose(samples[0], samples[1]) and not torch.allclose(samples[0], samples[2])
 
 
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_condition_model_runs_once_per_tile_for_all_samples_and_steps(attention):
+    model, seen = lively(make(uncertain_attention=attention)).eval(), []
+    volume = torch.cat([batch()[0][:1], batch()[0][:1].flip(-1)], -1)  # three tiles
+    model.condition_model.register_forward_hook(lambda *_: seen.append(1))
+    samples, runs = [], []
+    for model.condition_bytes in (2**30, 0):
+        maps = model.encode(volume)
+        seen.clear()
+        with torch.inference_mode():
+            samples.append(model.sample(maps, PatchNoise(2, volume.shape[2:], torch.Generator().manual_seed(0)), steps=3))
+        runs.append(len(seen))
+    assert runs == [3, 9]
+    torch.testing.assert_close(samples[0], samples[1], atol=1e-5, rtol=0)
+
+
 def test_a_perfect_v_gives_the_label_back_at_every_time_also_at_pure_noise():
     model = make()
     _, onehot = batch(n=4)

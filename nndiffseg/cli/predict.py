@@ -80,13 +80,13 @@ def _main(argv: Sequence[str] | None) -> None:
     print(f"Model: {folder}.")
     predictor = Predictor.from_folder(
         folder, args.f, args.chk, pick_device(args.device), samples=args.samples, steps=args.steps,
-        sampler=args.sampler, seed=args.seed, step_size=args.step_size, mirroring=not args.disable_tta,
+        sampler=args.sampler, seed=args.seed, step_size=args.step_size, mirroring=not args.disable_tta, fuse=args.fuse,
     )
     total = len(find_cases(args.i, predictor.dataset_json))
     print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds "
           f"{', '.join(predictor.model.folds)}.")
     done = predictor.predict_folder(
-        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities, fuse=args.fuse,
+        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities,
         continue_prediction=args.continue_prediction, num_parts=args.num_parts, part_id=args.part_id,
         preprocessing_processes=args.npp, export_processes=args.nps, progress=not args.disable_progress_bar,
         verbose=args.verbose,

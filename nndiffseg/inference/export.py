@@ -136,20 +136,26 @@ class CaseGeometry:
         resampled = self.configuration.resampling_fn_seg(labels[None], shape, *self._spacings())
         return self._restore(np.asarray(resampled).astype(labels.dtype, copy=False))[0]
 
-    def segmentation(self, statistics: CaseStatistics, dataset_json: dict[str, Any], *, with_probabilities: bool
-                     ) -> tuple[np.ndarray, np.ndarray | None]:
+    def segmentation(self, statistics: CaseStatistics, dataset_json: dict[str, Any], *, with_probabilities: bool,
+                     fuse: str = "mean") -> tuple[np.ndarray, np.ndarray | None]:
         """nnU-Net's own export, fed with ``log p`` (regions: ``logit p``): its softmax (sigmoid) gives p back.
+
+        ``fuse="staple"`` puts the consensus of the samples in the place of nnU-Net's labels.
 
         Returns:
             Labels ``(*image)``, and probabilities ``(heads, *image)`` if asked for.
         """
+        manager = self.plans.get_label_manager(dataset_json)
         p = statistics.probabilities.clamp(EPSILON, 1 - EPSILON)
         logits = torch.logit(p) if statistics.regions else p.log_()
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits.numpy(), self.plans, self.configuration, self.plans.get_label_manager(dataset_json),
+            logits.numpy(), self.plans, self.configuration, manager,
             self.properties, return_probabilities=with_probabilities, num_threads_torch=torch.get_num_threads(),
         )
-        return result if with_probabilities else (result, None)
+        segmentation, probabilities = result if with_probabilities else (result, None)
+        if fuse == "staple":
+            segmentation = self.labels_to_image(consensus_of(statistics, manager))
+        return segmentation, probabilities
 
 
 def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry: CaseGeometry,
@@ -263,10 +269,7 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
     writer = geometry.plans.image_reader_writer_class()
     properties = geometry.properties
     segmentation, probabilities = geometry.segmentation(
-        statistics, job.dataset_json, with_probabilities=job.save_probabilities)
-    if job.fuse == "staple":
-        manager = geometry.plans.get_label_manager(job.dataset_json)
-        segmentation = geometry.labels_to_image(consensus_of(statistics, manager))
+        statistics, job.dataset_json, with_probabilities=job.save_probabilities, fuse=job.fuse)
     if probabilities is not None:
         np.savez_compressed(stage / f"{case_id}.npz", probabilities=probabilities)
         save_pickle(properties, str(stage / f"{case_id}.pkl"))

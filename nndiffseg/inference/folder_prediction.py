@@ -20,7 +20,7 @@ from nndiffseg.errors import UserError
 from nndiffseg.evaluation import write_json
 from nndiffseg.inference.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.inference.export import ExportJob, export_case, remove_staging
-from nndiffseg.inference.staple import FUSIONS
+from nndiffseg.inference.staple import check_fusion
 
 if TYPE_CHECKING:
     from nndiffseg.inference.predictor import Predictor
@@ -39,7 +39,7 @@ def predict_folder(
     *,
     save_samples: bool = False,
     save_probabilities: bool = False,
-    fuse: str = "mean",
+    fuse: str | None = None,
     continue_prediction: bool = False,
     num_parts: int = 1,
     part_id: int = 0,
@@ -59,8 +59,8 @@ def predict_folder(
         output_folder: made where it does not exist; see DESIGN, section 5, for what it will hold.
         save_samples: also write every sample's label map.
         save_probabilities: also write nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
-        fuse: how samples become the segmentation: ``mean`` or ``staple`` (:mod:`nndiffseg.inference.staple`). Maps and
-            probabilities are those of the mean either way.
+        fuse: how samples become the segmentation, in place of the predictor's own choice (see
+            :meth:`~nndiffseg.inference.predictor.Predictor.from_folder`).
         continue_prediction: leave out cases all of whose files exist.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
@@ -74,8 +74,8 @@ def predict_folder(
         UserError: bad input (see above); the other cases are complete then.
     """
     output = Path(output_folder)
-    if fuse not in FUSIONS:
-        raise UserError(f"There is no fusion {fuse!r}; choose one of {', '.join(FUSIONS)}.")
+    fuse = predictor.fuse if fuse is None else fuse
+    check_fusion(fuse)
     cases = find_cases(input_folder, predictor.dataset_json)
     if not (num_parts >= 1 and 0 <= part_id < num_parts):
         raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")

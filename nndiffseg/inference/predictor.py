@@ -20,6 +20,7 @@ from nndiffseg.inference.cases import Case, channel_count, preprocess, read_case
 from nndiffseg.inference.export import CaseGeometry, case_summary
 from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedModel, load_model
 from nndiffseg.inference.precision import default_precision
+from nndiffseg.inference.staple import check_fusion
 from nndiffseg.inference.statistics import CaseStatistics, FoldSums
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
 from nndiffseg.settings import DiffusionSettings
@@ -58,8 +59,10 @@ class Predictor:
     """
 
     def __init__(self, model: LoadedModel, options: SamplingOptions, device: torch.device,
-                 origin: dict[str, Any] | None = None):
+                 origin: dict[str, Any] | None = None, fuse: str = "mean"):
         """``origin`` (model folder, checkpoint) is recorded with the results."""
+        check_fusion(fuse)
+        self.fuse = fuse
         self.model, self.options, self.device, self.origin = model, options, device, origin or {}
         self.network = model.network.to(device).eval()
         self.plans, self.dataset_json = model.plans, model.dataset_json
@@ -80,6 +83,7 @@ class Predictor:
         step_size: float = 0.5,
         mirroring: bool = True,
         precision: str | None = None,
+        fuse: str = "mean",
     ) -> Predictor:
         """Loads a model folder, as ``nndiffseg_train`` writes it.
 
@@ -93,6 +97,8 @@ class Predictor:
             step_size: largest step between tiles, as a fraction of the patch.
             mirroring: mirror the image for some of the samples, along the axes that the training allowed.
             precision: ``"bfloat16"``, ``"float32"`` or None for the device's best.
+            fuse: how samples become the segmentation: ``"mean"``, or ``"staple"`` for their consensus
+                (:mod:`nndiffseg.inference.staple`). Maps and probabilities are those of the mean either way.
 
         Raises:
             UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
@@ -100,7 +106,7 @@ class Predictor:
         model = load_model(model_folder, folds, checkpoint)
         options = _options(model, samples, steps, sampler, seed, step_size, mirroring, precision)
         origin = {"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint}
-        return cls(model, options, _device(device), origin)
+        return cls(model, options, _device(device), origin, fuse)
 
     @classmethod
     def from_network(
@@ -148,6 +154,7 @@ class Predictor:
             "step_size": self.options.step_size,
             "mirror_axes": list(self.options.mirror_axes),
             "precision": self.options.precision or default_precision(self.device),
+            "fuse": self.fuse,
             "device": self.device.type,
             "folds": self.model.folds,
             "trainer": self.model.trainer,
@@ -182,7 +189,8 @@ class Predictor:
         data, properties = preprocess(data, properties, self.plans, self.model.configuration, self.dataset_json)
         statistics = self.predict_preprocessed(data, case_id, keep_parts=False)
         geometry = CaseGeometry(properties, self.plans, self.configuration)
-        segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True)
+        segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True,
+                                                            fuse=self.fuse)
         assert probabilities is not None
         summary = case_summary(statistics, segmentation, geometry, self.dataset_json)
         maps = {kind: geometry.maps_to_image(m.numpy()[None])[0] for kind, m in statistics.maps.items()}

@@ -11,11 +11,18 @@ import numpy as np
 import SimpleITK as sitk
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nndiffseg.errors import UserError
 from nndiffseg.inference.statistics import CaseStatistics, label_map
 
 FUSIONS = ("mean", "staple")
 #: of the expectation maximisation; it converges within a few tens
 MAX_ITERATIONS = 100
+
+
+def check_fusion(name: str) -> None:
+    """Raises UserError: there is no fusion of this name."""
+    if name not in FUSIONS:
+        raise UserError(f"There is no fusion {name!r}; choose one of {', '.join(FUSIONS)}.")
 
 
 def staple(labels: np.ndarray, undecided: np.ndarray) -> np.ndarray:

@@ -108,8 +108,26 @@ def test_the_flag_changes_the_segmentation_and_nothing_else(model_folder, raw_im
     assert volume == pytest.approx((expected == 1).sum() / 1000)
 
 
+def test_the_python_interface_fuses_as_the_command_does(model_folder, raw_images, tmp_path):
+    files = [raw_images / f"case_000_{c:04d}.nii.gz" for c in range(2)]
+    array = np.stack([read(file) for file in files])
+    mean, fused = (Predictor.from_folder(model_folder, device="cpu", samples=3, mirroring=False, fuse=fuse)
+                   for fuse in ("mean", "staple"))
+    a, b = (p.predict(array, (1, 1, 1), "case_000", return_samples=True) for p in (mean, fused))
+    assert np.array_equal(b.segmentation, staple(a.samples, a.segmentation))
+    assert not np.array_equal(a.segmentation, b.segmentation)
+    assert np.array_equal(a.probabilities, b.probabilities) and np.array_equal(a.total, b.total)
+    assert b.volumes["shell"]["segmentation_ml"] == pytest.approx((b.segmentation == 1).sum() / 1000)
+    fused.predict_folder(raw_images, tmp_path, num_parts=4, progress=False)
+    assert np.array_equal(read(tmp_path / "case_000.nii.gz"), b.segmentation)
+    settings = json.loads((tmp_path / "uncertainty" / "case_000.json").read_text())["settings"]
+    assert settings["fuse"] == fused.settings()["fuse"] == "staple"
+
+
 def test_an_unknown_fusion_is_refused_before_anything_is_written(model_folder, raw_images, tmp_path):
     predictor = Predictor.from_folder(model_folder, device="cpu", samples=2)
     with pytest.raises(UserError, match="no fusion 'median'; choose one of mean, staple"):
         predictor.predict_folder(raw_images, tmp_path / "out", fuse="median")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="no fusion 'median'; choose one of mean, staple"):
+        Predictor.from_folder(model_folder, device="cpu", fuse="median")

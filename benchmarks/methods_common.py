@@ -322,6 +322,13 @@ class Measurements:
         return self.values[key]
 
 
+def measurements_of(kind: str, data: Data, **settings: Any) -> Measurements:
+    """The measurements of an experiment beside the trained models. They are kept per case, so ``cases`` may change."""
+    described = {k: v for k, v in data.describe().items() if k != "cases"}
+    path = data.results / data.dataset / "benchmark_measurements" / f"{result_name(kind, data)}.json"
+    return Measurements(path, {**described, **settings})
+
+
 def result_name(kind: str, data: Data) -> str:
     """Name of a result's files: ``methods_Dataset004_2d``."""
     return f"{kind}_{data.dataset.split('_')[0]}_{data.configuration}"

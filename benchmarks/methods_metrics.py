@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from benchmarks.methods_common import Data, references_of
-from benchmarks.methods_prediction import CasePrediction
+from benchmarks.methods_prediction import CasePrediction, Model, Options, predict_case
 from nndiffseg.evaluation import ErrorHistogram, dilated_foreground, nanmean, structures_of
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
@@ -20,6 +20,7 @@ from nndiffseg.uncertainty import (
     PairwiseOverlap,
     ReliabilityAccumulator,
     entropy,
+    expected_dice,
     generalised_energy_distance,
     matched_iou,
 )
@@ -63,6 +64,32 @@ def surface_dice(a: NDArray[np.bool_], b: NDArray[np.bool_], spacing: Sequence[f
     to_a, to_b = (distance_transform_edt(~s, sampling=spacing) for s in surfaces)
     near = (to_b[surfaces[0]] <= tolerance).sum() + (to_a[surfaces[1]] <= tolerance).sum()
     return float(near / (surfaces[0].sum() + surfaces[1].sum()))
+
+
+def mean_dice(data: Data, case: str, prediction: NDArray, references: NDArray | None = None) -> float:
+    """Dice of one label map ``(*image)``, mean over the case's annotations and the structures."""
+    if references is None:
+        references, _ = references_of(data, case)
+    structures = list(structures_of(data.dataset_json).values())
+    return nanmean(value for r in references for value in dice_of(prediction, r, structures))
+
+
+def dice_scores(data: Data, case: str, prediction: CasePrediction) -> dict[str, float | None]:
+    """Dice of the deterministic prediction, of the mean of the samples, of a single sample, and between samples."""
+    references, _ = references_of(data, case)
+    manager = data.label_manager
+    hard = {name: label_map(torch.from_numpy(p), manager).numpy() for name, p in (
+        ("deterministic", prediction.deterministic), ("samples", prediction.sampled))}
+    overlap = PairwiseOverlap(len(prediction.labels), list(structures_of(data.dataset_json).values()))
+    overlap.add(prediction.labels)
+    return {**{name: mean_dice(data, case, labels, references) for name, labels in hard.items()},
+            "single": nanmean(mean_dice(data, case, labels, references) for labels in prediction.labels),
+            "between_samples": expected_dice(overlap), "seconds": prediction.seconds}
+
+
+def predicted_scores(model: Model, case: str, options: Options, change: Any = None) -> dict[str, float | None]:
+    """:func:`dice_scores` of a fresh prediction; arguments as in :func:`benchmarks.methods_prediction.predict_case`."""
+    return dice_scores(model.data, case, predict_case(model, case, options, change))
 
 
 @dataclass

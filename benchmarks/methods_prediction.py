@@ -87,6 +87,7 @@ class Model:
         network: in evaluation mode, on ``device``.
         mirror_axes: that the training allowed.
         training_only: parameters of networks that prediction does without, such as a discriminator.
+        identity: of the trained weights, so that measurements of an earlier training are not taken for this one's.
     """
 
     data: Data
@@ -95,6 +96,7 @@ class Model:
     mirror_axes: tuple[int, ...]
     device: torch.device
     training_only: int = 0
+    identity: str = "untrained"
     _stock: Any = field(default=None, repr=False)
 
     @property
@@ -174,7 +176,8 @@ def load_model(data: Data, trainer: str, device: torch.device) -> Model:
         raise UserError(f"{file} does not fit the plans {data.plans['plans_name']}; train it again.") from None
     state = checkpoint.get("method_state", {}).get("discriminator", {})
     axes = tuple(int(a) for a in checkpoint["inference_allowed_mirroring_axes"] or ())
-    return replace(model, mirror_axes=axes, training_only=sum(v.numel() for v in state.values()))
+    return replace(model, mirror_axes=axes, training_only=sum(v.numel() for v in state.values()),
+                   identity=f"{cls.__name__}@{int(file.stat().st_mtime)}")
 
 
 def build_model(data: Data, cls: Any, device: torch.device) -> Model:

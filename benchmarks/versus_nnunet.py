@@ -2,6 +2,12 @@
 
     python -m benchmarks.versus_nnunet --dataset 4 --configuration 3d_fullres --fold 0 --iterations 2000 [--planner S]
     python -m benchmarks.versus_nnunet --dataset 4 --configuration 3d_fullres --speed_only [--planner S]
+
+The first command makes what is missing (plans, preprocessed data, trainings, predictions) and reuses what is there, so it
+goes on where it was interrupted. Trained are nnU-Net's own ``nnUNetTrainer``, once for each member of the ensemble, and
+``nnDiffSegTrainer``: on the same plans (image network, patch, batch), the same batches in the same order, for the same
+number of iterations, each with its own optimiser, loss and learning rate; nnU-Net's polynomial decay runs over exactly
+these iterations. They land in ``nnUNet_results/versus_nnunet/N_iterations/seed_S``, in nnU-Net's own layout.
 """
 
 from __future__ import annotations
@@ -14,16 +20,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import report
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.folders import Folders
 
+if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
+    import torch
+
+    from benchmarks.methods_common import Data
+
 PLANNERS = {"S": "DiffSegPlannerS", "M": "DiffSegPlanner", "L": "DiffSegPlannerL"}
 PLANS = {"S": "nnDiffSegPlansS", "M": "nnDiffSegPlans", "L": "nnDiffSegPlansL"}
+FOLDER = "versus_nnunet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +49,23 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--dataset", required=True, help="id or name, such as 4 or Dataset004_Hippocampus")
     add("--configuration", default="3d_fullres", help="default: %(default)s")
+    add("--fold", type=int, default=0, help="default: %(default)s")
+    add("--iterations", type=int, help="length of every training")
     add("--planner", default="M", metavar="S|M|L", help="size of the plans, which both sides share (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of both trainings; the ensemble's are SEED, SEED + 1, ... (default: 0)")
+    add("--ensemble", type=int, default=3, metavar="N", help="nnU-Nets in the third column; 1 for none (default: 3)")
+    add("--samples", type=int, default=16, help="that are judged (default: %(default)s)")
+    add("--more_steps", type=int, nargs="*", default=[10], metavar="N",
+        help="also the Dice of the mean of 8 samples of so many sampling steps (default: 10)")
+    add("--tolerance", type=float, default=1.0, help="of the surface distance, in mm, or in pixels where images have no "
+        "spacing (default: %(default)s)")
+    add("--truth", default="raters", metavar="raters|label", help="raters: figures are means over all annotations in the "
+        "raw dataset's ratersTr, where there are some (default); label: the label alone")
+    add("--cases", type=int, help="judge so many of the validation cases, evenly spread (default: all)")
+    add("--disable_tta", action="store_true", help="no mirroring, on either side")
+    add("--only", metavar="nnunet|nndiffseg", help="train this side, if it is not trained yet, and stop")
     add("--speed_only", action="store_true", help="no training: time untrained networks in a few minutes")
+    add("--no_speed", action="store_true", help="leave out time and memory")
     add("--name", help="of the JSON file in benchmarks/results")
     add_device_flag(parser)
     add_folder_flags(parser)
@@ -46,11 +74,32 @@ def _parser() -> Parser:
 
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    choose("planner", args.planner, list(PLANNERS))
+    _check(args)
     folders = folders_from(args)
     dataset = _dataset(folders, args.dataset)
     if args.speed_only:
         _speed_only(args, folders, dataset)
+        return
+    prepare(folders, dataset, args)
+    members, device = _members(args), pick_device(args.device)
+    trainings = _train(args, members, device)
+    if args.only is None:
+        _compare(args, members, device, trainings)
+
+
+def _check(args: argparse.Namespace) -> None:
+    choose("planner", args.planner, list(PLANNERS))
+    choose("truth", args.truth, ["raters", "label"])
+    if args.only is not None:
+        choose("side", args.only, ["nnunet", "nndiffseg"])
+    if not args.speed_only and args.iterations is None:
+        raise UserError("Give the length of the trainings with --iterations, or --speed_only to leave them out.")
+    for flag in ("iterations", "ensemble", "samples", "cases", "tolerance"):
+        value = getattr(args, flag)
+        if value is not None and not value > 0:
+            raise UserError(f"--{flag} must be positive, not {value}.")
+    if any(n < 1 for n in args.more_steps):
+        raise UserError("--more_steps takes numbers of sampling steps, 1 or more.")
 
 
 def _dataset(folders: Folders, name: str) -> str:
@@ -59,6 +108,100 @@ def _dataset(folders: Folders, name: str) -> str:
         return folders.dataset(name, "preprocessed")
     except UserError:
         return folders.dataset(name, "raw")
+
+
+# ---- plans, data and trainings ----------------------------------------------------------------------------------------
+
+
+def prepare(folders: Folders, dataset: str, args: argparse.Namespace) -> None:
+    """Plans and preprocesses, unless that is done; a split that the raw dataset brings is used.
+
+    Raises:
+        UserError: planning fails, or the plans lack the configuration.
+    """
+    base, raw = folders.preprocessed / dataset, folders.raw / dataset
+    file = base / f"{PLANS[args.planner]}.json"
+    if not file.is_file():
+        plan(dataset, args.planner, ["--no_pp"])
+    plans = json.loads(file.read_text())
+    check_configuration(plans, args.configuration)
+    data = base / plans["configurations"][args.configuration]["data_identifier"]
+    if not (data.is_dir() and any(data.iterdir())):
+        plan(dataset, args.planner, ["-c", args.configuration, "--no_check"])
+    # nnU-Net's own random split may divide what belongs together, such as two images of one person.
+    if (raw / "splits_final.json").is_file() and not (base / "splits_final.json").is_file():
+        shutil.copyfile(raw / "splits_final.json", base / "splits_final.json")
+
+
+def _members(args: argparse.Namespace) -> list[Data]:
+    """The fold in the results folder of each seed."""
+    from benchmarks.methods_common import data_from
+
+    args.plans = PLANS[args.planner]
+    data = data_from(args)
+    folder = data.results / FOLDER / f"{args.iterations}_iterations"
+    return [replace(data, results=folder / f"seed_{args.seed + i}") for i in range(args.ensemble)]
+
+
+def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.device) -> dict[str, list[dict[str, Any]]]:
+    """Trains what is not trained yet; returns the records of both sides."""
+    from benchmarks.methods_common import STOCK, Budget
+    from benchmarks.methods_training import train
+    from benchmarks.versus_accuracy import OURS, results_in
+
+    jobs = {"nndiffseg": [(OURS, args.seed, members[0])],
+            "nnunet": [(STOCK, args.seed + i, data) for i, data in enumerate(members)]}
+    done: dict[str, list[dict[str, Any]]] = {}
+    for side, trainings in jobs.items():
+        for trainer, seed, data in trainings if args.only in (None, side) else []:
+            print(f"Training of {trainer}, seed {seed}, {args.iterations} iterations.", flush=True)
+            with results_in(data.results):
+                done.setdefault(side, []).append(train(data, trainer, Budget(args.iterations, None), device, seed))
+    return done
+
+
+# ---- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def _compare(args: argparse.Namespace, members: list[Data], device: torch.device,
+             trainings: dict[str, list[dict[str, Any]]]) -> None:
+    from benchmarks import versus_table
+    from benchmarks.methods_common import STOCK
+    from benchmarks.methods_prediction import Options, preprocessed
+    from benchmarks.methods_training import FINAL
+    from benchmarks.versus_accuracy import OURS, Comparison
+
+    data = members[0]
+    comparison = Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
+                            args.truth == "raters", tuple(args.more_steps))
+    comparison.predict()
+    comparison.fit_weights()
+    print("Judging ...", flush=True)
+    results = {case: comparison.judge(case) for case in data.cases}
+    figures = versus_table.figures(list(comparison.structures), list(results.values()))
+    rows, result = versus_table.rows(figures), {"figures": versus_table.plain(figures)}
+    if not args.no_speed:
+        import torch
+
+        from benchmarks import speed
+
+        files = {"nnunet": data.fold_folder(STOCK) / FINAL, "nndiffseg": data.fold_folder(OURS) / FINAL}
+        image = torch.from_numpy(preprocessed(data, data.cases[len(data.cases) // 2])[0]).float()
+        result["speed"] = speed.compare(data.plans, data.configuration, data.dataset_json, device, data=image,
+                                        checkpoints={k: str(v) for k, v in files.items()})
+        rows += versus_table.speed_rows(result["speed"])
+    several = len(members) > 1
+    header = [f"{data.dataset}, {data.configuration}, fold {data.fold}, {len(data.cases)} cases, {args.iterations} "
+              "iterations", "nnU-Net", "nndiffseg", f"{len(members)} nnU-Nets" if several else "-", "nndiffseg - nnU-Net",
+              "nndiffseg - nnU-Nets"]
+    name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{data.fold}_"
+                         f"{args.iterations}_seed{args.seed}")
+    tell(name, rows, header, {**data.describe(), **_setup(args, data.plans), "iterations": args.iterations, "seed": args.seed,
+                              "ensemble": len(members), "mirroring": not args.disable_tta, "samples": args.samples,
+                              "tolerance_mm": args.tolerance, "truth": args.truth, "trainings": trainings,
+                              "fusion_weights": comparison.fitted_weights, "spread_scales": comparison.scales,
+                              "bootstrap": "percentile intervals over cases, 95 %, paired", **result,
+                              "cases": versus_table.by_case(results)})
 
 
 # ---- speed ------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,12 @@ The layout of the source and of what is written: docs/datasets.md and :mod:`nndi
 
 Split by blocks. Neighbouring numbers can be frames of one movie, so each subset is cut, in the order of its numbers, into
 five blocks of nearly equal length; fold k validates the k-th block of every subset. A cut never divides an
-``inferred_group`` of crops.csv, images whose backgrounds look like one movie's. The exception is the first subset,
-whose images that column lumps together, 34 of 35, though they show different cells on different substrates: there the
-blocks are of numbers alone.
+``inferred_group`` of crops.csv. That column is of no use for the rat cells, where it lumps 34 of 35 images together though
+they show different cells on different substrates: in a subset with fewer such groups than folds, each image counts as a
+group of its own, and only the blocks keep neighbours together.
+
+Two tools of one person are two annotations, but no independent raters: ``cases.csv`` and the names in ``ratersTr`` tell
+person and tool.
 
     python -m nndiffseg.dataset_conversion.Dataset110_MultiraterCells -i multirater_cells
 """
@@ -15,9 +18,11 @@ blocks are of numbers alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nndiffseg.dataset_conversion.common import (
+    FOLDS,
     AnnotatedImage,
     annotation_folders,
     command,
@@ -95,7 +100,14 @@ def read_subsets(source: Path) -> dict[str, list[AnnotatedImage]]:
         if missing := [p for p in (image.image, *annotations.values()) if not p.is_file()]:
             raise UserError(f"{missing[0]} is missing; put it there or get the dataset anew (docs/datasets.md).")
         subsets.setdefault(row["subset"], []).append(image)
-    return subsets
+    return {subset: _with_usable_groups(images) for subset, images in subsets.items()}
+
+
+def _with_usable_groups(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
+    """The images, each a group of its own where the inferred groups are fewer than the folds."""
+    if len({image.group for image in images}) >= FOLDS:
+        return images
+    return [replace(image, group=image.name) for image in images]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

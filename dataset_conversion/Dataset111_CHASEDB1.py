@@ -66,8 +66,6 @@ def convert(
     """
     images = read_images(source)
     folds = contiguous_folds([image.group for image in images])
-    if len({(image.group, fold) for image, fold in zip(images, folds, strict=True)}) > len({i.group for i in images}):
-        raise UserError(f"{source} holds too few children for {max(folds) + 1} folds; the dataset is incomplete.")
     name = f"Dataset{dataset_id:03d}_CHASEDB1" + ("" if size is None else f"_{size}px")
     with new_dataset(raw, name, overwrite=overwrite) as folder:
         for sub in ("imagesTr", "labelsTr", "ratersTr"):

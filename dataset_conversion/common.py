@@ -132,20 +132,19 @@ def link(source: Path, target: Path) -> None:
 def contiguous_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
     """Cuts a sequence into blocks of nearly equal length, one for each fold, never inside a group.
 
-    If the groups leave too few places to cut, they are ignored.
-
     Args:
         groups: group of each item, in the items' order.
 
     Returns:
         The fold of each item.
+
+    Raises:
+        UserError: the groups leave too few places to cut.
     """
     n = len(groups)
-    if n < folds:
-        raise UserError(f"{n} images cannot be divided into {folds} folds; the dataset is incomplete.")
     places = [i for i in range(1, n) if not set(groups[:i]) & set(groups[i:])]
     if len(places) < folds - 1:
-        places = list(range(1, n))
+        raise UserError(f"{n} images in {len(set(groups))} groups are too few for {folds} folds; the dataset is incomplete.")
     cuts: list[int] = []
     for k in range(1, folds):
         left = [p for p in places if not cuts or p > cuts[-1]]
@@ -159,6 +158,9 @@ def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
 
     Returns:
         The fold of each item.
+
+    Raises:
+        UserError: there are fewer groups than folds.
     """
     names = list(dict.fromkeys(groups))
     if len(names) < folds:

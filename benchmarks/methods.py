@@ -11,7 +11,8 @@ itself from the softmax. ``--minutes`` gives every training the same time instea
 Columns: Dice (mean over cases, then structures) of the fused prediction, the deterministic one, the mean of the samples
 and a single sample; normalised surface distance; GED^2 = 2 E d(S,Y) - E d(S,S') - E d(Y,Y') with d = 1 - IoU over the
 annotations Y of a case; expected calibration error in the dilated foreground; AUROC of the entropy against wrong voxels
-there; median seconds of a prediction; peak memory of the predicting process; parameters; seconds per optimiser step.
+there; median seconds of a prediction; peak memory of the predicting process (on a GPU: of its tensors); parameters;
+seconds per optimiser step. On a CPU seconds are processor seconds, so that other programs do not count.
 With one annotation per case, more spread lowers GED^2 by itself: read it with its three terms.
 """
 
@@ -84,7 +85,8 @@ def add_judging_flags(parser: argparse.ArgumentParser) -> None:
 
 def comparison_settings(args: argparse.Namespace, data: Data, budget: Budget) -> dict[str, Any]:
     """What all rows of a table have in common."""
-    return {**data.describe(), "iterations": budget.iterations, "minutes": budget.minutes, "seed": args.seed,
+    clock = "processor seconds" if args.device == "cpu" else "wall-clock seconds"
+    return {**data.describe(), "clock": clock, "iterations": budget.iterations, "minutes": budget.minutes, "seed": args.seed,
             "samples": args.samples, "tolerance_mm": args.tolerance, "mirroring": not args.disable_tta,
             "device": args.device}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import importlib
 import json
@@ -231,7 +232,7 @@ def image_files(data: Data, case: str) -> tuple[Path, ...]:
     """
     entry = data.dataset_json.get("dataset", {}).get(case)  # nnU-Net lets a dataset.json name the files itself
     files = [Path(f) if Path(f).is_absolute() else data.raw / f for f in entry["images"]] if entry else sorted(
-        (data.raw / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9]{data.dataset_json['file_ending']}"))
+        (data.raw / "imagesTr").glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{data.dataset_json['file_ending']}"))
     if not files:
         raise UserError(f"There is no image of {case} in {data.raw / 'imagesTr'}; give the raw data with --raw.")
     return tuple(files)
@@ -269,6 +270,22 @@ def class_name(name: str) -> str:
 def label_of(name: str) -> str:
     """How tables and figures call a trainer."""
     return LABELS.get(name, class_name(name))
+
+
+def clock_of(device: Any) -> Callable[[], float]:
+    """What times a ``torch.device``: processor seconds of this process (all its threads) on the CPU, so that whatever else
+    the machine does leaves no trace in a comparison; wall-clock on an accelerator, after its queue is empty."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def wait_and_see() -> float:
+        import torch
+
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return wait_and_see
 
 
 # ---- commands that run unattended ---------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods_common import STOCK, Data, data_from, data_parser, find_class, image_files
+from benchmarks.methods_common import STOCK, Data, clock_of, data_from, data_parser, find_class, image_files
 from benchmarks.methods_training import FINAL
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
@@ -54,7 +53,7 @@ class CasePrediction:
     Attributes:
         deterministic, sampled: probabilities, the latter the mean over the samples ``(heads, *image)`` float32.
         labels: label map of every sample ``(N, *image)``.
-        seconds: of the prediction, without reading and resampling.
+        seconds: of the prediction, without reading and resampling, see :func:`~benchmarks.methods_common.clock_of`.
     """
 
     deterministic: np.ndarray
@@ -114,12 +113,11 @@ class Model:
         return "float16" if self.device.type == "cuda" else "float32"  # nnU-Net's own autocast
 
     def predict(self, image: np.ndarray, case: str, options: Options) -> tuple[CaseStatistics, float]:
-        """Preprocessed image ``(C, *grid)`` -> statistics with both parts kept apart, and seconds."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
+        """Preprocessed image ``(C, *grid)`` -> statistics with both parts kept apart, and seconds (:func:`clock_of`)."""
+        clock = clock_of(self.device)
+        started = clock()
         statistics = self._predict_stock(image, case, options) if self.is_stock else self._predict(image, case, options)
-        return statistics, time.perf_counter() - started
+        return statistics, clock() - started
 
     def _predict(self, image: np.ndarray, case: str, options: Options) -> CaseStatistics:
         predictor = Predictor.from_network(

@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.methods_common import STOCK, Budget, Data, add_budget_flags, budget_from, data_from, data_parser, find_class
+from benchmarks.methods_common import (
+    STOCK,
+    Budget,
+    Data,
+    add_budget_flags,
+    budget_from,
+    clock_of,
+    data_from,
+    data_parser,
+    find_class,
+)
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import write_json
@@ -221,13 +231,11 @@ def _save_stock(trainer: Any, iteration: int, path: Path, seconds: float) -> Non
 def step_seconds(trainer: Any, batch: dict[str, Any]) -> float:
     """Median time of one whole optimiser step on one batch, loading not counted. Changes the weights: call it last."""
     trainer.network.train()
-    times = []
+    clock, times = clock_of(trainer.device), []
     for _ in range(TIMED_STEPS):
-        started = time.perf_counter()
+        started = clock()
         trainer.train_step(batch)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return float(np.median(times))
 
 

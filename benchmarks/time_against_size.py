@@ -5,7 +5,8 @@
 Weights are random, since time does not depend on them; the networks are those of the plans. An image of noise with equal
 sides is predicted tile by tile with the plans' patch; with ``--whole`` the patch is the image, as in the paper. Without
 mirroring, so that nnU-Net makes one pass and every method one (``--samples``) sample with its own number of steps. The
-median of the repetitions counts. A method leaves the race where the next size would exceed ``--limit`` seconds.
+median of the repetitions counts, on a CPU in processor seconds. A method leaves the race where the next size would
+exceed ``--limit`` seconds.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ def read_mask(file: Path) -> NDArray[np.uint8]:
         UserError: it is not a binary grey image.
     """
     array = read_array(file)
-    values = set(np.unique(array).tolist())
-    if array.ndim != 2 or not (values <= {0, 1} or values <= {0, 255}):
+    highest = array.max()
+    if array.ndim != 2 or highest not in (0, 1, 255) or not ((array == 0) | (array == highest)).all():
         raise UserError(f"{file} is not a binary mask with the values 0 and 1 or 0 and 255; replace it.")
     return (array > 0).astype(np.uint8)
 
@@ -91,6 +92,7 @@ def area_resize(array: NDArray, shape: tuple[int, int]) -> NDArray[np.float64]:
     return np.moveaxis(np.tensordot(columns, partly, axes=(1, 1)), 0, 1)  # (h, w, ...)
 
 
+@lru_cache(maxsize=8)
 def _coverage(old: int, new: int) -> NDArray[np.float64]:
     """``(new, old)``: the share of each old pixel in each new one; rows sum to 1."""
     step = old / new

@@ -60,12 +60,16 @@ class LDSegOutput(NamedTuple):
         logits: of the decoded denoised latent ``(B, heads, *patch)``.
         noise: that was added ``(B, C_z, *latent)``.
         estimate: of that noise ``(B, C_z, *latent)``.
+        latent: the true one ``(B, C_z, *latent)``.
+        x0: the estimate of it ``(B, C_z, *latent)``.
         recycled: items whose own prediction was noised instead of the true latent, bool ``(B,)``.
     """
 
     logits: Tensor
     noise: Tensor
     estimate: Tensor
+    latent: Tensor
+    x0: Tensor
     recycled: Tensor
 
 
@@ -121,19 +125,18 @@ class LDSeg(nn.Module):
         t = torch.where(quiet, 1.0, t)
         noise = noise * ~_per_item(quiet, z0)
         if recycling > 0:
-            own = self._own_prediction(z0.detach(), t, condition.detach(), generator)
+            own = self._own_prediction(z0.detach(), condition.detach(), generator)
             source = torch.where(_per_item(recycled, z0), own, z0)
         else:
             source = z0
         z = add_noise(self.schedule, source, noise, t)
         x0 = self._denoise(z, t, condition)
-        return LDSegOutput(self.label_decoder(x0), noise, self.noise_estimate(z, x0, t), recycled)
+        return LDSegOutput(self.label_decoder(x0), noise, self.noise_estimate(z, x0, t), z0, x0, recycled)
 
     @torch.no_grad()
-    def _own_prediction(self, z0: Tensor, t: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
-        """x0 as the network sees it from a noisier time than t (recycling, MELBA 2023:016)."""
-        noisier = t + (1 - t) * torch.rand(len(z0), generator=generator).to(t)
-        return self._denoise(add_noise(self.schedule, z0, _randn_like(z0, generator), noisier), noisier, condition)
+    def _own_prediction(self, z0: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x0 as a sampler first sees it, from noise alone: nothing of the true latent leaks into it."""
+        return self._denoise(_randn_like(z0, generator), z0.new_ones(len(z0)), condition)
 
     def noise_estimate(self, z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """eps = (z - alpha x0) / sigma for z, x0 ``(B, C_z, *latent)`` and t ``(B,)`` above 0."""

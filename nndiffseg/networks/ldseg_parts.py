@@ -30,7 +30,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, *grid)
         q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, heads, cells, C / heads)
+        # Contiguous, or PyTorch falls back from its fused kernel to one that writes out all pairs of cells.
+        h = F.scaled_dot_product_attention(q.contiguous(), k.contiguous(), v.contiguous())  # (B, heads, cells, C / heads)
         return x + self.out(h.transpose(-1, -2).reshape(x.shape))
 
 

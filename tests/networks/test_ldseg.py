@@ -218,14 +218,15 @@ def test_recycled_items_noise_the_networks_own_prediction(recycling, monkeypatch
     assert out.recycled.tolist() == [bool(recycling)] * 2
 
 
-def test_own_predictions_come_from_noisier_times(monkeypatch):
+def test_own_predictions_come_from_noise_alone(monkeypatch):
     network, seen = make(), {}
     denoise = network._denoise
-    monkeypatch.setattr(network, "_denoise", lambda z, t, c: seen.update(t=t) or denoise(z, t, c))
-    t = torch.tensor([0.1, 0.9])
-    z0 = torch.randn(2, 4, 4, 4, 4, requires_grad=True)
-    own = network._own_prediction(z0, t, torch.zeros(2, 8, 4, 4, 4), generator())
-    assert (seen["t"] > t).all() and (seen["t"] <= 1).all() and not own.requires_grad
+    monkeypatch.setattr(network, "_denoise", lambda z, t, c: seen.update(z=z, t=t) or denoise(z, t, c))
+    condition = torch.zeros(2, 8, 4, 4, 4)
+    for z0 in (torch.zeros(2, 4, 4, 4, 4), torch.full((2, 4, 4, 4, 4), 9.0, requires_grad=True)):
+        own = network._own_prediction(z0, condition, generator())
+        assert (seen["t"] == 1).all() and not own.requires_grad
+        assert torch.equal(seen["z"], torch.randn(z0.shape, generator=generator())), "the true latent must not leak"
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])

@@ -69,7 +69,7 @@ def test_it_learns_and_predicts(setting, tmp_path):
     assert train.main(arguments(*setting, "learn", "--epochs", "2", "--iterations_per_epoch", iterations)) == 0
     folder = model(*setting, "learn")
     first, last = (log.read(folder / "fold_0")[i]["losses"] for i in (0, -1))
-    assert set(first) == {"segmentation", "noise", "total"}
+    assert set(first) == {"segmentation", "noise", "latent", "total"}
     assert last["segmentation"] < first["segmentation"] - 0.1
     # Latents are nearly constant at first, so the noise's loss may rise; by guessing zero it would be 3/8 (1/2 is recycled,
     # of the rest 1/4 has no noise).
@@ -155,9 +155,14 @@ def test_the_loss_is_the_published_sum(setting):
     torch.testing.assert_close(terms["noise"], (out.noise - out.estimate).square().mean())
     cross_entropy = made.loss.ce(out.logits, targets[0] if made.label_manager.has_regions else targets[0][:, 0].long())
     torch.testing.assert_close(terms["segmentation"], cross_entropy + 2 * made.loss.dc(out.logits, targets[0]))
+    assert float(terms["latent"].detach()) == 0, "nothing was recycled"
 
 
-def test_recycled_items_pay_no_noise_loss(setting):
-    made = make_trainer(setting, recycling=1.0)
+def test_recycled_items_pay_the_error_of_x0_in_the_noise_losss_place(setting):
+    made = make_trainer(setting, recycling=1.0, latent_weight=0.5)
     data, targets = (make_batch(made)[k] for k in ("data", "target"))
-    assert float(made.loss_terms(data, targets, torch.Generator().manual_seed(0))["noise"].detach()) == 0
+    seen = {}
+    made.network.register_forward_hook(lambda _m, _i, out: seen.update(out=out))
+    terms = made.loss_terms(data, targets, torch.Generator().manual_seed(0))
+    assert float(terms["noise"].detach()) == 0
+    torch.testing.assert_close(terms["latent"], 0.5 * (seen["out"].x0 - seen["out"].latent).square().mean())

@@ -23,13 +23,11 @@ from benchmarks.methods_common import (
     add_budget_flags,
     budget_from,
     class_name,
-    data_from,
     data_parser,
-    new_figure,
-    result_name,
-    save_figure,
     stop_cleanly_on_terminate,
 )
+from benchmarks.methods_data import data_from, result_name
+from benchmarks.methods_figures import new_figure, save_figure
 from nndiffseg.cli.common import choose, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import number
@@ -122,7 +120,6 @@ def _main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     for method in args.methods:
         choose("method", method, list(VARIANTS))
-    stop_cleanly_on_terminate()
     data, budget = data_from(args), budget_from(args)
     name = args.name or result_name("component_ablation", data)
     settings = comparison_settings(args, data, budget)
@@ -183,4 +180,5 @@ def draw(name: str, rows: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    stop_cleanly_on_terminate()
     raise SystemExit(main())

@@ -17,19 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks.common import report
-from benchmarks.methods_common import (
-    TRAINERS,
-    Data,
-    add_trainers_flag,
-    class_name,
-    data_from,
-    data_parser,
-    label_of,
-    measurements_of,
-    new_figure,
-    result_name,
-    save_figure,
-)
+from benchmarks.methods_common import TRAINERS, add_trainers_flag, class_name, data_parser, label_of
+from benchmarks.methods_data import Data, data_from, measurements_of, result_name
+from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import nanmean, number
@@ -111,12 +101,12 @@ def table(curves: dict[str, dict[str, dict[str, float]]], deterministic: dict[st
 def draw(name: str, curves: dict[str, dict[str, dict[str, float]]], deterministic: dict[str, float]) -> None:
     figure, (axis,) = new_figure()
     for trainer, curve in curves.items():
-        sizes = [int(n) for n in curve]
-        (line,) = axis.plot(sizes, [r["mean"] for r in curve.values()], "o-", markersize=4, label=label_of(trainer))
-        axis.plot(sizes, [r["staple"] for r in curve.values()], "s--", markersize=4, color=line.get_color())
-        axis.axhline(deterministic[trainer], linestyle=":", color=line.get_color(), linewidth=1)
+        sizes, colour = [int(n) for n in curve], colour_of(trainer)
+        axis.plot(sizes, [r["mean"] for r in curve.values()], "o-", markersize=4, color=colour, label=label_of(trainer))
+        axis.plot(sizes, [r["staple"] for r in curve.values()], "s--", markersize=4, color=colour)
+        axis.axhline(deterministic[trainer], linestyle=":", color=colour, linewidth=1)
     axis.set(xlabel="samples", ylabel="Dice (dashed: STAPLE, dotted: deterministic)", xscale="log")
-    axis.set_xticks(sizes, [str(n) for n in sizes])
+    plain_ticks(axis, sizes)
     axis.legend(fontsize=8)
     save_figure(figure, name)
 

@@ -19,30 +19,30 @@ With one annotation per case, more spread lowers GED^2 by itself: read it with i
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import report
 from benchmarks.methods_common import (
     STOCK,
+    TRAINERS,
     Budget,
-    Data,
     add_budget_flags,
     add_trainers_flag,
     budget_from,
     class_name,
-    data_from,
+    clock_name,
     data_parser,
     earlier_result,
     find_class,
     label_of,
-    new_figure,
     passed_on,
-    result_name,
     run_module,
-    save_figure,
     stop_cleanly_on_terminate,
 )
+from benchmarks.methods_data import Data, data_from, result_name
+from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import number
@@ -58,7 +58,6 @@ def _main(argv: Sequence[str] | None) -> None:
     add_budget_flags(parser)
     add_judging_flags(parser)
     args = parser.parse_args(argv)
-    stop_cleanly_on_terminate()
     data, budget = data_from(args), budget_from(args)
     for trainer in args.trainers:
         find_class(trainer)  # a typo is told before the first training
@@ -85,10 +84,9 @@ def add_judging_flags(parser: argparse.ArgumentParser) -> None:
 
 def comparison_settings(args: argparse.Namespace, data: Data, budget: Budget) -> dict[str, Any]:
     """What all rows of a table have in common."""
-    clock = "processor seconds" if args.device == "cpu" else "wall-clock seconds"
-    return {**data.describe(), "clock": clock, "iterations": budget.iterations, "minutes": budget.minutes, "seed": args.seed,
+    return {**data.describe(), "iterations": budget.iterations, "minutes": budget.minutes, "seed": args.seed,
             "samples": args.samples, "tolerance_mm": args.tolerance, "mirroring": not args.disable_tta,
-            "device": args.device}
+            "device": args.device, "clock": clock_name(args.device)}
 
 
 def earlier_rows(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -108,7 +106,7 @@ def earlier_rows(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any
 def train_and_judge(args: argparse.Namespace, data: Data, budget: Budget, trainer: str) -> dict[str, Any] | None:
     """One row; None where the training or the prediction failed, whose message then stands above."""
     from benchmarks.methods_metrics import Judge
-    from benchmarks.methods_prediction import FOLDER, SETTINGS, kept_predictions, remember_memory
+    from benchmarks.methods_prediction import SETTINGS, Options, kept_predictions, remember_memory
     from benchmarks.methods_training import check_record, finished_training
 
     folder, cls = data.fold_folder(class_name(trainer)), class_name(trainer)
@@ -125,16 +123,11 @@ def train_and_judge(args: argparse.Namespace, data: Data, budget: Budget, traine
     code, peak = run_module("benchmarks.methods_prediction", [*passed_on(args, "samples"), "--trainer", trainer])
     if code != 0:
         return None
-    predictions = folder / FOLDER
+    predictions = Options(args.samples, args.seed, not args.disable_tta).folder(data, cls)
     remember_memory(predictions, peak)
-    figures = Judge(data, args.tolerance, fuse=trainer != STOCK).judge(lambda: kept_predictions(data, cls))
-    return {**figures, "training": record, "prediction": json_of(predictions / SETTINGS)}
-
-
-def json_of(path: Any) -> Any:
-    import json
-
-    return json.loads(path.read_text())
+    figures = Judge(data, args.tolerance, fuse=trainer != STOCK).judge(
+        lambda: kept_predictions(predictions, data.cases))
+    return {**figures, "training": record, "prediction": json.loads((predictions / SETTINGS).read_text())}
 
 
 def publish(name: str, rows: dict[str, dict[str, Any]], settings: dict[str, Any]) -> None:
@@ -145,14 +138,17 @@ def publish(name: str, rows: dict[str, dict[str, Any]], settings: dict[str, Any]
 
 
 def assemble(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table, methods in the order of :data:`~benchmarks.methods_common.TRAINERS`."""
-    from benchmarks.methods_common import TRAINERS
-
+    """Header and cells of the table."""
     structures = [s for s in next(iter(rows.values()))["dice_fused"] if s != "mean"]
     header = ["method", "Dice", *structures, "determ.", "mean of s.", "one s.", "NSD", "GED^2", "d(S,Y)", "d(S,S')",
               "d(Y,Y')", "ECE", "AUROC", "s/case", "GB", "M param.", "s/iter.", "iterations"]
+    return header, [[label_of(n), *_cells(row, structures)] for n, row in in_order(rows).items()]
+
+
+def in_order(rows: dict[str, Any]) -> dict[str, Any]:
+    """Rows in the order of :data:`~benchmarks.methods_common.TRAINERS`, others behind them."""
     order = sorted(rows, key=lambda n: (TRAINERS.index(n) if n in TRAINERS else len(TRAINERS), n))
-    return header, [[label_of(n), *_cells(rows[n], structures)] for n in order]
+    return {name: rows[name] for name in order}
 
 
 def _cells(row: dict[str, Any], structures: Sequence[str]) -> list[str]:
@@ -170,6 +166,7 @@ def _cells(row: dict[str, Any], structures: Sequence[str]) -> list[str]:
 
 def draw(name: str, rows: dict[str, dict[str, Any]]) -> None:
     """Dice of each method's predictions, and Dice against the seconds that a case takes."""
+    rows = in_order(rows)
     figure, (left, right) = new_figure(2)
     kinds = {"dice_fused": "fused", "dice_deterministic": "deterministic", "dice_samples": "mean of samples",
              "dice_single": "one sample"}
@@ -178,13 +175,15 @@ def draw(name: str, rows: dict[str, dict[str, Any]]) -> None:
     left.set_xticks(range(len(rows)), [label_of(n) for n in rows], rotation=15)
     lowest = min(r[kind]["mean"] for r in rows.values() for kind in kinds)
     left.set(ylabel="Dice", ylim=(max(0.0, lowest - 0.1), None))
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     for method, row in rows.items():
-        right.plot(row["seconds_per_case"], row["dice_fused"]["mean"], "o", label=label_of(method))
+        right.plot(row["seconds_per_case"], row["dice_fused"]["mean"], "o", color=colour_of(method), label=label_of(method))
     right.set(xlabel="seconds per case", ylabel="Dice, fused", xscale="log")
+    plain_ticks(right)
     right.legend(fontsize=8)
     save_figure(figure, name)
 
 
 if __name__ == "__main__":
+    stop_cleanly_on_terminate()
     raise SystemExit(main())

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.methods_common import STOCK, Data, clock_of, data_from, data_parser, find_class, image_files
+from benchmarks.methods_common import STOCK, clock_of, data_parser, find_class
+from benchmarks.methods_data import Data, data_from, image_files
 from benchmarks.methods_training import FINAL
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
@@ -31,8 +32,7 @@ from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics, label_map
 from nndiffseg.training.loader import seed_of
 
-#: kept predictions, in the fold's folder
-FOLDER, SETTINGS = "benchmark_predictions", "settings.json"
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,11 @@ class Options:
     mirroring: bool = True
     steps: int | None = None
     sampler: str | None = None
+
+    def folder(self, data: Data, trainer: str) -> Path:
+        """Where predictions with these options are kept, in the fold's folder; ``trainer`` is a class name."""
+        name = f"benchmark_predictions_{self.samples}_samples_seed_{self.seed}" + ("" if self.mirroring else "_unmirrored")
+        return data.fold_folder(trainer) / name
 
 
 @dataclass(frozen=True)
@@ -226,15 +231,15 @@ def _probabilities_to_image(geometry: CaseGeometry, p: Tensor, regions: bool) ->
 
 
 def predict_all(data: Data, trainer: str, options: Options, device: torch.device) -> Path:
-    """Predicts the cases that are not predicted yet; returns the folder of ``CASE.npz``."""
+    """Predicts the cases that are not predicted yet, with the default steps; returns the folder of ``CASE.npz``."""
     model = load_model(data, trainer, device)
-    folder = data.fold_folder(model.trainer.__name__) / FOLDER
+    folder = options.folder(data, model.trainer.__name__)
     checkpoint = folder.parent / FINAL
     settings = {"samples": options.samples, "seed": options.seed, "mirroring": options.mirroring,
                 "checkpoint": int(checkpoint.stat().st_mtime), "precision": model.precision, "device": device.type,
                 "parameters": model.parameters, "parameters_for_training_only": model.training_only,
-                "steps": options.steps or getattr(model.network, "default_steps", None),
-                "sampler": options.sampler or getattr(model.network, "default_sampler", None)}
+                "steps": getattr(model.network, "default_steps", None),
+                "sampler": getattr(model.network, "default_sampler", None)}
     _start(folder, settings)
     missing = [case for case in data.cases if not (folder / f"{case}.npz").is_file()]
     for number, case in enumerate(missing, start=1):
@@ -268,10 +273,10 @@ def remember_memory(folder: Path, gigabytes: float) -> None:
     _remember(folder, "peak_gb", gigabytes)
 
 
-def kept_predictions(data: Data, trainer: str) -> Iterator[tuple[str, CasePrediction]]:
-    """The kept predictions of ``data.cases``, one at a time."""
-    for case in data.cases:
-        yield case, CasePrediction.load(data.fold_folder(trainer) / FOLDER / f"{case}.npz")
+def kept_predictions(folder: Path, cases: Sequence[str]) -> Iterator[tuple[str, CasePrediction]]:
+    """Kept predictions, one at a time."""
+    for case in cases:
+        yield case, CasePrediction.load(folder / f"{case}.npz")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,14 +23,14 @@ import torch
 from benchmarks.methods_common import (
     STOCK,
     Budget,
-    Data,
     add_budget_flags,
     budget_from,
     clock_of,
-    data_from,
     data_parser,
     find_class,
+    stop_cleanly_on_terminate,
 )
+from benchmarks.methods_data import Data, data_from
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import write_json
@@ -254,4 +254,5 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
+    stop_cleanly_on_terminate()
     raise SystemExit(main())

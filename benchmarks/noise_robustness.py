@@ -17,18 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import report
-from benchmarks.methods_common import (
-    STOCK,
-    add_trainers_flag,
-    class_name,
-    data_from,
-    data_parser,
-    label_of,
-    measurements_of,
-    new_figure,
-    result_name,
-    save_figure,
-)
+from benchmarks.methods_common import STOCK, add_trainers_flag, class_name, data_parser, label_of
+from benchmarks.methods_data import data_from, measurements_of, result_name
+from benchmarks.methods_figures import colour_of, new_figure, save_figure
 from benchmarks.sampling_steps import means
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
@@ -95,11 +86,11 @@ def draw(name: str, curves: dict[str, dict[str, dict[str, float]]]) -> None:
     for trainer, curve in curves.items():
         levels = [float(v) for v in curve]
         main_kind = "deterministic" if trainer == STOCK else "samples"
-        (line,) = left.plot(levels, [r[main_kind] for r in curve.values()], "o-", markersize=4, label=label_of(trainer))
+        look = {"markersize": 4, "color": colour_of(trainer), "label": label_of(trainer)}
+        left.plot(levels, [r[main_kind] for r in curve.values()], "o-", **look)
         if trainer != STOCK:
-            left.plot(levels, [r["deterministic"] for r in curve.values()], "--", color=line.get_color())
-            right.plot(levels, [r["between_samples"] for r in curve.values()], "o-", markersize=4, color=line.get_color(),
-                       label=label_of(trainer))
+            left.plot(levels, [r["deterministic"] for r in curve.values()], "--", color=look["color"])
+            right.plot(levels, [r["between_samples"] for r in curve.values()], "o-", **look)
     left.set(xlabel="variance of the noise / variance of the image", ylabel="Dice (dashed: deterministic)")
     right.set(xlabel="variance of the noise / variance of the image", ylabel="Dice between two samples")
     for axis in (left, right):

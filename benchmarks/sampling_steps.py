@@ -16,18 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from benchmarks.methods_common import (
-    TRAINERS,
-    add_trainers_flag,
-    class_name,
-    data_from,
-    data_parser,
-    label_of,
-    measurements_of,
-    new_figure,
-    result_name,
-    save_figure,
-)
+from benchmarks.methods_common import TRAINERS, add_trainers_flag, class_name, data_parser, label_of
+from benchmarks.methods_data import data_from, measurements_of, result_name
+from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import nanmean, number
@@ -91,15 +82,16 @@ def draw(name: str, curves: dict[str, dict[str, dict[str, float]]], defaults: di
     """Dice of the mean of samples and of one sample; rings mark each method's default number of steps."""
     figure, (left, right) = new_figure(2)
     for trainer, curve in curves.items():
-        steps = [int(s) for s in curve]
-        (line,) = left.plot(steps, [r["samples"] for r in curve.values()], "o-", markersize=4, label=label_of(trainer))
-        left.plot(steps, [r["single"] for r in curve.values()], "--", color=line.get_color())
-        right.plot(steps, [r["seconds"] for r in curve.values()], "o-", markersize=4, label=label_of(trainer))
+        steps, colour = [int(n) for n in curve], colour_of(trainer)
+        left.plot(steps, [r["samples"] for r in curve.values()], "o-", markersize=4, color=colour, label=label_of(trainer))
+        left.plot(steps, [r["single"] for r in curve.values()], "--", color=colour)
+        right.plot(steps, [r["seconds"] for r in curve.values()], "o-", markersize=4, color=colour, label=label_of(trainer))
         if (default := str(defaults[trainer])) in curve:
-            left.plot(int(default), curve[default]["samples"], "o", markersize=11, fillstyle="none", color=line.get_color())
-    left.set(xlabel="sampling steps", ylabel="Dice (dashed: one sample)", xscale="log")
+            left.plot(int(default), curve[default]["samples"], "o", markersize=11, fillstyle="none", color=colour)
+    left.set(xlabel="sampling steps (ring: the default)", ylabel="Dice, mean of samples (dashed: one sample)", xscale="log")
     right.set(xlabel="sampling steps", ylabel="seconds per case", xscale="log", yscale="log")
     for axis in (left, right):
+        plain_ticks(axis, sorted({int(n) for curve in curves.values() for n in curve}))
         axis.legend(fontsize=8)
     save_figure(figure, name)
 

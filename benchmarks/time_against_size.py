@@ -21,19 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from benchmarks.methods_common import (
-    Data,
-    add_trainers_flag,
-    class_name,
-    data_from,
-    data_parser,
-    find_class,
-    label_of,
-    measurements_of,
-    new_figure,
-    result_name,
-    save_figure,
-)
+from benchmarks.methods_common import add_trainers_flag, class_name, data_parser, find_class, label_of
+from benchmarks.methods_data import Data, data_from, measurements_of, result_name
+from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import number
@@ -59,7 +49,7 @@ def _main(argv: Sequence[str] | None) -> None:
     check_sizes(data, sizes, args.whole)
     settings = {"samples": args.samples, "whole": args.whole, "device": args.device, "repetitions": args.repetitions,
                 "seed": args.seed}
-    kept = measurements_of("time_against_size_whole" if args.whole else "time_against_size", data, **settings)
+    kept = measurements_of("time_against_size", data, **settings)
     curves: dict[str, dict[str, list[float]]] = {}
     for trainer in args.trainers:
         find_class(trainer)
@@ -132,8 +122,10 @@ def draw(name: str, curves: dict[str, dict[str, list[float]]], dim: int) -> None
     figure, (axis,) = new_figure()
     for trainer, marker in zip(curves, itertools.cycle("os^Dv"), strict=False):
         curve = curves[trainer]
-        axis.plot([int(n) for n in curve], [np.median(s) for s in curve.values()], f"{marker}-", label=label_of(trainer))
+        axis.plot([int(n) for n in curve], [np.median(s) for s in curve.values()], f"{marker}-", color=colour_of(trainer),
+                  label=label_of(trainer))
     axis.set(xlabel=f"image size (voxels along each of {dim} axes)", ylabel="seconds per image", xscale="log", yscale="log")
+    plain_ticks(axis, sorted({int(n) for curve in curves.values() for n in curve}))
     axis.legend(fontsize=8)
     save_figure(figure, name)
 

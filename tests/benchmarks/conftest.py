@@ -36,8 +36,9 @@ def tiny_flags(tiny_folders: dict[str, Path], tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def tiny_data(tiny_flags: list[str]):
-    """:class:`benchmarks.methods_common.Data` of the tiny dataset."""
-    from benchmarks.methods_common import data_from, data_parser
+    """:class:`benchmarks.methods_data.Data` of the tiny dataset."""
+    from benchmarks.methods_common import data_parser
+    from benchmarks.methods_data import data_from
 
     args: Namespace = data_parser("").parse_args(tiny_flags)
     return data_from(args)
@@ -48,10 +49,11 @@ def results_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Tables and figures go to a temporary folder."""
     import benchmarks.common
     import benchmarks.methods_common
+    import benchmarks.methods_figures
 
     folder = tmp_path / "tables"
     folder.mkdir()
     monkeypatch.setattr(benchmarks.common, "RESULTS", folder)
     monkeypatch.setattr(benchmarks.methods_common, "RESULTS", folder)
-    monkeypatch.setattr(benchmarks.methods_common, "IMAGES", folder)
+    monkeypatch.setattr(benchmarks.methods_figures, "IMAGES", folder)
     return folder

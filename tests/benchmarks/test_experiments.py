@@ -77,7 +77,7 @@ class NoisyModel:
 
 def test_fusing_more_samples_mends_independent_errors(tiny_data, monkeypatch):
     from benchmarks import methods_prediction
-    from benchmarks.methods_common import references_of
+    from benchmarks.methods_data import references_of
 
     case = tiny_data.cases[0]
     model = NoisyModel(references_of(tiny_data, case)[0][0])

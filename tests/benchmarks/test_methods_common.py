@@ -11,12 +11,11 @@ from benchmarks.methods_common import (
     add_budget_flags,
     budget_from,
     class_name,
-    data_from,
     data_parser,
     find_class,
     passed_on,
-    spread_evenly,
 )
+from benchmarks.methods_data import data_from, spread_evenly
 from nndiffseg.errors import UserError
 
 
@@ -78,18 +77,17 @@ def test_measurements_are_made_once_and_survive_an_interruption(tmp_path):
             raise KeyboardInterrupt
         return {"dice": 0.5}
 
-    kept = Measurements(tmp_path / "sub" / "kept.json", {"seed": 0, "sizes": (1, 2)})
+    kept = Measurements(tmp_path / "sub", "kept", {"seed": 0, "sizes": (1, 2)})
     kept.get("a", lambda: measure("a"))
     with pytest.raises(KeyboardInterrupt):
         kept.get("b", lambda: measure("interrupted"))
-    again = Measurements(tmp_path / "sub" / "kept.json", {"seed": 0, "sizes": (1, 2)})
+    again = Measurements(tmp_path / "sub", "kept", {"seed": 0, "sizes": (1, 2)})
     assert again.get("a", lambda: measure("a again")) == {"dice": 0.5}
     again.get("b", lambda: measure("b"))
     assert calls == ["a", "interrupted", "b"]
 
 
-def test_measurements_with_other_settings_are_not_mixed(tmp_path, capsys):
-    Measurements(tmp_path / "kept.json", {"seed": 0}).get("a", lambda: 1)
-    other = Measurements(tmp_path / "kept.json", {"seed": 1})
-    assert other.get("a", lambda: 2) == 2
-    assert "other settings" in capsys.readouterr().out
+def test_measurements_with_other_settings_are_neither_mixed_nor_lost(tmp_path):
+    Measurements(tmp_path, "kept", {"seed": 0}).get("a", lambda: 1)
+    assert Measurements(tmp_path, "kept", {"seed": 1}).get("a", lambda: 2) == 2
+    assert Measurements(tmp_path, "kept", {"seed": 0}).get("a", lambda: 3) == 1

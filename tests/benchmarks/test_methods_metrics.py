@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from benchmarks.methods_common import RATERS, references_of
+from benchmarks.methods_data import RATERS, references_of
 from benchmarks.methods_metrics import Judge, dice_of, dice_scores, surface_dice
 from benchmarks.methods_prediction import CasePrediction
 

@@ -15,6 +15,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.errors import UserError
 from nndiffseg.fingerprint import cost
@@ -34,7 +35,12 @@ from nndiffseg.planners.decisions import (
     paper_latent_reason,
 )
 from nndiffseg.preprocessing import write_json
+from nndiffseg.training import memory
 
+#: the trainer that patch and batch of the plans are made for
+FLAGSHIP = "nnDiffSegTrainer"
+#: no trainer needs so many times the memory of the image network; where even that much fits, none is asked
+MEMORY_BOUND = 6.0
 STANDARD = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
 #: what the preprocessed data of a configuration depends on
 PREPROCESSING_KEYS = (
@@ -71,8 +77,8 @@ class DiffSegPlanner(ResEncUNetPlanner):
 
     The plans keep nnU-Net's own names for preprocessor, resampling, reader, label manager and network, so stock
     nnU-Net trains on them too. Each configuration gets ``diffusion``: ``settings``
-    (:class:`nndiffseg.settings.DiffusionSettings`), ``rate_distortion`` (the whole curve), ``reason``, ``cost`` and
-    ``thickness``.
+    (:class:`nndiffseg.settings.DiffusionSettings`), ``rate_distortion`` (the whole curve), ``reason``, ``cost``,
+    ``thickness`` and, where memory is scarce, ``trainers``: patch and batch of the other methods.
 
     Attributes:
         latent: ``paper`` lets the trainer of LDSeg use the latent that LDSeg was published with; ``planned`` does not.
@@ -188,6 +194,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
             text = self._add_diffusion(name, configurations[name], labels)
             notes.append(text)
         recursive_fix_for_json_export(plans)
+        notes.extend(text for name in sorted(configurations) for text in self._fit_trainers(name, plans))
         self._keep_data_apart(plans)
         configurations.update({k: v for k, v in custom.items() if k not in STANDARD})
         write_json(plans, plans_file)
@@ -261,6 +268,21 @@ class DiffSegPlanner(ResEncUNetPlanner):
             "budget": self.size.budget,
             "training_memory_gb": {"image_network": gb, "all_networks": gb * (1 + extra)},
         }
+
+    def _fit_trainers(self, name: str, plans: dict[str, Any]) -> list[str]:
+        """Asks each method's trainer for its memory, and gives it a patch and batch with which it fits the target."""
+        plan, target = plans["configurations"][name], float(self.UNet_vram_target_GB)
+        image_gb = plan["diffusion"]["cost"]["training_memory_gb"]["image_network"]
+        if MEMORY_BOUND * image_gb <= target:
+            return []
+        from nndiffseg import trainers  # loads all of nnU-Net's training
+
+        methods = [getattr(trainers, t) for t in trainers.__all__ if t != FLAGSHIP]
+        entries = memory.plan_entries(methods, PlansManager(plans), name, len(self._channel_names()), self.heads, image_gb,
+                                      target)
+        plan["diffusion"][memory.KEY] = entries
+        return [textwrap.fill(f"{name}, {trainer}: {memory.sentence(entry)}", 116, subsequent_indent="    ")
+                for trainer, entry in entries.items() if entry["planned"]["training_memory_gb"] > target]
 
     def _keep_data_apart(self, plans: dict[str, Any]) -> None:
         """Gives a configuration its own data folder where other plans preprocess into the shared one differently."""

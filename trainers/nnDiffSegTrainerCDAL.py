@@ -74,6 +74,12 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
             raise ValueError(f"{cls.__name__}.steps must be 2 to 8, got {cls.steps}.")
         return build_cdal_generator(configuration_manager, num_input_channels, num_output_channels, cls.steps)
 
+    @classmethod
+    def training_pass(cls, network: Any, image: Tensor, onehot: Tensor) -> Any:
+        """The generator's; the discriminator's step, which comes before, keeps less than half as much."""
+        t, z = image.new_ones(len(image)), image.new_zeros(len(image), VECTOR)
+        return network(image, onehot, t, z)
+
     def initialize(self) -> None:
         super().initialize()
         torch.manual_seed(seed_of(self.seed, self.fold, "discriminator"))

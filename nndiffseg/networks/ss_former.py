@@ -12,6 +12,7 @@ that: affinities are real and equal at (nu, nu') and (-nu, -nu'), gains are real
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,12 @@ from nndiffseg.networks.layers import ChannelNorm, conv, zero
 HARMONICS = 4
 #: channels of one attention head
 HEAD_CHANNELS = 16
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """No autocast; the meta device, on which memory is planned, has none."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 def to_spectrum(x: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ class SpectralCrossAttention(nn.Module):
         """x, context ``(B, C, *grid)``, time embedding ``(B, E)`` -> ``(B, C, *grid)``."""
         shape = x.shape[2:]
         # Rounding to half precision would break the symmetry of the spectra.
-        with torch.autocast(x.device.type, enabled=False):
+        with _full_precision(x.device):
             x, context, embedding = x.float(), context.float(), embedding.float()
             weights = self.affinity(x, context).softmax(-1)
             answer = weights @ self._frequencies(self.value(self.norm_context(context)))  # (B, heads, cells, 2 d)

@@ -25,6 +25,7 @@ from nndiffseg.training.budget import Budget, learning_rate
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import batches_from, seed_of
+from nndiffseg.training.memory import adapted_plans
 
 #: seconds between two checkpoints within an epoch
 CHECKPOINT_SECONDS = 240.0
@@ -44,6 +45,7 @@ class DiffusionTrainer(nnUNetTrainer):
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):  # noqa: B008 - nnU-Net reads this exact signature
+        plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:
             raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
@@ -132,6 +134,8 @@ class DiffusionTrainer(nnUNetTrainer):
             log.keep_epochs(self.output_folder, self.current_epoch)
         self.print_to_log_file(f"device {self.device}, {default_precision(self.device)}, seed {self.seed}, diffusion "
                                f"settings {json.dumps(self.settings.to_plan())}")
+        if self.memory_note is not None:
+            self.print_to_log_file(self.memory_note)
 
     # ---- the loop -------------------------------------------------------------------------------------------------
 
@@ -373,6 +377,11 @@ class DiffusionTrainer(nnUNetTrainer):
         validate_fold(self, save_probabilities)
 
     # ---- what a method adds ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def training_pass(cls, network: Any, image: Tensor, onehot: Tensor) -> Any:
+        """The pass whose saved tensors are the method's memory: image ``(B, C_in, *patch)``, label ``(B, heads, *patch)``."""
+        return network(image, onehot)
 
     def prepare_network(self, network: Any) -> None:
         """Tells the freshly built network what nnU-Net's builder does not know."""

@@ -25,6 +25,7 @@ from nndiffseg.networks.build import build_latent_diffusion
 from nndiffseg.planners import DiffSegPlanner, DiffSegPlannerL, DiffSegPlannerS
 from nndiffseg.preprocessing import FINGERPRINT, extract_fingerprint
 from nndiffseg.settings import DiffusionSettings
+from nndiffseg.training import memory
 
 
 @pytest.fixture
@@ -100,6 +101,7 @@ def test_size_s_is_small(hippocampus_plans: Callable[..., Any]) -> None:
     assert list(kwargs["n_blocks_per_stage"]) == [1, 2, 2, 2]
     assert configurations["3d_fullres"]["batch_size"] <= 2
     assert configurations["2d"]["batch_size"] <= 16
+    assert not any("trainers" in c["diffusion"] for c in configurations.values()), "every method fits 3 GB here"
 
 
 @pytest.mark.parametrize("name", planners.PLANNERS)
@@ -248,8 +250,25 @@ def test_the_light_networks_take_memory_from_the_image_network(
     dataset = fingerprint(folder, folders)
     size = [1, 1]
     for i, planner in enumerate((DiffSegPlanner, ResEncUNetPlanner)):
-        configuration = plan(planner, dataset, gpu_memory_target_in_gb=0.6).plans["configurations"]["3d_fullres"]
+        made = plan(planner, dataset, gpu_memory_target_in_gb=0.6)
+        configuration = made.plans["configurations"]["3d_fullres"]
         size[i] = int(torch.tensor(configuration["patch_size"]).prod()) * configuration["batch_size"]
         if planner is DiffSegPlanner:
             assert configuration["diffusion"]["cost"]["training_memory_gb"]["all_networks"] < 0.75
+            _check_methods(configuration, made.report)
     assert size[0] < size[1]
+
+
+def _check_methods(configuration: dict[str, Any], report: str) -> None:
+    """The other methods keep to the same memory with patches that are multiples of the network's strides."""
+    entries = configuration["diffusion"]["trainers"]
+    assert set(entries) == {f"nnDiffSegTrainer{name}" for name in ("CDAL", "LDSeg", "MedSegDiffV2")}
+    stride = torch.tensor(configuration["architecture"]["arch_kwargs"]["strides"]).prod(0)
+    for entry in entries.values():
+        patch, planned = (torch.tensor(p) for p in (entry["patch_size"], entry["planned"]["patch_size"]))
+        assert planned.tolist() == list(configuration["patch_size"]) and entry["planned"]["target_gb"] == 0.6
+        assert (patch % stride == 0).all() and (patch <= planned).all() and entry["batch_size"] >= 2
+        assert entry["training_memory_gb"] <= 0.6
+    changed = entries["nnDiffSegTrainerMedSegDiffV2"]
+    assert changed["patch_size"] != list(configuration["patch_size"]) and changed["batch_size"] == 2
+    assert memory.sentence(changed) in " ".join(report.split())

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, predict, train
 from nndiffseg.trainers.nnDiffSegTrainerCDAL import nnDiffSegTrainerCDAL
-from nndiffseg.training import log, trainer
+from nndiffseg.training import log, memory, trainer
 from nndiffseg.training.checkpoint import load_checkpoint
 
 PLANS, NAME = "nnDiffSegPlansS", "nnDiffSegTrainerCDAL"
@@ -67,6 +70,38 @@ def make_batch(made: nnDiffSegTrainerCDAL, seed: int = 0, batch: int = 2) -> dic
 
 
 # ---- through the commands -----------------------------------------------------------------------------------------------
+
+
+def test_scarce_memory_changes_patch_and_batch_in_training_and_in_every_prediction(folders, tmp_path):
+    """Only -tr differs for the user; the model folder's plans say what was trained, so nnU-Net's own tools follow."""
+    plans = json.loads((folders / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json").read_text())
+    configuration = plans["configurations"]["2d"]
+    plans["plans_name"], configuration["batch_size"] = "tight", 6
+    configuration["diffusion"]["settings"]["samples"] = 2
+    needs = memory.plan_entries([nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3, 1.0, 1e9)[NAME]
+    gb = needs["training_memory_gb"] * 1.7 / configuration["batch_size"]  # less than two patches need
+    configuration["diffusion"]["trainers"] = memory.plan_entries([nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3,
+                                                                 1.0, gb)
+    (folders / "preprocessed" / "Dataset901_Tiny" / "tight.json").write_text(json.dumps(plans))
+    assert train.main(["tight" if a == PLANS else a for a in arguments(
+        folders, "tight", "--epochs", "1", "--iterations_per_epoch", "2")]) == 0
+    out = folders / "tight" / "Dataset901_Tiny" / f"{NAME}__tight__2d"
+    trained = json.loads((out / "plans.json").read_text())["configurations"]["2d"]
+    assert trained["batch_size"] == 2 < configuration["batch_size"]
+    assert np.prod(trained["patch_size"]) < np.prod(configuration["patch_size"])
+    text = next((out / "fold_0").glob("training_log_*.txt")).read_text()
+    assert text.count("more than the") == 1
+    assert f"so it trains with the patch {'x'.join(map(str, trained['patch_size']))} and batch size 2" in text
+    predictor = Predictor.from_folder(out, device="cpu", samples=2, mirroring=False, precision="float32")
+    assert list(predictor.network.patch) == trained["patch_size"] == predictor.configuration.patch_size
+    image = np.random.default_rng(0).normal(size=(1, 4, 24, 20)).astype(np.float32)
+    ours = predictor.predict_preprocessed(image, "x").deterministic
+    stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    stock.initialize_from_trained_model_folder(str(out), (0,), "checkpoint_final.pth")
+    assert stock.configuration_manager.patch_size == trained["patch_size"]
+    stock.network.load_state_dict(stock.list_of_parameters[0])
+    theirs = stock.predict_sliding_window_return_logits(torch.from_numpy(image)).float().softmax(0)
+    assert (ours.argmax(0) == theirs.argmax(0)).float().mean() > 0.9
 
 
 def test_training_learns_predicts_and_validates(folders, monkeypatch):

@@ -1,0 +1,215 @@
+"""What a method needs to train, and the patch and batch with which it fits the memory that was planned for.
+
+The planner fits patch and batch to nnU-Net's image network and the flagship's light ones. Other methods keep other
+tensors for their backward pass. These are counted by one training pass on PyTorch's meta device, which computes shapes
+and no values, and scaled to gigabytes by nnU-Net's own figure for the image network.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from nndiffseg.training.trainer import DiffusionTrainer
+
+#: key in a configuration's ``diffusion`` section: trainer -> its entry
+KEY = "trainers"
+#: smallest batch that memory may lead to, as in nnU-Net
+MIN_BATCH = 2
+#: fewest cells of the deepest grid that are left along an axis, as in nnU-Net
+MIN_CELLS = 4
+
+
+class Fit(NamedTuple):
+    """Patch and batch of a training, and the memory in GB that they need."""
+
+    patch: tuple[int, ...]
+    batch: int
+    gb: float
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention as fused kernels keep it; the meta device knows only the formula, with all its cells squared."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        answer = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, answer)
+        return answer
+
+
+class _CountAttention(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+# ---- counting ---------------------------------------------------------------------------------------------------------
+
+
+def saved_bytes(network: nn.Module, training_pass: Callable[[], Any]) -> int:
+    """Bytes of all tensors that a pass keeps for its backward pass, each storage once, without weights and buffers.
+
+    Works on every device.
+    """
+    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        key = tensor.untyped_storage()._cdata
+        if key not in own:
+            kept[key] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        training_pass()
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
+def trainer_bytes(trainer: type[DiffusionTrainer], plans: PlansManager, configuration: ConfigurationManager,
+                  channels: int, heads: int) -> float:
+    """What a trainer's network keeps for the backward pass of one patch, in float32.
+
+    Args:
+        trainer: states its memory by :meth:`~nndiffseg.training.trainer.DiffusionTrainer.training_pass`.
+        plans, configuration: nnU-Net's managers.
+        channels: of the image.
+        heads: of the segmentation.
+    """
+    with torch.device("meta"):
+        network = trainer.build_network_architecture(plans, configuration, channels, heads, True)
+        image, onehot = (torch.zeros(MIN_BATCH, c, *configuration.patch_size) for c in (channels, heads))
+    _materialise_scalars(network)
+    with _CountAttention():
+        return saved_bytes(network, lambda: trainer.training_pass(network, image, onehot)) / MIN_BATCH
+
+
+def image_network_bytes(configuration: ConfigurationManager, channels: int, heads: int) -> float:
+    """The same for the planned image network alone."""
+    with torch.device("meta"):
+        unet = get_network_from_plans(
+            configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
+        image = torch.zeros(MIN_BATCH, channels, *configuration.patch_size)
+    return saved_bytes(unet, lambda: unet(image)) / MIN_BATCH
+
+
+def _materialise_scalars(network: nn.Module) -> None:
+    """Counters and switches decide what a network does, so they need values also on the meta device: zeros at first."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.ndim == 0:
+                setattr(module, name, torch.zeros((), dtype=buffer.dtype, device="cpu"))
+
+
+# ---- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def fit(gb_of: Callable[[tuple[int, ...]], float], target_gb: float, patch: Sequence[int], batch: int,
+        strides: Sequence[Sequence[int]]) -> Fit:
+    """The largest batch that fits, at least two; then the patch, its longest axis first, as long as it does not fit.
+
+    Args:
+        gb_of: memory of one patch of the given size; asked only where the one before suggests that a patch fits.
+        target_gb: memory that there is.
+        patch: voxels along each axis.
+        batch: patches.
+        strides: of the image network's stages; the patch stays a multiple of their product.
+    """
+    step = [math.prod(int(s[axis]) for s in strides) for axis in range(len(patch))]
+    known = tuple(int(n) for n in patch)
+    smaller, known_gb = list(known), gb_of(known)
+    gb = known_gb
+    fewer = min(batch, max(MIN_BATCH, int(target_gb / gb)))
+    while fewer * gb > target_gb:
+        axes = [a for a, s in enumerate(step) if smaller[a] - s >= MIN_CELLS * s]
+        if not axes:
+            break
+        axis = max(axes, key=lambda a: smaller[a])
+        smaller[axis] -= step[axis]
+        gb = known_gb * math.prod(smaller) / math.prod(known)
+        if fewer * gb <= target_gb:
+            known = tuple(smaller)
+            gb = known_gb = gb_of(known)
+    return Fit(tuple(smaller), fewer, fewer * gb)
+
+
+def plan_entries(trainers: Sequence[type[DiffusionTrainer]], plans: PlansManager, configuration: str, channels: int,
+                 heads: int, image_network_gb: float, target_gb: float) -> dict[str, dict[str, Any]]:
+    """What the plans say about each trainer: its patch and batch, and those of the configuration that they replace.
+
+    Args:
+        trainers: see :func:`trainer_bytes`, like ``channels`` and ``heads``.
+        plans: nnU-Net's manager.
+        configuration: name.
+        image_network_gb: nnU-Net's figure for training the image network with the configuration's patch and batch.
+        target_gb: memory that was planned for.
+    """
+    planned = plans.get_configuration(configuration)
+    patch, batch = tuple(int(n) for n in planned.patch_size), int(planned.batch_size)
+    gb_per_byte = image_network_gb / batch / image_network_bytes(planned, channels, heads)
+
+    def entry(trainer: type[DiffusionTrainer]) -> dict[str, Any]:
+        @functools.cache
+        def gb_of(size: tuple[int, ...]) -> float:
+            resized = ConfigurationManager({**planned.configuration, "patch_size": list(size)})
+            return gb_per_byte * trainer_bytes(trainer, plans, resized, channels, heads)
+
+        chosen = fit(gb_of, target_gb, patch, batch, planned.pool_op_kernel_sizes)
+        return {"patch_size": list(chosen.patch), "batch_size": chosen.batch, "training_memory_gb": chosen.gb,
+                "planned": {"patch_size": list(patch), "batch_size": batch, "training_memory_gb": batch * gb_of(patch),
+                            "target_gb": target_gb}}
+
+    return {trainer.__name__: entry(trainer) for trainer in trainers}
+
+
+def adapted_plans(plans: dict[str, Any], configuration: str, trainer: type) -> tuple[dict[str, Any], str | None]:
+    """The plans with the patch and batch of a trainer, and one sentence where those of the configuration do not fit.
+
+    A configuration whose patch or batch were changed since planning is used as it is. A trainer without an entry has
+    that of the class it derives from.
+    """
+    section = PlansManager(plans).get_configuration(configuration).configuration
+    entries = section.get("diffusion", {}).get(KEY, {})
+    entry = next((entries[c.__name__] for c in trainer.__mro__ if c.__name__ in entries), None)
+    now = {key: section[key] for key in ("patch_size", "batch_size")}
+    if entry is None or any(list_of(entry["planned"][key]) != list_of(value) for key, value in now.items()):
+        return plans, None
+    if entry["planned"]["training_memory_gb"] <= entry["planned"]["target_gb"]:
+        return plans, None
+    plans = copy.deepcopy(plans)
+    plans["configurations"][configuration].update({key: copy.deepcopy(entry[key]) for key in now})
+    return plans, sentence(entry)
+
+
+def sentence(entry: dict[str, Any]) -> str:
+    """What was changed for a trainer, and why."""
+    planned = entry["planned"]
+
+    def words(fit: dict[str, Any]) -> str:
+        return f"the patch {'x'.join(map(str, fit['patch_size']))} and batch size {fit['batch_size']}"
+
+    if words(entry) == words(planned):
+        change = "and neither can be smaller"
+    else:
+        change = f"so it trains with {words(entry)} in about {entry['training_memory_gb']:.3g} GB"
+        change += ", the least there is" if entry["training_memory_gb"] > planned["target_gb"] else ""
+    return (f"With {words(planned)} this method needs about {planned['training_memory_gb']:.3g} GB, more than the "
+            f"{planned['target_gb']:.3g} GB that was planned for, {change}.")
+
+
+def list_of(value: Any) -> list[int]:
+    """A patch or a batch size, from JSON or not, for comparison."""
+    return [int(n) for n in value] if isinstance(value, (list, tuple)) else [int(value)]

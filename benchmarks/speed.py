@@ -6,7 +6,8 @@ that a slow spell of the machine hits all of them; ratios are medians over round
 what its users run: nnU-Net's own ``train_step`` and sliding-window predictor, nndiffseg's own ``train_step`` and
 :class:`~nndiffseg.inference.predictor.Predictor`, with fusion, entropy and label maps, which nnU-Net's time does not
 include. Stock nnU-Net computes in float32 on a CPU, nndiffseg in bfloat16 where the processor has it; ``same_precision``
-repeats all ratios with nnU-Net put into bfloat16 too.
+repeats all ratios with nnU-Net put into bfloat16 too. On a busy machine ``processor_time``, the same ratios of the seconds
+that processors spent on each side, says more than the wall clock.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.rivals import Rivals, in_own_process, rounds
+from benchmarks.rivals import Rivals, Times, in_own_process, rounds
 
 SAMPLES = (1, 4, 16, 64)
 
@@ -49,21 +50,20 @@ def prediction(rivals: Rivals, data: torch.Tensor, count: int, seconds: float) -
     tasks: dict[str, Callable[[], Any]] = {"nnunet": one, **_other_precision(device, one)}
     tasks |= {f"nndiffseg_{n}": partial(rivals.predictor("nndiffseg", samples=n), data) for n in (1, 4, 16)}
     times = rounds(tasks, device, count, seconds)
-    slow = {"nnunet": one, "nnunet_mirroring": partial(rivals.predictor("nnunet", mirroring=True), data),
-            "nndiffseg_16_mirroring": partial(rivals.predictor("nndiffseg", mirroring=True), data),
-            "nndiffseg_64": partial(rivals.predictor("nndiffseg", samples=64), data)}
-    slow_times = rounds(slow, device, 3, seconds)
+    slow = {"nnunet": one, "nndiffseg_64": partial(rivals.predictor("nndiffseg", samples=64), data),
+            "nnunet_mirroring": partial(rivals.predictor("nnunet", mirroring=True), data),
+            "nndiffseg_16_mirroring": partial(rivals.predictor("nndiffseg", mirroring=True), data)}
+    slow_times = rounds(slow, device, 3, seconds).wall
+    ratios = {name: median_ratio(t, slow_times["nnunet"]) for name, t in slow_times.items()}
 
-    def against(base: str) -> dict[str, float]:
-        return {"prediction_ratio_16": median_ratio(times["nndiffseg_16"], times[base]),
-                "sample_ratio": median_ratio((times["nndiffseg_16"] - times["nndiffseg_4"]) / 12, times[base])}
+    def against(base: str, clock: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"prediction_ratio_16": median_ratio(clock["nndiffseg_16"], clock[base]),
+                "sample_ratio": median_ratio((clock["nndiffseg_16"] - clock["nndiffseg_4"]) / 12, clock[base])}
 
-    medians = {name: float(np.median(t)) for name, t in {**slow_times, **times}.items()}
-    same = "nnunet_same_precision" if "nnunet_same_precision" in times else "nnunet"
-    return {**against("nnunet"), "same_precision": against(same), "seconds": medians,
-            "ratios": {name: median_ratio(t, times["nnunet"]) for name, t in times.items()}
-            | {name: median_ratio(t, slow_times["nnunet"]) for name, t in slow_times.items()},
-            "rounds": {name: [round(v, 5) for v in t] for name, t in times.items()}}
+    ratios |= {name: median_ratio(t, times.wall["nnunet"]) for name, t in times.wall.items()}
+    return {**_three_kinds(against, times), "ratios": ratios,
+            "seconds": {name: float(np.median(t)) for name, t in {**slow_times, **times.wall}.items()},
+            "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()}}
 
 
 def training(rivals: Rivals, count: int, seconds: float) -> dict[str, Any]:
@@ -72,11 +72,19 @@ def training(rivals: Rivals, count: int, seconds: float) -> dict[str, Any]:
     stock = partial(rivals.train_step, "nnunet", batch)
     times = rounds({"nnunet": stock, **_other_precision(rivals.device, stock),
                     "nndiffseg": partial(rivals.train_step, "nndiffseg", batch)}, rivals.device, count, seconds)
-    same = times.get("nnunet_same_precision", times["nnunet"])
-    return {"training_ratio": median_ratio(times["nndiffseg"], times["nnunet"]),
-            "same_precision": {"training_ratio": median_ratio(times["nndiffseg"], same)},
-            "seconds": {name: float(np.median(t)) for name, t in times.items()},
-            "rounds": {name: [round(v, 5) for v in t] for name, t in times.items()}}
+
+    def against(base: str, clock: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {"training_ratio": median_ratio(clock["nndiffseg"], clock[base])}
+
+    return {**_three_kinds(against, times), "seconds": {name: float(np.median(t)) for name, t in times.wall.items()},
+            "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()}}
+
+
+def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, float]], times: Times) -> dict[str, Any]:
+    """Ratios to stock nnU-Net on the wall clock, to nnU-Net in nndiffseg's precision, and of processor time (CPU only)."""
+    same = "nnunet_same_precision" if "nnunet_same_precision" in times.wall else "nnunet"
+    by_processor = against("nnunet", times.processor) if min(map(np.min, times.processor.values())) > 0 else {}
+    return {**against("nnunet", times.wall), "same_precision": against(same, times.wall), "processor_time": by_processor}
 
 
 @torch.inference_mode()
@@ -103,7 +111,7 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
              "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
              "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
              "label_decoder": precise(lambda: network.decode(latents, maps))}
-    times = rounds(tasks, device, count, seconds)
+    times = rounds(tasks, device, count, seconds).wall
     step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
     decode, steps = times["label_decoder"] / samples, network.default_steps
     planned = rivals.configuration.configuration["diffusion"].get("cost", {})
@@ -171,10 +179,12 @@ def compare(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     remembered = memory(plans, configuration, dataset_json, device, checkpoints, data.shape[1:], limit)
     from nndiffseg.inference.precision import default_precision
 
-    top = {"prediction_ratio_16": predicted.pop("prediction_ratio_16"), "sample_ratio": predicted.pop("sample_ratio"),
-           "training_ratio": trained.pop("training_ratio"), "memory_ratio": remembered.pop("memory_ratio"),
-           "working_memory_ratio": remembered.pop("working_memory_ratio")}
-    return {**top, "same_precision": {**predicted.pop("same_precision"), **trained.pop("same_precision")},
+    top: dict[str, Any] = {k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")}
+    top |= {"training_ratio": trained.pop("training_ratio")}
+    top |= {k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")}
+    for kind in ("same_precision", "processor_time"):
+        top[kind] = {**predicted.pop(kind), **trained.pop(kind)}
+    return {**top,
             "precision": {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)},
             "threads": torch.get_num_threads(), "image": list(data.shape), "prediction": predicted, "training": trained,
             "parts": measured, **remembered}

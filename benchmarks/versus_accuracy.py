@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.comparison_metrics import Agreement, Calibration, agreement, calibration
-from benchmarks.methods_common import STOCK, Data, references_of
+from benchmarks.methods_common import STOCK
+from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_metrics import THICK, dice_of, surface_dice
 from benchmarks.methods_prediction import CasePrediction, Options, load_model, predict_case
 from benchmarks.methods_training import FINAL
@@ -105,8 +106,7 @@ class Comparison:
             self._predict(self.data, OURS, self._with_steps(steps))
 
     def _with_steps(self, steps: int | None) -> Options:
-        o = self.options
-        return Options(o.samples if steps is None else min(8, o.samples), o.seed, o.mirroring, steps, o.sampler)
+        return replace(self.options, steps=steps)
 
     def _folder(self, data: Data, trainer: str, options: Options) -> Path:
         fold = data.fold_folder(trainer)

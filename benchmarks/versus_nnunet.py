@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common import report
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.errors import UserError
+from nndiffseg.evaluation import number
 from nndiffseg.folders import Folders
 
 if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
     import torch
 
-    from benchmarks.methods_common import Data
+    from benchmarks.methods_data import Data
 
 PLANNERS = {"S": "DiffSegPlannerS", "M": "DiffSegPlanner", "L": "DiffSegPlannerL"}
 PLANS = {"S": "nnDiffSegPlansS", "M": "nnDiffSegPlans", "L": "nnDiffSegPlansL"}
@@ -56,7 +57,7 @@ def _parser() -> Parser:
     add("--ensemble", type=int, default=3, metavar="N", help="nnU-Nets in the third column; 1 for none (default: 3)")
     add("--samples", type=int, default=16, help="that are judged (default: %(default)s)")
     add("--more_steps", type=int, nargs="*", default=[10], metavar="N",
-        help="also the Dice of the mean of 8 samples of so many sampling steps (default: 10)")
+        help="also the Dice of the mean of samples of so many sampling steps (default: 10)")
     add("--tolerance", type=float, default=1.0, help="of the surface distance, in mm, or in pixels where images have no "
         "spacing (default: %(default)s)")
     add("--truth", default="raters", metavar="raters|label", help="raters: figures are means over all annotations in the "
@@ -135,7 +136,7 @@ def prepare(folders: Folders, dataset: str, args: argparse.Namespace) -> None:
 
 def _members(args: argparse.Namespace) -> list[Data]:
     """The fold in the results folder of each seed."""
-    from benchmarks.methods_common import data_from
+    from benchmarks.methods_data import data_from
 
     args.plans = PLANS[args.planner]
     data = data_from(args)
@@ -217,9 +218,9 @@ def _speed_only(args: argparse.Namespace, folders: Folders, dataset: str) -> Non
     tell(name, speed.table(result), [f"{dataset}, {args.configuration}, planner {args.planner}, {device.type}", "seconds",
                                      "in nnU-Net's", "peak GB"], {"dataset": dataset, **_setup(args, plans), **result})
     for key in ("prediction_ratio_16", "sample_ratio", "training_ratio", "memory_ratio"):
-        same = result["same_precision"].get(key)
-        print(f"{key}: {result[key] if result[key] is None else round(result[key], 3)}"
-              + (f" (with nnU-Net in the same precision {same:.3f})" if same is not None else ""))
+        words = {"same_precision": "with nnU-Net in the same precision", "processor_time": "in processor time"}
+        more = [f"{text} {result[kind][key]:.3f}" for kind, text in words.items() if key in result[kind]]
+        print(f"{key}: {number(result[key])}" + (f" ({', '.join(more)})" if more else ""))
 
 
 def planned(folders: Folders, dataset: str, planner: str, configuration: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -20,11 +20,12 @@ from benchmarks.comparison_metrics import (
     pooled_nll,
     resamples,
 )
+from benchmarks.speed import SAMPLES
 from benchmarks.versus_accuracy import METHODS, CaseResult
 
 #: name in the JSON -> words of the table, for the fields of :class:`benchmarks.comparison_metrics.Agreement`
 AGREEMENT = {
-    "sample_dice": "Dice of two samples",
+    "sample_dice": "Dice of two samples (nnU-Net: voxels drawn one by one; nnU-Nets: members)",
     "truth_dice": "Dice of a sample and the truth",
     "ged": "GED^2",
     "cross": "GED^2: E d(sample, truth)",
@@ -99,6 +100,9 @@ def _agreement(weights: NDArray, results: Sequence[CaseResult], present: Sequenc
     for name, words in names.items():
         found = {m: means(weights, np.array([[_number(r.agreement[m], name)] for r in results]))[:, 0] for m in present}
         rows.append(_figure(words, found))
+    gap = {m: means(weights, np.array([[_number(r.agreement[m], "sample_dice") - r.agreement[m].truth_dice]
+                                       for r in results]))[:, 0] for m in present}
+    rows.insert(2, _figure("Dice of two samples - of a sample and the truth", gap))
     return rows
 
 
@@ -157,7 +161,7 @@ def speed_rows(speed: Mapping[str, Any]) -> list[list[str]]:
     table += [["predict, one pass", predicted("nnunet"), "", "", "", ""],
               ["predict, mirroring", predicted("nnunet_mirroring"), predicted("nndiffseg_16_mirroring"), "",
                f"{ratios['nndiffseg_16_mirroring'] / ratios['nnunet_mirroring']:.2f} times", ""]]
-    for name in (n for n in seconds if n.startswith("nndiffseg_") and "mirroring" not in n):
+    for name in (f"nndiffseg_{n}" for n in SAMPLES):
         words = name.removeprefix("nndiffseg_")
         table.append([f"predict, samples: {words}", "", predicted(name), "", f"{ratios[name]:.2f} passes", ""])
     return table

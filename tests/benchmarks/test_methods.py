@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,37 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(trainer, tiny_da
     assert record["finished"] and record["iterations"] == 4 and not (folder / LATEST).exists()
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def watch_rates(monkeypatch) -> list[float]:
+    """The learning rate of every step of nnU-Net's trainer, as it comes."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    cls, rates = methods_training.find_class(STOCK), []
+    original = cls.train_step
+
+    def watched(self, batch):
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return original(self, batch)
+
+    monkeypatch.setattr(cls, "train_step", watched)
+    return rates
+
+
+def test_minutes_bound_a_training_and_its_learning_rate_falls_to_zero(tiny_data, monkeypatch):
+    rates = watch_rates(monkeypatch)
+    record = train(tiny_data, STOCK, Budget(None, 0.03), CPU, 0)
+    rates = rates[: record["iterations"]]  # behind them come the timed steps
+    assert record["seconds"] >= 1.8
+    assert len(rates) > 1 and rates[0] > 0.8e-2 and all(a > b for a, b in pairwise(rates))
+    assert train(tiny_data, STOCK, Budget(None, 0.03), CPU, 0) == record
+    with pytest.raises(UserError, match=r"holds a training of 0.03 minutes, not 1 minutes"):
+        train(tiny_data, STOCK, Budget(None, 1.0), CPU, 0)
+
+
+def test_the_polynomial_rate_spans_exactly_the_iterations(tiny_data, monkeypatch):
+    rates = watch_rates(monkeypatch)
+    train(tiny_data, STOCK, Budget(4, None), CPU, 0)
+    assert rates[:4] == pytest.approx([1e-2 * (1 - i / 4) ** 0.9 for i in range(4)])
 
 
 def test_voxelwise_samples_follow_the_softmax_and_are_one_hot():

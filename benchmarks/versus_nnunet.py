@@ -256,6 +256,7 @@ def plan(dataset: str, planner: str, flags: Sequence[str]) -> None:
     Raises:
         UserError: it failed.
     """
+    print(f"nndiffseg_plan_and_preprocess -d {dataset} -pl {PLANNERS[planner]} ...", flush=True)
     finished = subprocess.run([sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", dataset, "-pl",
                                PLANNERS[planner], *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                               env=os.environ, check=False)

@@ -6,7 +6,9 @@ Networks are untrained and built from plans made here, without a dataset (:func:
 U-Net of the planner's width, the patch as large as the image up to a bound, above it images are tiled, the light networks
 as the planner chooses them for a latent at stride 4. One quantity varies at a time, from ``BASE``. Every measurement runs
 in a process of its own, whose peak memory is taken, on one image without mirroring; on a CPU libraries alone take about
-0.5 GB. What exceeds ``--limit`` seconds or the memory is reported as such. An interrupted run goes on where it stopped.
+1 GB. Time on a CPU is that of all its cores together, which does not depend on what else the machine does; the JSON file
+holds the wall clock's too. What exceeds ``--limit`` seconds or the memory is reported as such. An interrupted run goes on
+where it stopped.
 """
 
 from __future__ import annotations
@@ -99,11 +101,12 @@ def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, pl
     kept = Measurements(RESULTS, f".{name}_partial", settings)
     found = {sweep: [measure(kept, point, planner, device, args.limit) for point in points]
              for sweep, points in sweeps.items()}
-    rows = [row for sweep, points in sweeps.items() for row in table(sweep, points, found[sweep])]
+    clock = "processor_seconds" if device == "cpu" else "seconds"
+    rows = [row for sweep, points in sweeps.items() for row in table(sweep, points, found[sweep], clock)]
     header = ["varied", "value", *(f"{LABELS[side]} {task}, {what}" for task, side in CURVES for what in ("s", "GB"))]
     report(name, rows, header, {**settings, "base": asdict(BASE), "networks": described(sweeps, planner), "sweeps": {
         sweep: [{**asdict(p), **f} for p, f in zip(points, found[sweep], strict=True)] for sweep, points in sweeps.items()}})
-    draw(name, sweeps, found, f"planner {planner}, {device}")
+    draw(name, sweeps, found, clock, f"planner {planner}, {device}")
     kept.path.unlink(missing_ok=True)
 
 
@@ -202,38 +205,39 @@ def _relevant(point: Point, task: str, side: str) -> Point:
     return point if side == "nndiffseg" else Point(point.size, point.axes, classes=point.classes)
 
 
-def table(sweep: str, points: Sequence[Point], found: Sequence[dict[str, Any]]) -> list[list[str]]:
+def table(sweep: str, points: Sequence[Point], found: Sequence[dict[str, Any]], clock: str) -> list[list[str]]:
     """One row a point: seconds and GB of every curve."""
     return [[sweep, str(getattr(point, VARIED[sweep])), *itertools.chain.from_iterable(
-        _cells(values[f"{task} {side}"]) for task, side in CURVES)] for point, values in zip(points, found, strict=True)]
+        _cells(values[f"{task} {side}"], clock) for task, side in CURVES)] for point, values in zip(points, found, strict=True)]
 
 
-def _cells(value: dict[str, Any]) -> list[str]:
-    return [value["failed"], ""] if "failed" in value else [f"{value['seconds']:.3f}", f"{value['peak_gb']:.2f}"]
+def _cells(value: dict[str, Any], clock: str) -> list[str]:
+    return [value["failed"], ""] if "failed" in value else [f"{value[clock]:.3f}", f"{value['peak_gb']:.2f}"]
 
 
-def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[str, Any]]], title: str) -> None:
+def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[str, Any]]], clock: str,
+         title: str) -> None:
     """``docs/images/NAME.png``: a column for each sweep, seconds above, memory below."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from benchmarks.methods_figures import save_figure
+    from benchmarks.methods_figures import plain_ticks, save_figure
 
     figure, axes = plt.subplots(2, len(sweeps), figsize=(3.4 * len(sweeps), 6), layout="constrained", sharex="col",
                                 squeeze=False)
     for column, (sweep, points) in enumerate(sweeps.items()):
         values = [getattr(p, VARIED[sweep]) for p in points]
-        for axis, what, words in zip(axes[:, column], ("seconds", "peak_gb"), ("seconds", "peak GB"), strict=True):
+        for axis, what, words in zip(axes[:, column], (clock, "peak_gb"), (clock.replace("_", " "), "peak GB"), strict=True):
             for task, side in CURVES:
                 here = [f[f"{task} {side}"].get(what, math.nan) for f in found[sweep]]
                 axis.plot(values, here, STYLES[task], color=COLOURS[side], markersize=4, label=_label(task, side))
             axis.set(xscale="log", yscale="log", ylabel="" if column else words)
             axis.grid(alpha=0.3)
+            axis.tick_params(labelsize=7)
+            plain_ticks(axis, values)
         axes[1, column].set(xlabel=sweep)
-        axes[1, column].set_xticks(values, [str(v) for v in values], fontsize=7)
-        axes[1, column].minorticks_off()
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(title)
     save_figure(figure, name)

@@ -59,7 +59,7 @@ def command(arguments: Sequence[str | Path], *, environment: dict[str, str] | No
 
     def watch() -> None:
         while process.poll() is None:
-            peak[0] = max(peak[0], _tree_memory(process.pid))
+            peak[0] = max(peak[0], tree_memory(process.pid))
             if kill_when is not None and kill_when.exists():
                 process.kill()
             time.sleep(0.05)
@@ -73,7 +73,7 @@ def command(arguments: Sequence[str | Path], *, environment: dict[str, str] | No
     return Finished(process.returncode, output, time.monotonic() - started, peak[0] / 2**30)
 
 
-def _tree_memory(root: int) -> float:
+def tree_memory(root: int) -> float:
     """Bytes: proportional set size (shared pages counted once) of a process and all that descend from it."""
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -110,7 +110,8 @@ def write_untrained(base: str, dataset: str, plans_name: str, configuration: str
     made.initialize()
     made.inference_allowed_mirroring_axes = tuple(range(len(made.configuration_manager.patch_size)))
     made.save_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
-    for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
+    for name, content in (("plans.json", made.plans_manager.plans),  # with the method's own patch and batch
+                           ("dataset.json", dataset_json)):
         (Path(made.output_folder_base) / name).write_text(json.dumps(content))
 
 

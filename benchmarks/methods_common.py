@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, _tree_memory
+from benchmarks.common import RESULTS, tree_memory
 from nndiffseg.cli.common import Parser
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import write_json
@@ -159,7 +159,7 @@ def run_module(module: str, arguments: Iterable[str]) -> tuple[int, float]:
     process, peak = subprocess.Popen([sys.executable, "-m", module, *arguments]), 0.0
     try:
         while process.poll() is None:
-            peak = max(peak, _tree_memory(process.pid))
+            peak = max(peak, tree_memory(process.pid))
             time.sleep(0.1)
     finally:
         if process.poll() is None:

@@ -52,11 +52,13 @@ class nnDiffSegTrainerMedSegDiffV2(DiffusionTrainer):
         uncertain_attention: False for the ablation that adds the anchor to the diffusion encoder's features.
         ss_former: False for the ablation that adds the deepest embeddings.
         ce_weight: weight of the cross-entropy in the anchor loss, relative to nnU-Net's.
+        recycling: share of the items that noise the network's own prediction; 0 as published.
     """
 
     uncertain_attention = True
     ss_former = True
     ce_weight = 1.0
+    recycling = 0.0
 
     @classmethod
     def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
@@ -74,7 +76,8 @@ class nnDiffSegTrainerMedSegDiffV2(DiffusionTrainer):
         return deep
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        out = self.network(data, self.onehot(targets[0]), deep_supervision=True, generator=generator)
+        out = self.network(data, self.onehot(targets[0]), deep_supervision=True, recycling=self.recycling,
+                           generator=generator)
         return {"anchor": self.loss([logits.float() for logits in out.logits], targets),
                 "denoising": (out.estimate - out.x0).square().mean()}
 

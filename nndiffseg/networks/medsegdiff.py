@@ -131,16 +131,30 @@ class MedSegDiff(LabelSpaceNetwork):
     # ---- training -------------------------------------------------------------------------------------------------
 
     def forward(self, image: Tensor, onehot: Tensor | None = None, *, deep_supervision: bool = False,
-                generator: torch.Generator | None = None) -> Tensor | list[Tensor] | TrainingOutput:
-        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training."""
+                recycling: float = 0.0, generator: torch.Generator | None = None
+                ) -> Tensor | list[Tensor] | TrainingOutput:
+        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training.
+
+        ``recycling`` is the share of the items that noise the network's own prediction instead of the true label.
+        """
         out = self.condition_model(image, deep_supervision)
         if onehot is None:
             return out.logits if deep_supervision else out.logits[0]
         x0 = 2 * onehot - 1
         t = training_times(len(x0), generator).to(x0)
         noise = torch.randn(x0.shape, generator=generator).to(x0)
-        estimate = self._estimate(add_noise(self.schedule, x0, noise, t), t, self._condition(out))
+        condition, source = self._condition(out), x0
+        if recycling > 0:
+            recycled = (torch.rand(len(x0), generator=generator) < recycling).to(x0.device)
+            own = self._own_prediction(torch.randn(x0.shape, generator=generator).to(x0), condition)
+            source = torch.where(recycled.view(-1, *[1] * (x0.ndim - 1)), own, x0)
+        estimate = self._estimate(add_noise(self.schedule, source, noise, t), t, condition)
         return TrainingOutput(out.logits, x0, estimate)
+
+    @torch.no_grad()
+    def _own_prediction(self, noise: Tensor, condition: Condition) -> Tensor:
+        """x0 as a sampler first sees it, from noise alone (recycling, MELBA 2023:016)."""
+        return self.denoise(noise, noise.new_ones(len(noise)), condition)
 
     def _condition(self, out: ImageOutput) -> Condition:
         feature, semantic = out.features[0], self.to_semantic(out.features[-1])

@@ -7,7 +7,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nndiffseg.diffusion.schedules import Linear
+from nndiffseg.diffusion.schedules import Linear, training_times
 from nndiffseg.networks.medsegdiff import MedSegDiff, TrainingOutput, diffusion_channels
 from nndiffseg.networks.noise import PatchNoise
 
@@ -53,6 +53,26 @@ def test_every_parameter_takes_part_in_a_training_step(dim, switches):
 def test_a_part_that_is_switched_off_has_no_parameters(switches, absent):
     assert any(absent in name for name, _ in make().named_parameters())
     assert not any(absent in name for name, _ in make(**switches).named_parameters())
+
+
+@pytest.mark.parametrize("recycling", [0.0, 1.0])
+def test_recycled_items_noise_the_networks_own_prediction_from_noise_alone(recycling, monkeypatch):
+    model, calls = lively(make()), []
+    estimate = model._estimate
+    monkeypatch.setattr(model, "_estimate", lambda x, t, c: calls.append((x, t)) or estimate(x, t, c))
+    image, onehot = batch()
+    generator = torch.Generator().manual_seed(1)
+    out = model(image, onehot, recycling=recycling, generator=generator)
+    assert isinstance(out, TrainingOutput) and torch.equal(out.x0, 2 * onehot - 1), "the target stays the true label"
+    x, t = calls[-1]
+    alpha, sigma = (f(t).view(-1, 1, 1, 1) for f in (model.schedule.alpha, model.schedule.sigma))
+    noise = (x - alpha * out.x0) / sigma
+    replay = torch.Generator().manual_seed(1)
+    training_times(2, replay)
+    same = torch.allclose(noise, torch.randn(x.shape, generator=replay), atol=1e-3)
+    assert same is (recycling == 0)
+    if recycling:
+        assert len(calls) == 2 and (calls[0][1] == 1).all()
 
 
 def test_evaluation_mode_gives_the_condition_models_logits():

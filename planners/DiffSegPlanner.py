@@ -12,6 +12,7 @@ from typing import Any
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
 )
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -239,11 +240,12 @@ class DiffSegPlanner(ResEncUNetPlanner):
             plan["diffusion"][ldseg_latent.KEY] = self.latent
             reasons.append(paper_latent_reason(arch, curve))
         gb = plan["diffusion"]["cost"]["training_memory_gb"]
+        unit = "pixels" if issubclass(self.determine_reader_writer(), NaturalImage2DIO) else "mm"
         return "\n".join(
             [
-                f"{name}: patch {cross(arch.patch)}, batch size {plan['batch_size']}, spacing {cross(spacing)} mm, "
+                f"{name}: patch {cross(arch.patch)}, batch size {plan['batch_size']}, spacing {cross(spacing)} {unit}, "
                 f"about {gb['all_networks']:.1f} GB to train ({gb['image_network']:.1f} GB of it the image network)",
-                *(f"    {k}: {v.median_mm:.3g} mm thick (5th percentile {v.p5_mm:.3g})" for k, v in widths.items()),
+                *(f"    {k}: {v.median_mm:.3g} {unit} thick (5th percentile {v.p5_mm:.3g})" for k, v in widths.items()),
                 curve_table(candidates, curve, settings),
                 *(textwrap.fill(r, 116, initial_indent="    ", subsequent_indent="    ") for r in reasons),
             ]

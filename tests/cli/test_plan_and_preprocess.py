@@ -54,6 +54,8 @@ def test_the_command_plans_and_preprocesses(
         assert f"Stride {'x'.join(map(str, settings.latent_stride))}" in result.stdout
         assert len(list((out / configuration["data_identifier"]).glob("*.pkl"))) == 4
     assert len(list((out / "gt_segmentations").iterdir())) == 4
+    natural = options.get("file_ending") == ".png"  # pixels of a photograph have no size in mm
+    assert (" mm" in result.stdout, " pixels" in result.stdout) == (not natural, natural)
     assert (out / "splits_final.json").exists() == bool(options.get("splits"))
     assert result.stdout.count("Using ./nndiffseg_data/{raw,preprocessed,results}") == 1
     assert not [f for f in out.rglob("*") if "tmp" in f.name or "partial" in f.name]

@@ -39,9 +39,9 @@ def _finalise(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _hash_grid(key: int, shape: Sequence[int], origin: Sequence[int], device: torch.device) -> Tensor:
-    """One 64-bit word per cell, int64 ``(*shape)``. Axis by axis, so only the last axis costs a hash per cell."""
-    words = torch.tensor(_signed(key), device=device)
+def _hash_grid(keys: Sequence[int], shape: Sequence[int], origin: Sequence[int], device: torch.device) -> Tensor:
+    """One 64-bit word per key and cell, int64 ``(keys, *shape)``. Axis by axis: only the last axis costs a hash per cell."""
+    words = torch.tensor([_signed(key) for key in keys], device=device)
     for size, first in zip(shape, origin, strict=True):
         coordinate = torch.arange(first, first + size, device=device)
         words = _finalise(words[..., None] + (coordinate + 1) * _GAMMA)
@@ -73,50 +73,46 @@ class NoiseField:
         text = f"{self.name}/{stream}/{channel_pair}/{scale}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
-    def draw(
-        self,
-        stream: int,
-        channels: int,
-        shape: Sequence[int],
-        origin: Sequence[int] | None = None,
-        scale: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
-        """Standard normal noise of a window of the grid.
-
-        Args:
-            stream: number of the draw within one sampling run.
-            channels: channels 0 .. channels - 1 of the stream.
-            shape: cells of the window along each axis.
-            origin: global coordinate of the window's first cell, by default 0 along each axis.
-            scale: 1 for independent cells, otherwise the distance of the independent nodes between which the noise
-                is interpolated (:func:`nndiffseg.networks.noise.interpolate_nodes`).
-            device: where to draw. The hash is exact everywhere; logarithm and cosine may differ in the last bit.
-
-        Returns:
-            ``(channels, *shape)`` float32.
-        """
-        origin = tuple(origin or (0,) * len(shape))
-        device = torch.device(device)
-        if scale > 1:
-            nodes = self._cells(
-                stream, channels, node_shape(shape, scale, origin), [o // scale for o in origin], scale, device
-            )
-            return interpolate_nodes(nodes, shape, scale, origin)
-        return self._cells(stream, channels, shape, origin, scale, device)
+    def draw(self, stream: int, channels: int, shape: Sequence[int], origin: Sequence[int] | None = None, scale: int = 1,
+             device: torch.device | str = "cpu") -> Tensor:
+        """:func:`draw_samples` of this sample alone: ``(channels, *shape)``."""
+        return draw_samples([self], stream, channels, shape, origin, scale, device)[0]
 
     def vector(self, stream: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers ``(channels,)`` that belong to the whole volume; independent of every :meth:`draw`."""
         # The numbers lie along an axis: one key for all, where channels would need one for every two. No draw has scale 0.
-        words = _hash_grid(self._key(stream, 0, 0), ((channels + 1) // 2,), (0,), torch.device(device))
-        return torch.stack(_normal_pair(words), 1).flatten()[:channels]
+        words = _hash_grid([self._key(stream, 0, 0)], ((channels + 1) // 2,), (0,), torch.device(device))
+        return torch.stack(_normal_pair(words[0]), 1).flatten()[:channels]
 
-    def _cells(
-        self, stream: int, channels: int, shape: Sequence[int], origin: Sequence[int], scale: int, device: torch.device
-    ) -> Tensor:
-        noise = torch.empty((channels, *shape), device=device)
-        for pair in range((channels + 1) // 2):  # channels 2p and 2p + 1 share a word
-            normals = _normal_pair(_hash_grid(self._key(stream, pair, scale), shape, origin, device))
-            for i, normal in enumerate(normals[: channels - 2 * pair]):
-                noise[2 * pair + i] = normal
-        return noise
+
+def draw_samples(fields: Sequence[NoiseField], stream: int, channels: int, shape: Sequence[int],
+                 origin: Sequence[int] | None = None, scale: int = 1, device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise of a window of the grid, for several samples at once.
+
+    Args:
+        fields: one for each sample.
+        stream: number of the draw within one sampling run.
+        channels: channels 0 .. channels - 1 of the stream.
+        shape: cells of the window along each axis.
+        origin: global coordinate of the window's first cell, by default 0 along each axis.
+        scale: 1 for independent cells, otherwise the distance of the independent nodes between which the noise
+            is interpolated (:func:`nndiffseg.networks.noise.interpolate_nodes`).
+        device: where to draw. The hash is exact everywhere; logarithm and cosine may differ in the last bit.
+
+    Returns:
+        ``(len(fields), channels, *shape)`` float32.
+    """
+    origin = tuple(origin or (0,) * len(shape))
+    device = torch.device(device)
+    if scale > 1:
+        nodes = _cells(fields, stream, channels, node_shape(shape, scale, origin), [o // scale for o in origin], scale, device)
+        return interpolate_nodes(nodes, shape, scale, origin)
+    return _cells(fields, stream, channels, shape, origin, scale, device)
+
+
+def _cells(fields: Sequence[NoiseField], stream: int, channels: int, shape: Sequence[int], origin: Sequence[int],
+           scale: int, device: torch.device) -> Tensor:
+    pairs = (channels + 1) // 2  # channels 2p and 2p + 1 share a word
+    keys = [field._key(stream, pair, scale) for field in fields for pair in range(pairs)]
+    normals = torch.stack(_normal_pair(_hash_grid(keys, shape, origin, device)), 1)  # (fields * pairs, 2, *shape)
+    return normals.view(len(fields), 2 * pairs, *shape)[:, :channels].contiguous()

@@ -13,7 +13,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nndiffseg.inference.noise import NoiseField
+from nndiffseg.inference.noise import NoiseField, draw_samples
 from nndiffseg.inference.precision import autocast_for, default_precision
 from nndiffseg.inference.statistics import FoldSums, label_map
 from nndiffseg.inference.tiling import Frame, common_multiple, encode_tiled, tile_starts
@@ -300,7 +300,7 @@ class _Draw:
         key = (self.samples, stream, channels, scale)
         if self.cache is not None and key in self.cache:
             return self.cache[key]
-        noise = torch.stack([f.draw(stream, channels, self.grid, scale=scale, device=self.device) for f in self.fields])
+        noise = draw_samples(self.fields, stream, channels, self.grid, scale=scale, device=self.device)
         noise = noise.flip([a + 2 for a in self.flip])
         if self.cache is not None:
             self.cache[key] = noise

@@ -162,8 +162,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
     @staticmethod
     def _memory_ratio(arch: Architecture, light: Candidate) -> float:
         own = cost.image_network(arch.arch_kwargs, arch.input_channels, arch.heads, arch.patch).elements
-        extra = cost.training_overhead(light.settings, arch.arch_kwargs, arch.heads, arch.patch).elements
-        return cost.LIGHT_MEMORY * extra / own
+        return cost.training_overhead(light.settings, arch.arch_kwargs, arch.heads, arch.patch) / own
 
     def plan_experiment(self) -> dict[str, Any]:
         """Plans and writes the plans file; see the class for what it holds."""

@@ -21,9 +21,10 @@ CONVS_PER_BLOCK = 2
 #: decodes per training step: the reconstruction and two samples (one estimate for the ``mean`` objective)
 TRAINING_DECODES = {"energy": 3, "mean": 2}
 TRAINING_DENOISES = {"energy": 2, "mean": 1}
-#: tensors kept for the backward pass per element of a convolution's output, relative to the image network: the channel
-#: norms of the light networks keep their inputs and outputs, where nnU-Net's activations work in place
-LIGHT_MEMORY = 2.0
+#: Tensors kept for the backward pass per element of a convolution's output, relative to the image network: the channel
+#: norms of the light networks keep their inputs and outputs, where nnU-Net's activations work in place. The label
+#: decoder has none at full resolution; its figure holds the losses of what it decodes.
+LIGHT_MEMORY, DECODER_MEMORY = 2.0, 1.1
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,12 @@ def label_decoder(settings: DiffusionSettings, heads: int, grids: Sequence[Seque
     dim, widths = len(grids[0]), settings.decoder_channels
     three, one = (3,) * dim, (1,) * dim
     total = conv(settings.latent_channels, widths[-1], three, grids[settings.latent_stage])
-    for s, width in enumerate(widths):
+    for s, width in enumerate(widths[1:], start=1):
         total += conv(width, width, three, grids[s])
         if s + 1 < len(widths):
             total += conv(widths[s + 1], width, one, grids[s + 1])
-    return total + conv(widths[0], heads, one, grids[0])
+    # The transposed convolution makes every voxel of full resolution from the one cell above it.
+    return total + conv(widths[1], widths[0], one, grids[0]) + conv(widths[0], heads, one, grids[0])
 
 
 def label_encoder(settings: DiffusionSettings, heads: int, patch: Sequence[int], strides: Sequence[Sequence[int]]
@@ -146,12 +148,13 @@ def sample(settings: DiffusionSettings, heads: int, grids: Sequence[Sequence[int
 
 def training_overhead(
     settings: DiffusionSettings, arch_kwargs: Mapping[str, Any], heads: int, patch: Sequence[int]
-) -> Cost:
-    """What all networks but the image network add to one training pass of one patch (forward)."""
+) -> float:
+    """Memory that all networks but the image network add to a training pass of one patch, in its elements."""
     grids = stage_grids(patch, arch_kwargs["strides"])
-    return (
+    light = (
         label_encoder(settings, heads, patch, arch_kwargs["strides"])
         + projections(arch_kwargs["features_per_stage"], settings, grids)
         + TRAINING_DENOISES[settings.objective] * denoiser(settings, grids[settings.latent_stage])
-        + TRAINING_DECODES[settings.objective] * label_decoder(settings, heads, grids)
     )
+    decoded = TRAINING_DECODES[settings.objective] * label_decoder(settings, heads, grids)
+    return LIGHT_MEMORY * light.elements + DECODER_MEMORY * decoded.elements

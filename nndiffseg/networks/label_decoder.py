@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.networks.layers import ChannelNorm, conv, upsample
+from nndiffseg.networks.layers import ChannelNorm, conv, transposed, upsample
 
 
 class LabelDecoder(nn.Module):
     """Additive decoder: at each stage the guide (a narrow projection of the image features) is added.
 
-    Addition instead of concatenation lets the guides be computed once and shared by all samples.
+    Addition instead of concatenation lets the guides be computed once and shared by all samples. The finest stage acts
+    on single voxels, ``head(silu(block of the coarser cell + guide))``: a 3^d convolution and two norms of full
+    resolution took three quarters of the time of a sample (docs/ablations.md).
     """
 
     def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int],
@@ -22,10 +24,10 @@ class LabelDecoder(nn.Module):
         super().__init__()
         self.strides = [tuple(s) for s in strides]
         self.stem = conv(dim, latent_channels, channels[-1])
-        self.narrow = nn.ModuleList(conv(dim, channels[s + 1], channels[s], 1) for s in range(len(strides)))
-        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels)
-        self.convs = nn.ModuleList(conv(dim, c, c) for c in channels)
-        self.norm = ChannelNorm(channels[0])
+        self.narrow = nn.ModuleList(conv(dim, channels[s + 1], channels[s], 1) for s in range(1, len(strides)))
+        self.norms = nn.ModuleList(ChannelNorm(c) for c in channels[1:])
+        self.convs = nn.ModuleList(conv(dim, c, c) for c in channels[1:])
+        self.finest = transposed(dim, channels[1], channels[0], strides[0])
         self.head = conv(dim, channels[0], heads, 1)
 
     @property
@@ -33,17 +35,20 @@ class LabelDecoder(nn.Module):
         """Latent cells that influence a cell's block on each side, for strides of at least 2.
 
         Two 3^d convolutions on the latent grid reach 2 cells; every finer stage adds one voxel of its own grid, in
-        all less than one cell more.
+        all less than one cell more. The finest stage adds nothing.
         """
-        return 2 + len(self.strides)
+        return 1 + len(self.strides)
 
     def forward(self, latent: Tensor, guides: Sequence[Tensor | None]) -> Tensor:
         """latent ``(N, C_z, *latent)``, ``guides[s]`` ``(1 or N, C_s, *stage s)`` or None -> logits ``(N, heads, *)``."""
         h = self.stem(latent)
-        for s in range(len(self.strides), -1, -1):
+        for s in range(len(self.strides), 0, -1):
             if s < len(self.strides):
-                h = upsample(self.narrow[s](h), self.strides[s])
+                h = upsample(self.narrow[s - 1](h), self.strides[s])
             if (guide := guides[s]) is not None:
                 h = h + guide
-            h = h + self.convs[s](F.silu(self.norms[s](h)))
-        return self.head(F.silu(self.norm(h)))
+            h = h + self.convs[s - 1](F.silu(self.norms[s - 1](h)))
+        h = self.finest(h)
+        if (guide := guides[0]) is not None:
+            h = h + guide
+        return self.head(F.silu(h))

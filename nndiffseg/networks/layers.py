@@ -23,6 +23,12 @@ def conv(dim: int, c_in: int, c_out: int, kernel: int | Sequence[int] = 3, strid
     return (nn.Conv2d if dim == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, padding, bias=bias)  # type: ignore[arg-type]
 
 
+def transposed(dim: int, c_in: int, c_out: int, stride: Sequence[int]) -> nn.Module:
+    """Transposed convolution that turns every cell into a block of ``stride`` voxels; blocks do not overlap."""
+    stride = tuple(stride)
+    return (nn.ConvTranspose2d if dim == 2 else nn.ConvTranspose3d)(c_in, c_out, stride, stride)  # type: ignore[arg-type]
+
+
 def zero(module: nn.Module) -> nn.Module:
     """Sets all parameters to zero, so that a residual branch starts as the identity."""
     for parameter in module.parameters():

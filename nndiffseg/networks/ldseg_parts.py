@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, conv, upsample, zero
+from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, conv, transposed, upsample, zero
 from nndiffseg.networks.whitening import RunningWhitening
 
 #: as published
@@ -109,10 +109,9 @@ class LabelDecoder(nn.Module):
         """``strides[s]`` leads from stage s to stage s + 1; ``channels[s]`` are those of stage s."""
         super().__init__()
         self.strides = [tuple(s) for s in strides]
-        transposed = nn.ConvTranspose2d if dim == 2 else nn.ConvTranspose3d
         self.stem = conv(dim, latent_channels, channels[-1])
         self.up = nn.ModuleList(
-            transposed(channels[s + 1], channels[s], stride, stride) for s, stride in enumerate(self.strides))  # type: ignore[arg-type]
+            transposed(dim, channels[s + 1], channels[s], stride) for s, stride in enumerate(self.strides))
         self.blocks = nn.ModuleList(ResidualBlock(dim, c) for c in channels)
         self.norm = ChannelNorm(channels[0])
         self.head = conv(dim, channels[0], heads, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from nndiffseg.diffusion.schedules import schedule_by_name
@@ -15,7 +17,10 @@ from nndiffseg.fingerprint import cost
 from nndiffseg.networks.denoiser import Denoiser
 from nndiffseg.networks.label_decoder import LabelDecoder
 from nndiffseg.networks.label_encoder import LabelEncoder
+from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.settings import DiffusionSettings
+from nndiffseg.training.losses import DiffusionLoss
+from nndiffseg.training.memory import saved_bytes
 
 HEADS = 3
 
@@ -55,11 +60,12 @@ def count(module: nn.Module, *inputs: Any) -> int:
     return counter.get_total_flops()
 
 
-def unet(dim: int) -> ResidualEncoderUNet:
+def unet(dim: int, kwargs: dict[str, Any] | None = None) -> ResidualEncoderUNet:
     conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dim == 2 else (nn.Conv3d, nn.InstanceNorm3d)
     return ResidualEncoderUNet(
-        2, conv_op=conv, norm_op=norm, num_classes=HEADS, deep_supervision=False, nonlin=nn.LeakyReLU, conv_bias=True,
-        **architecture(dim),
+        2, conv_op=conv, norm_op=norm, num_classes=HEADS, deep_supervision=False, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        norm_op_kwargs={"affine": True}, conv_bias=True,
+        **(kwargs or architecture(dim)),
     )
 
 
@@ -115,32 +121,23 @@ def test_a_sample_is_all_steps_and_one_decode() -> None:
 
 
 @dimensions
-def test_memory_of_the_light_networks_is_what_autograd_keeps(dim: int) -> None:
-    """The factor LIGHT_MEMORY turns elements into memory relative to the image network."""
-    s, arch = settings(dim), architecture(dim)
-    strides, patch = arch["strides"], PATCH[dim]
-    grids = cost.stage_grids(patch, strides)
-    decoder = LabelDecoder(dim, HEADS, strides[1:3], s.decoder_channels, s.latent_channels)
-    latent = torch.zeros(1, 6, *grids[2])
-    image = torch.zeros(1, 2, *patch)
-    elements = cost.label_decoder(s, HEADS, grids).elements
-    per_element = kept_bytes(lambda: decoder(latent, [None] * 3), decoder) / elements
-    network = unet(dim).train()
-    reference = kept_bytes(lambda: network(image), network) / cost.image_network(arch, 2, HEADS, patch).elements
-    assert per_element / reference == pytest.approx(cost.LIGHT_MEMORY, rel=0.3)
+def test_training_overhead_is_what_autograd_keeps(dim: int) -> None:
+    """Of a whole pass with its losses, relative to the image network alone."""
+    patch, regular = {2: (48, 64), 3: (16, 32, 32)}[dim], [[1] * dim, *[[2] * dim] * 3]
+    arch = {**architecture(dim), "features_per_stage": [16, 32, 64, 128], "strides": regular,
+            "n_blocks_per_stage": [1, 3, 4, 6], "n_conv_per_stage_decoder": [1, 1, 1]}
+    s = replace(settings(dim), latent_stride=(4,) * dim, denoiser_channels=(24, 64), encoder_channels=(16, 32),
+                decoder_channels=(8, 12, 24))
+    image, label = torch.zeros(2, 2, *patch), torch.randint(HEADS, (2, *patch))
+    onehot = functional.one_hot(label, HEADS).movedim(-1, 1).float()
+    network = unet(dim, arch).train()
+    alone = saved_bytes(network, lambda: network(image))
+    model = LatentDiffusionSegmenter(unet(dim, arch), regular[1:], HEADS, s).train()
 
+    def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(logits, target)
 
-def kept_bytes(forward: Any, module: nn.Module) -> int:
-    """Bytes of the distinct tensors that autograd saves for the backward pass, parameters not counted."""
-    parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    storages: dict[int, int] = {}
-    alive = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        alive.append(tensor)  # else a freed address could be counted once for two tensors
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        alive.append(forward())
-    return sum(n for address, n in storages.items() if address not in parameters)
+    loss = DiffusionLoss(lambda logits, targets: cross_entropy(logits[0], targets[0]), cross_entropy, s, False)
+    whole = saved_bytes(model, lambda: sum(loss(model(image, onehot), [label], onehot).values()))
+    predicted = 1 + cost.training_overhead(s, arch, HEADS, patch) / cost.image_network(arch, 2, HEADS, patch).elements
+    assert whole / alone == pytest.approx(predicted, rel=0.1)

@@ -63,8 +63,8 @@ def count(module: nn.Module, *inputs: Any) -> int:
 def unet(dim: int, kwargs: dict[str, Any] | None = None) -> ResidualEncoderUNet:
     conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dim == 2 else (nn.Conv3d, nn.InstanceNorm3d)
     return ResidualEncoderUNet(
-        2, conv_op=conv, norm_op=norm, num_classes=HEADS, deep_supervision=False, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-        norm_op_kwargs={"affine": True}, conv_bias=True,
+        2, conv_op=conv, norm_op=norm, num_classes=HEADS, deep_supervision=False, nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True}, norm_op_kwargs={"affine": True}, conv_bias=True,
         **(kwargs or architecture(dim)),
     )
 

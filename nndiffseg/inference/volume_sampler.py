@@ -25,6 +25,9 @@ FLOATS_PER_CELL = 512
 FLOATS_PER_VOXEL = 64
 #: Memory for activations on the CPU. A constant, not a share of what is free, so that a machine repeats itself exactly.
 CPU_BUDGET_BYTES = 3 * 2**29
+#: The same for the samples of one batch: its largest tensors stay below 32 MB, the size from which glibc takes memory from
+#: the system and gives it back at every operation. The label decoder is up to twice as fast so.
+CPU_BATCH_BYTES = 2**28
 #: Share of a GPU's memory for activations; the maps and sums of a case take at most as much again, or stay on the CPU.
 GPU_BUDGET_SHARE = 0.25
 
@@ -113,6 +116,7 @@ class VolumeSampler:
         self.label_manager, self.device, self.options = label_manager, device, options
         self.slice_batch, self.on_tile = slice_batch, on_tile
         self.memory = options.memory or default_memory(device)
+        self.batch_memory = self.memory if device.type != "cpu" else min(self.memory, CPU_BATCH_BYTES)
         # Guides in the precision of the convolutions spare the decoder half of its copies.
         half = (options.precision or default_precision(device)) == "bfloat16"
         self.guide_dtype = torch.bfloat16 if half else torch.float32
@@ -204,7 +208,7 @@ class VolumeSampler:
                 return self.network.sample([self._to_device(m, i) for i, m in enumerate(maps)], draw,
                                            sampler=self.options.sampler, steps=self.options.steps).float()
 
-        chunk_size = max(1, self.memory // (4 * FLOATS_PER_CELL * math.prod(grid)))
+        chunk_size = max(1, self.batch_memory // (4 * FLOATS_PER_CELL * math.prod(grid)))
         for chunk, latents in in_chunks(sample, members, chunk_size):
             for start, indices, probabilities in self._decode(latents, maps):
                 where, probabilities = window.place(probabilities, start)
@@ -228,7 +232,7 @@ class VolumeSampler:
         stride, halo, rows = self.network.stride[0], self.network.halo, latents.shape[2]
         row_bytes = 4 * FLOATS_PER_VOXEL * math.prod(latents.shape[2:]) // rows * math.prod(self.network.stride)
         thickness = min(rows, max(self.memory // row_bytes - 2 * halo, halo, 1))
-        batch = max(1, self.memory // (row_bytes * min(rows, thickness + 2 * halo)))
+        batch = max(1, self.batch_memory // (row_bytes * min(rows, thickness + 2 * halo)))
         for a in range(0, rows, thickness):
             b = min(a + thickness, rows)
             low, high = max(a - halo, 0), min(b + halo, rows)

@@ -12,6 +12,7 @@ that processors spent on each side, says more than the wall clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -91,6 +92,7 @@ def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, fl
 def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
     """Measured seconds of image network, denoiser step and label decoder on one patch, beside the planned GFLOP."""
     from nndiffseg.inference.precision import autocast_for
+    from nndiffseg.inference.volume_sampler import CPU_BATCH_BYTES, FLOATS_PER_VOXEL
     from nndiffseg.networks.noise import PatchNoise
 
     device, network = rivals.device, rivals.trainers["nndiffseg"].average.network
@@ -106,11 +108,18 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
 
     maps = precise(lambda: network.encode(image))()
     latents = precise(lambda: network.sample(maps, draw))().float()
+    # In the predictor's batches: on a CPU larger ones are slower.
+    batch = samples if device.type != "cpu" else max(1, CPU_BATCH_BYTES // (4 * FLOATS_PER_VOXEL * math.prod(rivals.patch)))
+
+    def decode_all() -> None:
+        for part in latents.split(batch):
+            network.decode(part, maps)
+
     tasks = {"image_network": precise(lambda: network.image_network(image, False)),
              "encode": precise(lambda: network.encode(image)),
              "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
              "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
-             "label_decoder": precise(lambda: network.decode(latents, maps))}
+             "label_decoder": precise(decode_all)}
     times = rounds(tasks, device, count, seconds).wall
     step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
     decode, steps = times["label_decoder"] / samples, network.default_steps

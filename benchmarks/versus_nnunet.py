@@ -77,7 +77,7 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
     folders = folders_from(args)
-    dataset = _dataset(folders, args.dataset)
+    dataset = dataset_name(folders, args.dataset)
     if args.speed_only:
         _speed_only(args, folders, dataset)
         return
@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--more_steps takes numbers of sampling steps, 1 or more.")
 
 
-def _dataset(folders: Folders, name: str) -> str:
+def dataset_name(folders: Folders, name: str) -> str:
     """Full name of a dataset that is preprocessed, or else raw."""
     try:
         return folders.dataset(name, "preprocessed")
@@ -223,8 +223,10 @@ def _speed_only(args: argparse.Namespace, folders: Folders, dataset: str) -> Non
         print(f"{key}: {number(result[key])}" + (f" ({', '.join(more)})" if more else ""))
 
 
-def planned(folders: Folders, dataset: str, planner: str, configuration: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def planned(folders: Folders, dataset: str, planner: str, configuration: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plans and dataset.json: those of the preprocessed dataset where they exist, else planned in a temporary folder.
+
+    A configuration that is named must be among them.
 
     Raises:
         UserError: planning fails, or the plans lack the configuration.
@@ -240,7 +242,8 @@ def planned(folders: Folders, dataset: str, planner: str, configuration: str) ->
                 shutil.copy(base / "dataset_fingerprint.json", copy)
             plan(dataset, planner, ["--no_pp", "--no_check", "--preprocessed", folder])
             plans, dataset_json = (json.loads((copy / n).read_text()) for n in (f"{PLANS[planner]}.json", "dataset.json"))
-    check_configuration(plans, configuration)
+    if configuration is not None:
+        check_configuration(plans, configuration)
     return plans, dataset_json
 
 

@@ -68,12 +68,10 @@ class Architecture:
         """Cumulative stride of a stage."""
         return tuple(int(v) for v in np.prod(self.arch_kwargs["strides"][: stage + 1], axis=0))
 
-    def image_flops(self) -> float:
-        return cost.image_network(self.arch_kwargs, self.input_channels, self.heads, self.patch).flops
-
     def ratio(self, settings: DiffusionSettings) -> float:
-        """Cost of :data:`SAMPLES` samples in passes of the image network."""
-        return SAMPLES * cost.sample(settings, self.heads, self.grids).flops / self.image_flops()
+        """Time of :data:`SAMPLES` samples in passes of the image network, as :attr:`~nndiffseg.fingerprint.cost.Cost.time`."""
+        image = cost.image_network(self.arch_kwargs, self.input_channels, self.heads, self.patch)
+        return SAMPLES * cost.sample(settings, self.heads, self.grids).time / image.time
 
 
 def latent_stages(n_stages: int) -> list[int]:
@@ -156,7 +154,10 @@ def choose(
             "them is taken"
         )
     else:
-        stage, point = max(points, key=lambda sp: (sp[1].worst_p5 >= THRESHOLD, sp[0], sp[1].worst_p5))
+        # Above the threshold the narrowest will do; below it every channel counts.
+        good = [(s, p) for s, p in points if p.worst_p5 >= THRESHOLD]
+        stage, point = (max(good, key=lambda sp: (sp[0], -sp[1].channels)) if good
+                        else max(points, key=lambda sp: (sp[0], sp[1].worst_p5)))
         why = "no latent fits the budget, so the cheapest one is taken that keeps the structures as well as possible"
     final = candidate(arch, stage, size, point.channels)
     settings = final.settings

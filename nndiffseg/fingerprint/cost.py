@@ -25,6 +25,9 @@ TRAINING_DENOISES = {"energy": 2, "mean": 1}
 #: norms of the light networks keep their inputs and outputs, where nnU-Net's activations work in place. The label
 #: decoder has none at full resolution; its figure holds the losses of what it decodes.
 LIGHT_MEMORY, DECODER_MEMORY = 2.0, 1.1
+#: Operations of a convolution that take as long as moving one of its outputs through memory, with the norm and activation
+#: behind it. Measured (docs/ablations.md): counted in operations alone, full resolution looks several times too cheap.
+OPERATIONS_PER_ELEMENT = 300.0
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Cost:
 
     flops: float = 0.0
     elements: float = 0.0
+
+    @property
+    def time(self) -> float:
+        """Proportional to seconds: operations, and the traffic of the outputs counted as operations."""
+        return self.flops + OPERATIONS_PER_ELEMENT * self.elements
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.elements + other.elements)

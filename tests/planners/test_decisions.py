@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nndiffseg.fingerprint import cost
 from nndiffseg.fingerprint.rate_distortion import RateDistortion
 from nndiffseg.planners.decisions import (
     MAX_LATENT_CHANNELS,
@@ -71,6 +72,24 @@ def test_an_impossible_budget_gives_the_cheapest_and_says_so() -> None:
     assert settings.denoiser_channels == (16, 48)
     assert settings.steps == 2
     assert "no latent fits the budget" in reason
+
+
+def test_beyond_the_budget_too_the_narrowest_good_latent_is_taken() -> None:
+    size = Size(widths=((16, 48), (24, 96)), budget=1e-6, max_steps=4)
+    settings, _ = decide(arch(), [point((4,) * 3, c, p5) for c, p5 in ((4, 0.8), (8, 0.9), (16, 0.99))], size)
+    assert settings.latent_channels == 8
+    settings, _ = decide(arch(), [point((4,) * 3, c, p5) for c, p5 in ((4, 0.5), (8, 0.6), (16, 0.7))], size)
+    assert settings.latent_channels == 16
+
+
+def test_memory_traffic_counts_beside_operations() -> None:
+    a = arch()
+    settings = candidate(a, 2, SIZE).settings
+    image = cost.image_network(a.arch_kwargs, a.input_channels, a.heads, a.patch)
+    decode = cost.label_decoder(settings, a.heads, a.grids)
+    assert decode.time / image.time > 2 * decode.flops / image.flops, "full resolution is dear in traffic"
+    by_hand = (decode.flops + 300 * decode.elements) / (image.flops + 300 * image.elements)
+    assert decode.time / image.time == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("budget", [0.3, 0.6, 1.0, 2.0])

@@ -2,11 +2,13 @@
 
     python -m benchmarks.component_ablation --dataset 4 --configuration 2d --iterations 1000 [--methods LDSeg cDAL ...]
 
-LDSeg (arXiv 2407.12952, table V): label and image encoder, learned or replaced by nearest-neighbour down-sampling.
-cDAL (arXiv 2502.06997): with and without attention, with and without the random latent embedding, and with the
-generator's adversarial term. MedSegDiff-V2 (arXiv 2301.11798): with and without uncertain spatial attention (the anchor
-is then added) and SS-Former (the embeddings are then added). A whole method that :mod:`benchmarks.methods` trained with
-the same budget into the same results folder is not trained again, and an interrupted run goes on where it stopped.
+LDSeg (arXiv 2407.12952, table V): label and image encoder, learned or replaced by nearest-neighbour down-sampling. cDAL
+(arXiv 2502.06997): with and without attention, with and without the random latent embedding, and with the generator's
+adversarial term. MedSegDiff-V2 (arXiv 2301.11798): with and without uncertain spatial attention (the anchor is then
+added) and SS-Former (the embeddings are then added). The flagship: its head alone, that is nnU-Net's U-Net with
+nnU-Net's loss and our optimiser and weight average (the samples of this variant mean nothing). A whole method that
+:mod:`benchmarks.methods` trained with the same budget into the same results folder is not trained again, and an
+interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -32,7 +35,12 @@ from nndiffseg.cli.common import choose, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import number
 from nndiffseg.networks.cdal import CDALGenerator, layout_from
-from nndiffseg.trainers import nnDiffSegTrainerCDAL, nnDiffSegTrainerLDSeg, nnDiffSegTrainerMedSegDiffV2
+from nndiffseg.trainers import (
+    nnDiffSegTrainer,
+    nnDiffSegTrainerCDAL,
+    nnDiffSegTrainerLDSeg,
+    nnDiffSegTrainerMedSegDiffV2,
+)
 
 # ---- variants -----------------------------------------------------------------------------------------------------
 
@@ -88,6 +96,12 @@ class MedSegDiffNeither(nnDiffSegTrainerMedSegDiffV2):
     ss_former = False
 
 
+class FlagshipHeadAlone(nnDiffSegTrainer):
+    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        logits = self.network(data, deep_supervision=True)
+        return {"deterministic": self.loss.deterministic([x.float() for x in logits], targets)}
+
+
 #: method -> what a row is called -> trainer
 VARIANTS: dict[str, dict[str, type]] = {
     "LDSeg": {"both encoders learned": nnDiffSegTrainerLDSeg, "nearest label": LDSegNearestLabel,
@@ -96,7 +110,9 @@ VARIANTS: dict[str, dict[str, type]] = {
              "with adversarial term": CDALAdversarial},
     "MedSegDiff-V2": {"whole": nnDiffSegTrainerMedSegDiffV2, "without U-SA": MedSegDiffNoAttention,
                       "without SS-Former": MedSegDiffNoSSFormer, "without both": MedSegDiffNeither},
+    "flagship": {"whole": nnDiffSegTrainer, "head alone": FlagshipHeadAlone},
 }
+PUBLISHED = ["LDSeg", "cDAL", "MedSegDiff-V2"]
 
 
 def spec_of(trainer: type) -> str:
@@ -114,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     parser = data_parser(__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(VARIANTS), metavar="METHOD", help="default: %(default)s")
+    parser.add_argument("--methods", nargs="+", default=PUBLISHED, metavar="METHOD",
+                        help="of LDSeg, cDAL, MedSegDiff-V2, flagship (default: the published ones)")
     add_budget_flags(parser)
     add_judging_flags(parser)
     args = parser.parse_args(argv)

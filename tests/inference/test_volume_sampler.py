@@ -71,6 +71,26 @@ def test_chunks_do_not_change_a_sample(network, three_labels):
         assert (alone[n] == together[n]).mean() > 0.9999
 
 
+def test_on_the_cpu_few_samples_of_a_large_slab_are_decoded_at_once(network, three_labels, monkeypatch):
+    """Large tensors cost twice their time there; the slab itself may use all the memory."""
+    data, decode, seen = image(), network.decode, []
+    whole, _ = run(network, data, three_labels)
+
+    def watch(latents, maps):
+        seen.append((len(latents), latents.shape[2]))
+        return decode(latents, maps)
+
+    monkeypatch.setattr(network, "decode", watch)
+    run(network, data, three_labels)
+    rows = max(r for _, r in seen)
+    assert {n for n, _ in seen} == {4}, "all four samples fit"
+    monkeypatch.setattr(volume_sampler, "CPU_BATCH_BYTES", 1)
+    seen.clear()
+    one_by_one, _ = run(network, data, three_labels)
+    assert set(seen) == {(1, rows)}, "one sample at a time, slabs as thick as before"
+    torch.testing.assert_close(one_by_one.sampled, whole.sampled, atol=1e-5, rtol=0)
+
+
 def test_same_seed_is_identical_and_another_is_not(network, three_labels):
     data = image()
     first, labels = run(network, data, three_labels)

@@ -29,6 +29,8 @@ def _parser() -> Parser:
     parser.add_argument("--epochs", type=int, help="number of epochs (default 1000 unless --minutes is given)")
     parser.add_argument("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
+    parser.add_argument("-pretrained_weights", "--pretrained_weights", metavar="FILE",
+                        help="checkpoint of nndiffseg, or of nnU-Net with the same plans, to start from")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--c", "--continue_training", dest="c", action="store_true",
                         help="go on from the latest checkpoint")
@@ -78,6 +80,8 @@ def _check_numbers(args: Any) -> None:
             raise UserError(f"{flag} must be positive, not {value}.")
     if args.c and args.val:
         raise UserError("--c continues a training and --val only validates; give one of them.")
+    if args.pretrained_weights and (args.c or args.val):
+        raise UserError("-pretrained_weights begins a training; leave out --c and --val.")
 
 
 def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
@@ -123,7 +127,9 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
 
 def _load(trainer: DiffusionTrainer, args: Any) -> None:
     folder = Path(trainer.output_folder)
-    if args.val:
+    if args.pretrained_weights:
+        trainer.load_pretrained_weights(args.pretrained_weights)
+    elif args.val:
         if not args.val_best:  # the best one is loaded just before its validation
             trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     elif args.c:

@@ -26,6 +26,7 @@ from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import batches_from, seed_of
 from nndiffseg.training.memory import adapted_plans
+from nndiffseg.training.pretrained import load_pretrained_weights
 
 #: seconds between two checkpoints within an epoch
 CHECKPOINT_SECONDS = 240.0
@@ -340,6 +341,17 @@ class DiffusionTrainer(nnUNetTrainer):
             "seed": self.seed,
         }, filename)
         self._last_save = time.monotonic()
+
+    def load_pretrained_weights(self, path: str) -> None:
+        """Starts from the weights of another training, see :mod:`nndiffseg.training.pretrained`.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if not self.was_initialized:
+            self.initialize()
+        self.print_to_log_file(load_pretrained_weights(self.bare_network, path))
+        self.average = WeightAverage(self.bare_network)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Restores weights, optimiser, average, log and position.

@@ -75,6 +75,21 @@ def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
     assert all(same) and after["iteration"] == best["iteration"]
 
 
+def test_pretrained_weights_are_where_a_training_begins(folders, capsys):
+    """Runs after the training above. One step leaves the weights where they began."""
+    source = fold(folders, "learn") / "checkpoint_final.pth"
+    short = ("--epochs", "1", "--iterations_per_epoch", "1", "--seed", "5", "-pretrained_weights", str(source))
+    assert train.main(arguments(folders, "finetuned", *short)) == 0
+    began, ended = load_checkpoint(source)["network_weights"], load_checkpoint(
+        fold(folders, "finetuned") / "checkpoint_final.pth")["network_weights"]
+    key = "denoiser.stem.weight"
+    assert (began[key] - ended[key]).abs().max() < 0.005 < began[key].std(), "seed 5 begins far from there"
+    log_text = next(fold(folders, "finetuned").glob("training_log*.txt")).read_text()
+    assert "Pretrained weights: the whole network" in log_text
+    assert train.main(arguments(folders, "finetuned", *short, "--c")) == 2
+    assert "-pretrained_weights begins a training" in capsys.readouterr().err
+
+
 def test_a_killed_training_resumes_where_it_stopped(folders):
     """SIGKILL in the middle of an epoch, after a checkpoint within that epoch."""
     length = ("--epochs", "3", "--iterations_per_epoch", "5")

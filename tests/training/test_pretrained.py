@@ -1,0 +1,92 @@
+"""Weights of another training: what is taken over, what starts anew, what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import nn
+
+from nndiffseg.errors import UserError
+from nndiffseg.networks.model import LatentDiffusionSegmenter
+from nndiffseg.settings import DiffusionSettings
+from nndiffseg.training.pretrained import load_pretrained_weights
+
+
+def unet(heads: int, channels: int = 1, width: int = 8) -> ResidualEncoderUNet:
+    return ResidualEncoderUNet(channels, 3, [width, 2 * width, 2 * width], nn.Conv2d, 3, [1, 2, 2], [1, 1, 1], heads, [1, 1],
+                               norm_op=nn.InstanceNorm2d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
+                               deep_supervision=True)
+
+
+def model(heads: int, seed: int, channels: int = 1, width: int = 8) -> LatentDiffusionSegmenter:
+    torch.manual_seed(seed)
+    settings = DiffusionSettings(2, (4, 4), 4, (8, 12), ((2, 2),), (8, 8), (4, 6, 8))
+    return LatentDiffusionSegmenter(unet(heads, channels, width), [(2, 2), (2, 2)], heads, settings)
+
+
+def nnunet_checkpoint(path, network: nn.Module) -> None:
+    """With numpy scalars in its log, as nnU-Net writes it."""
+    torch.save({"network_weights": network.state_dict(), "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
+                "trainer_name": "nnUNetTrainer", "_best_ema": np.float64(0.5)}, path)
+
+
+def changed(network: nn.Module, before: dict[str, Any]) -> set[str]:
+    return {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+
+
+def test_all_but_segmentation_layers_and_fitted_numbers_come_from_a_model_of_the_same_kind(tmp_path):
+    source, target = model(3, 0), model(3, 1)
+    source.fusion_weight.fill_(0.9)
+    nnunet_checkpoint(tmp_path / "source.pth", source)
+    fresh = {k: v.clone() for k, v in target.state_dict().items()}
+    sentence = load_pretrained_weights(target, tmp_path / "source.pth")
+    assert "the whole network" in sentence and "another shape" not in sentence
+    assert float(target.fusion_weight) == pytest.approx(0.5)
+    for key, value in target.state_dict().items():
+        old = ".seg_layers." in key or key in ("fusion_weight", "spread_scale", "regions")
+        assert torch.equal(value, fresh[key] if old else source.state_dict()[key]), key
+
+
+def test_other_labels_start_anew_where_the_shape_differs(tmp_path):
+    source, target = model(3, 0), model(5, 1)
+    nnunet_checkpoint(tmp_path / "source.pth", source)
+    fresh = {k: v.clone() for k, v in target.state_dict().items()}
+    assert "another shape" in load_pretrained_weights(target, tmp_path / "source.pth")
+    assert torch.equal(target.state_dict()["denoiser.stem.weight"], source.state_dict()["denoiser.stem.weight"])
+    assert torch.equal(target.state_dict()["label_decoder.head.weight"], fresh["label_decoder.head.weight"])
+
+
+def test_stock_nnunet_fills_the_image_network_alone(tmp_path):
+    torch.manual_seed(0)
+    source, target = unet(3), model(3, 1)
+    nnunet_checkpoint(tmp_path / "source.pth", source)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    assert "nnU-Net's network (image_network.unet)" in load_pretrained_weights(target, tmp_path / "source.pth")
+    different = changed(target, before)
+    assert different and all(k.startswith("image_network.unet.") and ".seg_layers." not in k for k in different)
+    for key, value in source.state_dict().items():
+        if ".seg_layers." not in key:
+            assert torch.equal(target.state_dict()[f"image_network.unet.{key}"], value), key
+
+
+def test_weights_of_other_plans_are_refused_and_change_nothing(tmp_path):
+    target = model(3, 1)
+    before = {k: v.clone() for k, v in target.state_dict().items()}
+    for name, source in {"wider": model(3, 0, width=16), "stranger": nn.Linear(3, 3)}.items():
+        nnunet_checkpoint(tmp_path / name, source)
+        with pytest.raises(UserError, match="choose a checkpoint"):
+            load_pretrained_weights(target, tmp_path / name)
+    assert not changed(target, before)
+
+
+def test_what_is_no_checkpoint_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    torch.save({"weights": {}}, tmp_path / "other.pth")
+    messages = {"absent.pth": "There is no checkpoint", "text.pth": "cannot be read", "other.pth": "no network weights"}
+    for name, message in messages.items():
+        with pytest.raises(UserError, match=message):
+            load_pretrained_weights(model(3, 0), tmp_path / name)

@@ -21,8 +21,9 @@ from nndiffseg.errors import UserError
 SEGMENTATION_LAYERS = ".seg_layers."
 #: A checkpoint of which less fits was made for another architecture.
 LEAST_SHARE = 0.9
-#: what nnU-Net's own checkpoints hold besides tensors
-NUMPY_TYPES = [np.float64(0).__reduce__()[0], np.dtype,
+_SCALAR = np.float64(0).__reduce__()[0]
+#: what nnU-Net's own checkpoints hold besides tensors; numpy 1 and 2 name it differently
+NUMPY_TYPES: list[Any] = [*((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype,
                *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_))]
 
 

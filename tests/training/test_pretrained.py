@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_stock_nnunet_fills_the_image_network_alone(tmp_path):
     for key, value in source.state_dict().items():
         if ".seg_layers." not in key:
             assert torch.equal(target.state_dict()[f"image_network.unet.{key}"], value), key
+
+
+def test_checkpoints_of_numpy_1_and_2_are_read(tmp_path):
+    torch.manual_seed(0)
+    nnunet_checkpoint(tmp_path / "written.pth", unet(3))
+    names = {core: f"cnumpy.{core}.multiarray\nscalar\n".encode() for core in ("core", "_core")}
+    with zipfile.ZipFile(tmp_path / "written.pth") as written:
+        entries = {name: written.read(name) for name in written.namelist()}
+    assert any(n in pickled for n in names.values() for pickled in entries.values())
+    for core, name in names.items():
+        with zipfile.ZipFile(tmp_path / f"{core}.pth", "w") as rewritten:
+            for entry, content in entries.items():
+                for other in names.values():
+                    content = content.replace(other, name)
+                rewritten.writestr(entry, content)
+        assert "nnU-Net's network" in load_pretrained_weights(model(3, 1), tmp_path / f"{core}.pth")
 
 
 def test_weights_of_other_plans_are_refused_and_change_nothing(tmp_path):

@@ -26,7 +26,7 @@ FLOATS_PER_VOXEL = 64
 #: Memory for activations on the CPU. A constant, not a share of what is free, so that a machine repeats itself exactly.
 CPU_BUDGET_BYTES = 3 * 2**29
 #: The same for the samples of one batch: its largest tensors stay below 32 MB, the size from which glibc takes memory from
-#: the system and gives it back at every operation. The label decoder is up to twice as fast so.
+#: the system and gives it back at every operation.
 CPU_BATCH_BYTES = 2**28
 #: Share of a GPU's memory for activations; the maps and sums of a case take at most as much again, or stay on the CPU.
 GPU_BUDGET_SHARE = 0.25

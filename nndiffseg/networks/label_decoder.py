@@ -15,7 +15,7 @@ class LabelDecoder(nn.Module):
 
     Addition instead of concatenation lets the guides be computed once and shared by all samples. The finest stage acts
     on single voxels, ``head(silu(block of the coarser cell + guide))``: a 3^d convolution and two norms of full
-    resolution took three quarters of the time of a sample (docs/ablations.md).
+    resolution took most of the time of a sample (docs/ablations.md).
     """
 
     def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int],

@@ -9,12 +9,16 @@ from torch.nn import functional as F
 
 from nndiffseg.networks.layers import ChannelNorm, conv, transposed, upsample
 
+#: Factor of the logits. The optimiser moves every weight at one rate, so they grow sharp that much sooner; samples that are
+#: still soft have smaller volumes than their segmentations, and the scores then ask for too much spread (docs/ablations.md).
+GAIN = 4.0
+
 
 class LabelDecoder(nn.Module):
     """Additive decoder: at each stage the guide (a narrow projection of the image features) is added.
 
     Addition instead of concatenation lets the guides be computed once and shared by all samples. The finest stage acts
-    on single voxels, ``head(silu(block of the coarser cell + guide))``: a 3^d convolution and two norms of full
+    on single voxels, ``GAIN head(silu(block of the coarser cell + guide))``: a 3^d convolution and two norms of full
     resolution took most of the time of a sample (docs/ablations.md).
     """
 
@@ -51,4 +55,4 @@ class LabelDecoder(nn.Module):
         h = self.finest(h)
         if (guide := guides[0]) is not None:
             h = h + guide
-        return self.head(F.silu(h))
+        return GAIN * self.head(F.silu(h))

@@ -16,7 +16,7 @@ from nndiffseg.networks.image_network import ImageNetwork
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_decoder import LabelDecoder
 from nndiffseg.networks.label_encoder import LabelEncoder
-from nndiffseg.networks.layers import conv
+from nndiffseg.networks.layers import ChannelNorm, conv
 from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
 
@@ -80,6 +80,9 @@ class LatentDiffusionSegmenter(nn.Module):
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
         self.prior_to_condition = conv(dim, settings.latent_channels, settings.denoiser_channels[0])
         self.to_guides = nn.ModuleList(conv(dim, features[s], c, 1) for s, c in enumerate(settings.decoder_channels))
+        # Features of a clear edge are large. Unbounded they would outweigh the latent in the decoder's pointwise finest
+        # stage, and samples could not move a boundary that the image shows well (docs/ablations.md).
+        self.guide_norm = ChannelNorm(settings.decoder_channels[0])
         self.halo = self.label_decoder.halo
         self.default_sampler, self.default_steps = settings.sampler, settings.steps
         self.register_buffer("fusion_weight", torch.tensor([0.5]))
@@ -148,7 +151,8 @@ class LatentDiffusionSegmenter(nn.Module):
     # ---- prediction -----------------------------------------------------------------------------------------------
 
     def _guides(self, features: list[Tensor]) -> list[Tensor]:
-        return [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+        guides = [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+        return [self.guide_norm(guides[0]), *guides[1:]]
 
     def _condition(self, features: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
         """What the denoiser knows of the image: features on the latent grid, and the latent of the deterministic answer.

@@ -9,7 +9,7 @@ and d = |x - y| at lambda / sqrt(2 - lambda^2)).
 So lambda follows what is measured. Where P is the distribution of y, the means of d(X, y) and d(X, X') are equal; as
 long as the running ratio ``r = spread / error`` exceeds 1, samples are certainly too wide, and lambda falls with it.
 At r <= 1 it is 1 and the score is proper. A rising ceiling keeps samples narrow at first, so that the spread grows from
-below: it reaches 1 at the end of the training.
+below. It reaches 1 while the learning rate can still widen the samples.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 #: lambda falls by this much for every unit of r above 1
 GAIN = 4.0
+#: share of the training after which the ceiling is 1
+RISE = 0.7
 #: updates over which the running means forget
 HORIZON = 100
 
@@ -57,5 +59,5 @@ class SpreadControl(nn.Module):
 
     def weight(self, progress: float) -> Tensor:
         """lambda ``(scales,)`` after the share ``progress`` of the training."""
-        ceiling = 0.5 + 0.5 * progress
+        ceiling = min(1.0, 0.5 + 0.5 * progress / RISE)
         return (1 - GAIN * (self.ratio - 1)).clamp(0.0, ceiling)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nndiffseg.training.scores import energy_distances
-from nndiffseg.training.spread_control import HORIZON, SpreadControl
+from nndiffseg.training.spread_control import HORIZON, RISE, SpreadControl
 
 
 def test_narrow_and_calibrated_samples_leave_the_score_proper():
@@ -25,7 +25,7 @@ def test_wide_samples_lower_the_weight_of_their_own_scale_only():
 
 def test_the_ceiling_rises_over_the_training():
     control = SpreadControl(1)
-    assert [float(control.weight(p)) for p in (0.0, 0.5, 1.0)] == [0.5, 0.75, 1.0]
+    assert [float(control.weight(p)) for p in (0.0, RISE / 2, RISE, 1.0)] == [0.5, 0.75, 1.0, 1.0]
 
 
 def test_means_forget_after_the_horizon():

@@ -1,13 +1,14 @@
 """Stock nnU-Net and nndiffseg side by side: accuracy, calibration, samples, time and memory, in one table.
 
-    python -m benchmarks.versus_nnunet --dataset 4 --configuration 3d_fullres --fold 0 --iterations 2000 [--planner S]
+    python -m benchmarks.versus_nnunet --dataset 4 --configuration 3d_fullres --fold 0 1 2 --iterations 2000 [--planner S]
     python -m benchmarks.versus_nnunet --dataset 4 --configuration 3d_fullres --speed_only [--planner S]
 
 The first command makes what is missing (plans, preprocessed data, trainings, predictions) and reuses what is there, so it
 goes on where it was interrupted. Trained are nnU-Net's own ``nnUNetTrainer``, once for each member of the ensemble, and
 ``nnDiffSegTrainer``: on the same plans (image network, patch, batch), the same batches in the same order, for the same
 number of iterations, each with its own optimiser, loss and learning rate; nnU-Net's polynomial decay runs over exactly
-these iterations. They land in ``nnUNet_results/versus_nnunet/N_iterations/seed_S``, in nnU-Net's own layout.
+these iterations. The cases of several folds make one table. Trainings land in
+``nnUNet_results/versus_nnunet/N_iterations/seed_S``, in nnU-Net's own layout.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--dataset", required=True, help="id or name, such as 4 or Dataset004_Hippocampus")
     add("--configuration", default="3d_fullres", help="default: %(default)s")
-    add("--fold", type=int, default=0, help="default: %(default)s")
+    add("--fold", type=int, nargs="+", default=[0], help="one or several (default: 0)")
     add("--iterations", type=int, help="length of every training")
     add("--planner", default="M", metavar="S|M|L", help="size of the plans, which both sides share (default: %(default)s)")
     add("--seed", type=int, default=0, help="of both trainings; the ensemble's are SEED, SEED + 1, ... (default: 0)")
@@ -82,10 +83,10 @@ def _main(argv: Sequence[str] | None) -> None:
         _speed_only(args, folders, dataset)
         return
     prepare(folders, dataset, args)
-    members, device = _members(args), pick_device(args.device)
-    trainings = _train(args, members, device)
+    folds, device = [_members(args, fold) for fold in args.fold], pick_device(args.device)
+    trainings = [_train(args, members, device) for members in folds]
     if args.only is None:
-        _compare(args, members, device, trainings)
+        _compare(args, folds, device, trainings)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -99,6 +100,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f"--{flag} must be positive, not {value}.")
+    if len(set(args.fold)) < len(args.fold):
+        raise UserError("--fold names a fold twice.")
     if any(n < 1 for n in args.more_steps):
         raise UserError("--more_steps takes numbers of sampling steps, 1 or more.")
 
@@ -134,12 +137,11 @@ def prepare(folders: Folders, dataset: str, args: argparse.Namespace) -> None:
         shutil.copyfile(raw / "splits_final.json", base / "splits_final.json")
 
 
-def _members(args: argparse.Namespace) -> list[Data]:
+def _members(args: argparse.Namespace, fold: int) -> list[Data]:
     """The fold in the results folder of each seed."""
     from benchmarks.methods_data import data_from
 
-    args.plans = PLANS[args.planner]
-    data = data_from(args)
+    data = data_from(argparse.Namespace(**{**vars(args), "plans": PLANS[args.planner], "fold": fold}))
     folder = data.results / FOLDER / f"{args.iterations}_iterations"
     return [replace(data, results=folder / f"seed_{args.seed + i}") for i in range(args.ensemble)]
 
@@ -164,22 +166,24 @@ def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.devi
 # ---- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def _compare(args: argparse.Namespace, members: list[Data], device: torch.device,
-             trainings: dict[str, list[dict[str, Any]]]) -> None:
+def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.device,
+             trainings: list[dict[str, list[dict[str, Any]]]]) -> None:
     from benchmarks import versus_table
     from benchmarks.methods_common import STOCK
     from benchmarks.methods_prediction import Options, preprocessed
     from benchmarks.methods_training import FINAL
     from benchmarks.versus_accuracy import OURS, Comparison
 
-    data = members[0]
-    comparison = Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
-                            args.truth == "raters", tuple(args.more_steps))
-    comparison.predict()
-    comparison.fit_weights()
-    print("Judging ...", flush=True)
-    results = {case: comparison.judge(case) for case in data.cases}
-    figures = versus_table.figures(list(comparison.structures), list(results.values()))
+    comparisons = [Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
+                              args.truth == "raters", tuple(args.more_steps)) for members in folds]
+    results = {}
+    for comparison in comparisons:
+        comparison.predict()
+        comparison.fit_weights()
+        print(f"Judging fold {comparison.data.fold} ...", flush=True)
+        results |= {case: comparison.judge(case) for case in comparison.data.cases}
+    data, structures = comparisons[0].data, list(comparisons[0].structures)
+    figures = versus_table.figures(structures, list(results.values()))
     rows, result = versus_table.rows(figures), {"figures": versus_table.plain(figures)}
     if not args.no_speed:
         import torch
@@ -191,18 +195,26 @@ def _compare(args: argparse.Namespace, members: list[Data], device: torch.device
         result["speed"] = speed.compare(data.plans, data.configuration, data.dataset_json, device, data=image,
                                         checkpoints={k: str(v) for k, v in files.items()})
         rows += versus_table.speed_rows(result["speed"])
-    several = len(members) > 1
-    header = [f"{data.dataset}, {data.configuration}, fold {data.fold}, {len(data.cases)} cases, {args.iterations} "
-              "iterations", "nnU-Net", "nndiffseg", f"{len(members)} nnU-Nets" if several else "-", "nndiffseg - nnU-Net",
+    numbers = ", ".join(map(str, args.fold))
+    header = [f"{data.dataset}, {data.configuration}, fold {numbers}, {len(results)} cases, {args.iterations} iterations",
+              "nnU-Net", "nndiffseg", f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-", "nndiffseg - nnU-Net",
               "nndiffseg - nnU-Nets"]
-    name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{data.fold}_"
+    name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{''.join(map(str, args.fold))}_"
                          f"{args.iterations}_seed{args.seed}")
-    tell(name, rows, header, {**data.describe(), **_setup(args, data.plans), "iterations": args.iterations, "seed": args.seed,
-                              "ensemble": len(members), "mirroring": not args.disable_tta, "samples": args.samples,
-                              "tolerance_mm": args.tolerance, "truth": args.truth, "trainings": trainings,
-                              "fusion_weights": comparison.fitted_weights, "spread_scales": comparison.scales,
+    tell(name, rows, header, {**_described(folds), **_setup(args, data.plans), "iterations": args.iterations,
+                              "seed": args.seed, "ensemble": args.ensemble, "mirroring": not args.disable_tta,
+                              "samples": args.samples, "tolerance_mm": args.tolerance, "truth": args.truth,
+                              "trainings": trainings[0] if len(folds) == 1 else trainings,
+                              "fusion_weights": [c.fitted_weights for c in comparisons],
+                              "spread_scales": [c.scales for c in comparisons],
                               "bootstrap": "percentile intervals over cases, 95 %, paired", **result,
                               "cases": versus_table.by_case(results)})
+
+
+def _described(folds: list[list[Data]]) -> dict[str, Any]:
+    """What the folds have in common, and a list of what they have not."""
+    each = [members[0].describe() for members in folds]
+    return {key: value if all(d[key] == value for d in each) else [d[key] for d in each] for key, value in each[0].items()}
 
 
 # ---- speed ------------------------------------------------------------------------------------------------------------

@@ -65,6 +65,20 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, tiny_folders, resul
     assert json.loads((results_elsewhere / "tiny.json").read_text())["figures"] == figures
 
 
+def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes):
+    flags = [*tiny_flags, "--iterations", "2", "--ensemble", "1", "--samples", "2", "--more_steps", "--no_speed", "--device",
+             "cpu"]
+    for fold in ("0", "1"):
+        assert versus_nnunet.main([*flags, "--fold", fold, "--name", f"fold_{fold}"]) == 0
+    assert versus_nnunet.main([*flags, "--fold", "0", "1", "--name", "both"]) == 0
+    first, second, both = (json.loads((results_elsewhere / f"{n}.json").read_text()) for n in ("fold_0", "fold_1", "both"))
+    assert both["cases"] == {**first["cases"], **second["cases"]} and len(both["cases"]) == 6
+    assert both["fold"] == [0, 1] and both["dataset"] == first["dataset"]
+    name = "Dice, mean"
+    expected = np.mean([r["figures"][name]["values"]["nnunet"][0] for r in (first, second)])  # three cases each
+    assert both["figures"][name]["values"]["nnunet"][0] == pytest.approx(expected, abs=1e-6)
+
+
 def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_elsewhere, no_worker_processes, tmp_path):
     """nnU-Net's predictor and evaluation give the same Dice for the same checkpoint."""
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
@@ -97,6 +111,7 @@ def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_else
     (["--iterations", "0"], "must be positive, not 0"),
     (["--iterations", "2", "--only", "nnU-Net"], "Unknown side nnU-Net (did you mean nnunet?)"),
     (["--iterations", "2", "--fold", "5"], "no fold 5"),
+    (["--iterations", "2", "--fold", "0", "0"], "a fold twice"),
     (["--iterations", "2", "--more_steps", "0"], "--more_steps"),
     (["--speed_only", "--planner", "XL"], "Unknown planner XL"),
     (["--speed_onyl"], "did you mean --speed_only"),

@@ -112,6 +112,16 @@ def test_an_untrained_denoiser_starts_from_the_deterministic_answer_at_pure_nois
     torch.testing.assert_close(z, maps[2].expand_as(z))
 
 
+@pytest.mark.parametrize("gain", [0.1, 100.0])
+def test_the_finest_guide_is_bounded_whatever_the_features(gain):
+    """Large features of a clear edge must not outweigh the latent."""
+    model = make().eval()
+    model.to_guides[0].weight.data *= gain
+    guide = model.encode(torch.randn(1, 1, 16, 16, 16))[3]
+    assert guide.shape[2:] == (16, 16, 16)
+    assert guide.abs().amax() <= guide.shape[1] ** 0.5 + 1e-3  # of a vector with mean square 1
+
+
 def test_the_prior_does_not_move_the_whitening_statistics():
     model = make()
     before = model.label_encoder.whiten.mean.clone()

@@ -5,8 +5,7 @@
 The demo judges one training on ten phantoms. Here every seed's training (the demo's data, plans and length, but counted in
 iterations) is judged on phantoms that no demo shows: standard deviation of each structure's volume over the samples,
 divided by the known one; with the fitted spread scale, and with the scale 1 for what the training itself reached. The
-error of the mean volume is that against the known mean. ``FOLDER`` keeps data and models, so that an interrupted run
-goes on.
+error of the mean volume is that against the known mean. ``FOLDER`` keeps data and models; what is finished is reused.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ def prepare(folder: Path, cases: int) -> None:
         write_phantom_dataset(folder / "raw", cases=96, test_cases=0, seed=0)
     if not (folder / "fresh" / NAME).is_dir():
         write_phantom_dataset(folder / "fresh", cases=4, test_cases=cases, seed=FRESH_SEED)
-    if not (folder / "preprocessed" / NAME / f"{PLANS}.json").is_file():
-        command([sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", "999", "-pl", "DiffSegPlannerS", "-c",
-                 CONFIGURATION, "--raw", folder / "raw", "--preprocessed", folder / "preprocessed"])
+    # Makes what is missing, and nothing anew.
+    command([sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", "999", "-pl", "DiffSegPlannerS", "-c",
+             CONFIGURATION, "--raw", folder / "raw", "--preprocessed", folder / "preprocessed"])
 
 
 def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
@@ -47,7 +46,7 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
     if not (model / "fold_0" / "validation" / "uncertainty.json").is_file():
         print(f"Training, seed {seed}, {iterations} iterations ...", flush=True)
         command([sys.executable, "-m", "nndiffseg.cli.train", "999", CONFIGURATION, "0", "-p", PLANS, "--epochs",
-                 str(max(1, iterations // 100)), "--iterations_per_epoch", "100", "--seed", str(seed), "-device", device,
+                 str(iterations // 100), "--iterations_per_epoch", "100", "--seed", str(seed), "-device", device,
                  "--raw", folder / "raw", "--preprocessed", folder / "preprocessed", "--results", results])
     return model
 
@@ -75,11 +74,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True, type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--iterations", type=int, default=600, help="a multiple of 100 (default: %(default)s)")
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", default="phantom_spread", help="of the JSON file")
     args = parser.parse_args()
+    if args.iterations < 100 or args.iterations % 100:
+        parser.error(f"--iterations must be a multiple of 100, not {args.iterations}.")
     folder = args.folder.resolve()
     prepare(folder, args.cases)
     rows, results = [], []

@@ -9,7 +9,7 @@ deterministic segmentation.
 
 A case's error is one draw, so a few cases tell little: eight leave the scale uncertain by a quarter. The fit is therefore
 shrunk towards 1 by its own standard error (normal prior and likelihood of log s; Gelman et al. 2013, Bayesian Data
-Analysis, eq. 2.11).
+Analysis, section 2.5).
 """
 
 from __future__ import annotations
@@ -108,19 +108,20 @@ def fit_spread_scale(tables: Sequence[SpreadTable], cases: Sequence[str] | None 
         for case, error, spread in zip(t.cases, t.error, t.spread, strict=True):
             if cases is None or case in cases:
                 sums[case] = sums.get(case, 0) + np.stack([error, spread])
-    each = list(sums.values())
-    if len(each) < 2 or not all((s > 0).all() for s in [np.sum(each, 0) - one for one in each]):
+    if len(sums) < 2:
         return 1.0
-    log_scales, ratio = np.log(SCALES), _log_ratio(np.sum(each, 0))
+    each = np.stack(list(sums.values()))  # (cases, 2, scales, distances)
+    without = each.sum(0) - each  # the sums with one case left out
+    if not (without > 0).all():
+        return 1.0
+    log_scales, ratio = np.log(SCALES), _log_ratio(each.sum(0))
     # The ratio grows with the scale; rounding out noise keeps np.interp's abscissa increasing.
     fit = math.log(np.interp(0.0, np.maximum.accumulate(ratio), SCALES))
     slope = max(float(np.polyfit(log_scales, ratio, 1)[0]), 1e-6)
-    left_out = np.stack([_log_ratio(np.sum(each, 0) - one) for one in each])[:, np.abs(log_scales - fit).argmin()]
-    n = len(each)
-    variance = (n - 1) / n * np.square(left_out - left_out.mean()).sum() / slope**2  # jackknife
+    left_out = _log_ratio(without)[:, np.abs(log_scales - fit).argmin()]
+    variance = (len(each) - 1) * left_out.var() / slope**2  # jackknife
     return math.exp(fit * PRIOR_SD**2 / (PRIOR_SD**2 + variance))
 
 
-def _log_ratio(sums: np.ndarray) -> np.ndarray:  # (2, scales, distances) -> (scales,)
-    error, spread = sums
-    return np.log(spread / error).mean(-1)
+def _log_ratio(sums: np.ndarray) -> np.ndarray:  # (..., 2, scales, distances) -> (..., scales)
+    return np.log(sums[..., 1, :, :] / sums[..., 0, :, :]).mean(-1)

@@ -34,6 +34,7 @@ from benchmarks.methods_data import Data, data_from
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import write_json
+from nndiffseg.inference.precision import autocast_for
 from nndiffseg.training.loader import batches_from, seed_of
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -74,8 +75,12 @@ def check_record(record: dict[str, Any], budget: Budget, seed: int, folder: Path
         raise UserError(f"{folder} holds a training with the seed {record['seed']}; use it or choose another --results.")
 
 
-def train(data: Data, trainer: str, budget: Budget, device: torch.device, seed: int) -> dict[str, Any]:
+def train(data: Data, trainer: str, budget: Budget, device: torch.device, seed: int, *,
+          bfloat16: bool = False) -> dict[str, Any]:
     """Trains unless that is done already; returns the record, see :func:`finished_training`.
+
+    Args:
+        bfloat16: puts nnU-Net's own trainer into nndiffseg's precision, which differs on a CPU only.
 
     Raises:
         UserError: the folder holds another training, or none and no budget is given.
@@ -95,7 +100,7 @@ def train(data: Data, trainer: str, budget: Budget, device: torch.device, seed: 
     if not (folder / RECORD).is_file():
         write_json(record, folder / RECORD)
     made = _make(data, cls, device, resume=_newest(folder) is not None)
-    done = _train_stock(made, budget, seed) if trainer == STOCK else _train_diffusion(made, budget, seed)
+    done = _train_stock(made, budget, seed, bfloat16) if trainer == STOCK else _train_diffusion(made, budget, seed)
     record |= done | {"finished": True}
     write_json(record, folder / RECORD)
     return record
@@ -136,10 +141,12 @@ def _train_diffusion(trainer: Any, budget: Budget, seed: int) -> dict[str, Any]:
 # ---- nnU-Net's own trainer ----------------------------------------------------------------------------------------
 
 
-def _train_stock(trainer: Any, budget: Budget, seed: int) -> dict[str, Any]:
+def _train_stock(trainer: Any, budget: Budget, seed: int, bfloat16: bool) -> dict[str, Any]:
     folder = Path(trainer.output_folder)
     torch.manual_seed(seed_of(seed, trainer.fold, "weights"))
     trainer.initialize()
+    if bfloat16 and trainer.device.type == "cpu":
+        _put_into_bfloat16(trainer.network)
     iteration, spent = 0, 0.0
     if (checkpoint := _newest(folder)) is not None:
         trainer.load_checkpoint(str(checkpoint))
@@ -172,6 +179,18 @@ def _train_stock(trainer: Any, budget: Budget, seed: int) -> dict[str, Any]:
     (folder / LATEST).unlink(missing_ok=True)
     timed = step_seconds(trainer, next(batches_from(val_loader, 0, 0, 0, False)))
     return {"iterations": iteration, "seconds": seconds, "seconds_per_iteration": timed}
+
+
+def _put_into_bfloat16(network: torch.nn.Module) -> None:
+    """The network under autocast, as nnU-Net trains on a GPU; the loss stays in float32, as it does there."""
+    forward = network.forward
+
+    def under_autocast(x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        with autocast_for(x.device):
+            logits = forward(x)
+        return [y.float() for y in logits] if isinstance(logits, (list, tuple)) else logits.float()
+
+    network.forward = under_autocast
 
 
 class _Clock:

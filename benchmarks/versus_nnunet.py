@@ -63,6 +63,8 @@ def _parser() -> Parser:
         "spacing (default: %(default)s)")
     add("--truth", default="raters", metavar="raters|label", help="raters: figures are means over all annotations in the "
         "raw dataset's ratersTr, where there are some (default); label: the label alone")
+    add("--same_precision", action="store_true", help="train nnU-Net in nndiffseg's precision on a CPU too, where it would "
+        "otherwise use float32 and take about twice as long")
     add("--cases", type=int, help="judge so many of the validation cases, evenly spread (default: all)")
     add("--disable_tta", action="store_true", help="no mirroring, on either side")
     add("--only", metavar="nnunet|nndiffseg", help="train this side, if it is not trained yet, and stop")
@@ -142,7 +144,7 @@ def _members(args: argparse.Namespace, fold: int) -> list[Data]:
     from benchmarks.methods_data import data_from
 
     data = data_from(argparse.Namespace(**{**vars(args), "plans": PLANS[args.planner], "fold": fold}))
-    folder = data.results / FOLDER / f"{args.iterations}_iterations"
+    folder = data.results / FOLDER / f"{args.iterations}_iterations{'_same_precision' * args.same_precision}"
     return [replace(data, results=folder / f"seed_{args.seed + i}") for i in range(args.ensemble)]
 
 
@@ -159,7 +161,8 @@ def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.devi
         for trainer, seed, data in trainings if args.only in (None, side) else []:
             print(f"Training of {trainer}, seed {seed}, {args.iterations} iterations.", flush=True)
             with results_in(data.results):
-                done.setdefault(side, []).append(train(data, trainer, Budget(args.iterations, None), device, seed))
+                done.setdefault(side, []).append(train(data, trainer, Budget(args.iterations, None), device, seed,
+                                                       bfloat16=args.same_precision))
     return done
 
 
@@ -200,10 +203,11 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
               "nnU-Net", "nndiffseg", f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-", "nndiffseg - nnU-Net",
               "nndiffseg - nnU-Nets"]
     name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{''.join(map(str, args.fold))}_"
-                         f"{args.iterations}_seed{args.seed}")
+                         f"{args.iterations}_seed{args.seed}{'_same_precision' * args.same_precision}")
     tell(name, rows, header, {**_described(folds), **_setup(args, data.plans), "iterations": args.iterations,
                               "seed": args.seed, "ensemble": args.ensemble, "mirroring": not args.disable_tta,
                               "samples": args.samples, "tolerance_mm": args.tolerance, "truth": args.truth,
+                              "same_precision": args.same_precision,
                               "trainings": trainings[0] if len(folds) == 1 else trainings,
                               "fusion_weights": [c.fitted_weights for c in comparisons],
                               "spread_scales": [c.scales for c in comparisons],

@@ -16,6 +16,7 @@ from benchmarks.methods_common import STOCK, Budget
 from benchmarks.methods_prediction import voxelwise_samples
 from benchmarks.methods_training import FINAL, LATEST, epochs_of, finished_training, train
 from nndiffseg.errors import UserError
+from nndiffseg.inference.precision import default_precision
 
 CPU = torch.device("cpu")
 
@@ -114,6 +115,26 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(trainer, tiny_da
     assert record["finished"] and record["iterations"] == 4 and not (folder / LATEST).exists()
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.skipif(default_precision(CPU) != "bfloat16", reason="this processor does not multiply bfloat16 in hardware")
+def test_nnunet_trains_in_bfloat16_with_its_loss_in_float32(tiny_data, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    cls, seen = methods_training.find_class(STOCK), []
+    original = cls.train_step
+
+    def watched(self, batch):
+        stem = next(m for m in self.network.modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Conv3d)))
+        inside = stem.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        outside = self.network.register_forward_hook(lambda module, inputs, output: seen.append(output[0].dtype))
+        result = original(self, batch)
+        inside.remove(), outside.remove()
+        return result
+
+    monkeypatch.setattr(cls, "train_step", watched)
+    train(tiny_data, STOCK, Budget(1, None), CPU, 0, bfloat16=True)
+    assert seen[:2] == [torch.bfloat16, torch.float32]
+    assert all(v.dtype == torch.float32 for v in weights(tiny_data.fold_folder(STOCK)).values())
 
 
 def watch_rates(monkeypatch) -> list[float]:

@@ -51,12 +51,13 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
     return model
 
 
-def judge(model: Path, fresh: Path, device: str, scale: float | None) -> dict[str, Any]:
-    """Volumes of 16 samples of every fresh phantom; ``scale`` replaces the fitted spread scale."""
+def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]:
+    """Volumes of 16 samples of every fresh phantom, with the fitted scales of the spread and its details or without."""
     predictor = Predictor.from_folder(model, [0], device=device, seed=0)
-    fitted = float(predictor.network.spread_scale)
-    if scale is not None:
-        predictor.network.spread_scale.fill_(scale)
+    scales = predictor.network.spread_scale, predictor.network.detail_scale
+    if not fitted:
+        for scale in scales:
+            scale.fill_(1.0)
     truth = json.loads((fresh / "truth.json").read_text(encoding="utf8"))["cases"]
     ratios, errors = [], []
     for file in sorted((fresh / "imagesTs").glob("*_0000.nii.gz")):
@@ -65,7 +66,7 @@ def judge(model: Path, fresh: Path, device: str, scale: float | None) -> dict[st
         ratios.append([volumes[s]["sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
-    return {"scale": fitted if scale is None else scale, "cases": len(ratios),
+    return {"fitted": fitted, "spread_scale": float(scales[0]), "detail_scale": float(scales[1]), "cases": len(ratios),
             "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
             "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True))}
 
@@ -86,13 +87,13 @@ def main() -> None:
     rows, results = [], []
     for seed in args.seeds:
         model = train(folder, seed, args.iterations, args.device)
-        for scale in (None, 1.0):
-            got = judge(model, folder / "fresh" / NAME, args.device, scale)
-            results.append({"seed": seed, "fitted": scale is None, **got})
-            rows.append([seed, "fitted" if scale is None else "none", f"{got['scale']:.2f}",
+        for fitted in (True, False):
+            got = judge(model, folder / "fresh" / NAME, args.device, fitted)
+            results.append({"seed": seed, **got})
+            rows.append([seed, "fitted" if fitted else "none", f"{got['spread_scale']:.2f}", f"{got['detail_scale']:.2f}",
                          *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])
-    report(args.name, rows, ["seed", "spread scale", "value", *(f"sd / known, {s}" for s in STRUCTURES),
+    report(args.name, rows, ["seed", "scales", "spread", "details", *(f"sd / known, {s}" for s in STRUCTURES),
                              *(f"rms error of the mean in ml, {s}" for s in STRUCTURES)],
            {"iterations": args.iterations, "device": args.device, "fresh_seed": FRESH_SEED, "runs": results})
 

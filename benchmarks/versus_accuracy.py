@@ -1,7 +1,7 @@
 """Predicts a fold's validation cases with stock nnU-Nets and with nndiffseg, and judges all on the same voxels.
 
-Used by :mod:`benchmarks.versus_nnunet`. nndiffseg's two fitted numbers, the weight that fuses head and samples and the
-scale of the samples' spread, are cross-fitted as in :mod:`nndiffseg.training.validation`: no case is judged with a number
+Used by :mod:`benchmarks.versus_nnunet`. nndiffseg's fitted numbers, the weight that fuses head and samples and the
+scales of the samples' spread, are cross-fitted as in :mod:`nndiffseg.training.validation`: no case is judged with a number
 that it helped to choose. nnU-Nets are fused by the mean of their probabilities.
 """
 
@@ -83,7 +83,7 @@ class Comparison:
     raters: bool = True
     more_steps: tuple[int, ...] = ()
     fitted_weights: tuple[float, ...] = ()
-    scales: tuple[float, ...] = ()
+    scales: tuple[dict[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         data = self.members[0]
@@ -124,7 +124,8 @@ class Comparison:
         model = load_model(data, trainer, self.device)
         for number, case in enumerate(missing, start=1):
             if trainer == OURS:
-                model.network.spread_scale.fill_(self.scales[self._half(case)])
+                for name, value in self.scales[self._half(case)].items():
+                    getattr(model.network, name).fill_(value)
             prediction = predict_case(model, case, options)
             prediction.save(folder / f"{case}.npz")
             steps = "" if options.steps is None else f", {options.steps} steps"
@@ -136,12 +137,12 @@ class Comparison:
         options = self._with_steps(steps) if trainer == OURS else self.options
         return CasePrediction.load(self._folder(data, trainer, options) / f"{case}.npz")
 
-    # ---- the two fitted numbers -----------------------------------------------------------------------------------
+    # ---- the fitted numbers -----------------------------------------------------------------------------------
 
-    def _spread_scales(self) -> tuple[float, float]:
-        """For each half, the scale of the samples' spread that is fitted on the other half."""
+    def _spread_scales(self) -> tuple[dict[str, float], ...]:
+        """For each half, the scales of the samples' spread and its details, fitted on the other half."""
         from nndiffseg.trainers import nnDiffSegTrainer
-        from nndiffseg.training.spread_scale import fit_spread_scale, spread_tables
+        from nndiffseg.training.spread_scale import fit_spread, spread_tables
 
         plans = {**self.data.plans, "continue_training": True}
         with results_in(self.data.results):
@@ -150,7 +151,7 @@ class Comparison:
             assert trainer.average is not None
             tables = spread_tables(trainer, trainer.average.network)
         first, second = self.halves
-        return fit_spread_scale(tables, second or first), fit_spread_scale(tables, first)
+        return fit_spread(tables, second or first), fit_spread(tables, first)
 
     def fit_weights(self) -> None:
         """For each case, the weight of the deterministic head that is fitted on the other half."""

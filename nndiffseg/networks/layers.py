@@ -93,6 +93,16 @@ def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=[n * s for n, s in zip(x.shape[2:], stride, strict=True)], mode="nearest")
 
 
+def box_mean(x: Tensor, cells: int) -> Tensor:
+    """Mean over ``cells`` (odd) cells along each axis, at the border over those that exist: ``(B, C, *spatial)``."""
+    dim = x.ndim - 2
+    pool = F.avg_pool2d if dim == 2 else F.avg_pool3d
+    for axis in range(dim):  # a box is separable
+        edge = [cells if i == axis else 1 for i in range(dim)]
+        x = pool(x, edge, 1, [n // 2 for n in edge], count_include_pad=False)
+    return x
+
+
 def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Drops trailing cells that padding to a multiple of the stride added."""
     window = (slice(None), slice(None), *(slice(0, n) for n in shape))

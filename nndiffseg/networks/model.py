@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,12 @@ from nndiffseg.networks.image_network import ImageNetwork
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_decoder import LabelDecoder
 from nndiffseg.networks.label_encoder import LabelEncoder
-from nndiffseg.networks.layers import ChannelNorm, conv
+from nndiffseg.networks.layers import ChannelNorm, box_mean, conv
 from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
+
+#: cells along an axis over which a deviation counts as common, not as detail
+DETAIL_CELLS = 5
 
 
 class TrainingOutput(NamedTuple):
@@ -51,6 +54,7 @@ class LatentDiffusionSegmenter(nn.Module):
 
     fusion_weight: Tensor
     spread_scale: Tensor
+    detail_scale: Tensor
     regions: Tensor
 
     def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
@@ -86,11 +90,17 @@ class LatentDiffusionSegmenter(nn.Module):
         self.halo = self.label_decoder.halo
         self.default_sampler, self.default_steps = settings.sampler, settings.steps
         self.register_buffer("fusion_weight", torch.tensor([0.5]))
-        # How far samples lie from the prior, relative to what was trained (nndiffseg.training.spread_scale fits it).
+        # How far samples lie from the prior, relative to what was trained, and how much farther in their details
+        # (nndiffseg.training.spread_scale fits both).
         self.register_buffer("spread_scale", torch.tensor([1.0]))
+        self.register_buffer("detail_scale", torch.tensor([1.0]))
         # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
         # without telling them; the trainer sets it and the checkpoint carries it.
         self.register_buffer("regions", torch.tensor(False))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of version 0.1 before it existed
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -193,13 +203,19 @@ class LatentDiffusionSegmenter(nn.Module):
         z0 = sampler_by_name(sampler or self.default_sampler)(
             denoise, start, times, schedule=self.schedule,
             step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))
-        return self.rescale(z0, maps, self.spread_scale)
+        return self.rescale(z0, maps, self.spread_scale, self.detail_scale)
 
     @staticmethod
-    def rescale(latent: Tensor, maps: Sequence[Tensor], scale: Tensor | float) -> Tensor:
-        """Moves latents ``(N, C_z, *grid)`` towards the prior (scale below 1) or away from it."""
+    def rescale(latent: Tensor, maps: Sequence[Tensor], scale: Tensor | float, detail: Tensor | float = 1.0) -> Tensor:
+        """Moves latents ``(N, C_z, *grid)`` towards the prior (scale below 1) or away from it, their details by more or less.
+
+        ``prior + scale (smooth + detail (r - smooth))`` with r = latent - prior and smooth its mean over
+        ``DETAIL_CELLS`` cells along each axis.
+        """
         prior = maps[2].float()
-        return prior + scale * (latent - prior)
+        deviation = latent - prior
+        smooth = box_mean(deviation, DETAIL_CELLS)
+        return prior + scale * (smooth + detail * (deviation - smooth))
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)``; ``maps`` as from :meth:`encode`, or the guides alone -> logits."""

@@ -1,13 +1,17 @@
 """Fits how far samples lie from the deterministic answer, on cases that the network was not trained on.
 
 A calibrated sampler's mean distance between two samples equals the mean distance between a sample and the truth
-(:mod:`nndiffseg.training.scores`), here of the volumes that samples have in a block. After training one number is
-fitted to that: the latents are moved along the line through the latent of the deterministic segmentation,
-``prior + s (z0 - prior)``. It is to samples what temperature scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2)
-is to a softmax: short trainings end too wide, overfitted ones too narrow, and a scale mends both without touching the
-deterministic segmentation.
+(:mod:`nndiffseg.training.scores`). After training two numbers are fitted to that, on hard labels. The latents are moved
+along the line through the latent of the deterministic segmentation,
 
-A case's error is one draw, so a few cases tell little: eight leave the scale uncertain by a quarter. The fit is therefore
+    prior + s (smooth + d (z0 - prior - smooth)),
+
+where smooth is the mean of z0 - prior over a neighbourhood (:meth:`LatentDiffusionSegmenter.rescale`). The *spread scale* s
+makes volumes agree, the *detail scale* d single voxels and small blocks: a network finds a variation that is common to a
+whole structure long before it finds local ones, and one number cannot mend both. They are to samples what temperature
+scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2) is to a softmax, and do not touch the deterministic segmentation.
+
+A case's error is one draw, so a few cases tell little: eight leave s uncertain by a quarter. Each fit is therefore
 shrunk towards 1 by its own standard error (normal prior and likelihood of log s; Gelman et al. 2013, Bayesian Data
 Analysis, section 2.5).
 """
@@ -33,25 +37,30 @@ from nndiffseg.training.scores import energy_distances
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
 
+#: candidates of s, with d = 1
 SCALES = np.array([0.4, 0.6, 0.8, 1.0, 1.25])
-#: block edges of the volumes that are compared, in voxels (0 = the whole patch): what users read off samples is how far a
-#: volume may be off, and single voxels' uncertainty also lies in the probabilities
-BLOCKS = (16, 0)
+#: candidates of d, with s = 1
+DETAILS = np.array([0.7, 1.0, 1.4, 2.0])
+#: block edges in voxels (0 = the whole patch): of the volumes that s is fitted to, because what users read off samples is
+#: how far a volume may be off, and of the blocks that d is fitted to
+VOLUMES, SMALL = (16, 0), (1, 4)
 #: patches to look at, at least
 PATCHES = 48
 #: standard deviation of log s that is expected before any case is seen; fits on phantoms, cells and the hippocampus lay
 #: between 0.79 and 1.25
-PRIOR_SD = 0.2
+SCALE_PRIOR_SD = 0.2
+#: the same of log d: the range of the candidates, since distances change slowly with d
+DETAIL_PRIOR_SD = 0.7
 
 
 @dataclass(frozen=True)
 class SpreadTable:
-    """One batch of patches under every candidate scale.
+    """One batch of patches under every candidate: first those of s, then those of d.
 
     Attributes:
         cases: the patches' cases.
-        error: sum over patches of the distances between a sample and the truth ``(patches, scales, distances)``.
-        spread: those between two samples ``(patches, scales, distances)``.
+        error: distances between a sample and the truth ``(patches, candidates, distances)``; volumes, then small blocks.
+        spread: those between two samples ``(patches, candidates, distances)``.
     """
 
     cases: tuple[str, ...]
@@ -76,52 +85,70 @@ def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, case
     maps, regions = network.encode(data), bool(network.regions)
     grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
     draw = PatchNoise(len(data), grid, generator, data.device)
-    fitted = network.spread_scale.clone()
+    fitted = network.spread_scale.clone(), network.detail_scale.clone()
     network.spread_scale.fill_(1.0)
+    network.detail_scale.fill_(1.0)
     latents = [network.sample(maps, draw) for _ in range(2)]
-    network.spread_scale.copy_(fitted)
+    network.spread_scale.copy_(fitted[0])
+    network.detail_scale.copy_(fitted[1])
     first, error, spread = 0 if regions else 1, [], []  # the background's volume follows from the others
-    for scale in SCALES:
-        logits = torch.stack([network.decode(network.rescale(z, maps, float(scale)), maps) for z in latents]).float()
+    for scale, detail in [*((s, 1.0) for s in SCALES), *((1.0, d) for d in DETAILS)]:
+        logits = torch.stack([network.decode(network.rescale(z, maps, float(scale), float(detail)), maps)
+                              for z in latents]).float()
         hard = logits > 0 if regions else F.one_hot(logits.argmax(2), logits.shape[2]).movedim(-1, 2)
-        distances = energy_distances(hard[:, :, first:].float(), onehot[:, first:], BLOCKS)
+        distances = energy_distances(hard[:, :, first:].float(), onehot[:, first:], (*VOLUMES, *SMALL))
         error.append(distances.error.T.cpu().numpy())
         spread.append(distances.spread.T.cpu().numpy())
     return SpreadTable(cases, np.stack(error, 1), np.stack(spread, 1))
 
 
-def fit_spread_scale(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None) -> float:
-    """The scale at which spread and error agree, shrunk towards 1 where few cases or unlike ones say so.
+def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None) -> dict[str, float]:
+    """s and d at which spread and error agree, shrunk towards 1 where few cases or unlike ones say so.
 
-    The fit is the zero of the mean log ratio over the distances, interpolated; its standard error comes from leaving out
-    one case at a time.
+    A fit is the zero of the mean log ratio over its distances, interpolated; its standard error comes from leaving out
+    one case at a time. What s does to small blocks is taken to add to what d does to them.
 
     Args:
         tables: from :func:`spread_tables`.
         cases: only patches of these cases; None for all.
 
     Returns:
-        A number within the range of :data:`SCALES`; 1 with fewer than two cases or where nothing differs.
+        ``spread_scale`` and ``detail_scale`` within the ranges of :data:`SCALES` and :data:`DETAILS`; 1 with fewer than two
+        cases or where nothing differs.
     """
-    sums: dict[str, np.ndarray] = {}  # case -> error and spread (2, scales, distances)
+    sums: dict[str, np.ndarray] = {}  # case -> error and spread (2, candidates, distances)
     for t in tables:
         for case, error, spread in zip(t.cases, t.error, t.spread, strict=True):
             if cases is None or case in cases:
                 sums[case] = sums.get(case, 0) + np.stack([error, spread])
+    nothing = {"spread_scale": 1.0, "detail_scale": 1.0}
     if len(sums) < 2:
-        return 1.0
-    each = np.stack(list(sums.values()))  # (cases, 2, scales, distances)
-    without = each.sum(0) - each  # the sums with one case left out
+        return nothing
+    each = np.stack(list(sums.values()))  # (cases, 2, candidates, distances)
+    total, without = each.sum(0), each.sum(0) - each  # the sums of all cases, and with one left out
     if not (without > 0).all():
-        return 1.0
-    log_scales, ratio = np.log(SCALES), _log_ratio(each.sum(0))
-    # The ratio grows with the scale; rounding out noise keeps np.interp's abscissa increasing.
-    fit = math.log(np.interp(0.0, np.maximum.accumulate(ratio), SCALES))
-    slope = max(float(np.polyfit(log_scales, ratio, 1)[0]), 1e-6)
-    left_out = _log_ratio(without)[:, np.abs(log_scales - fit).argmin()]
-    variance = (len(each) - 1) * left_out.var() / slope**2  # jackknife
-    return math.exp(fit * PRIOR_SD**2 / (PRIOR_SD**2 + variance))
+        return nothing
+    by_scale, by_detail = slice(None, len(SCALES)), slice(len(SCALES), None)
+    volumes, small = slice(None, len(VOLUMES)), slice(len(VOLUMES), None)
+    scale = _zero(SCALES, _log_ratio(total[:, by_scale, volumes]), _log_ratio(without[:, :, by_scale, volumes]),
+                  SCALE_PRIOR_SD)
+    at_scale = _log_ratio(total[:, by_scale, small])
+    shift = float(np.interp(scale, SCALES, at_scale) - np.interp(1.0, SCALES, at_scale))
+    detail = _zero(DETAILS, _log_ratio(total[:, by_detail, small]) + shift,
+                   _log_ratio(without[:, :, by_detail, small]) + shift, DETAIL_PRIOR_SD)
+    return {"spread_scale": scale, "detail_scale": detail}
 
 
-def _log_ratio(sums: np.ndarray) -> np.ndarray:  # (..., 2, scales, distances) -> (..., scales)
+def _zero(candidates: np.ndarray, ratio: np.ndarray, left_out: np.ndarray, prior_sd: float) -> float:
+    """Where the log ratio ``(candidates,)`` is 0; ``left_out`` is the same with one case left out ``(cases, candidates)``."""
+    log_candidates = np.log(candidates)
+    # The ratio grows with the candidate; rounding out noise keeps np.interp's abscissa increasing.
+    fit = math.log(np.interp(0.0, np.maximum.accumulate(ratio), candidates))
+    slope = max(float(np.polyfit(log_candidates, ratio, 1)[0]), 1e-6)
+    nearest = left_out[:, np.abs(log_candidates - fit).argmin()]
+    variance = (len(left_out) - 1) * nearest.var() / slope**2  # jackknife
+    return math.exp(fit * prior_sd**2 / (prior_sd**2 + variance))
+
+
+def _log_ratio(sums: np.ndarray) -> np.ndarray:  # (..., 2, candidates, distances) -> (..., candidates)
     return np.log(sums[..., 1, :, :] / sums[..., 0, :, :]).mean(-1)

@@ -1,8 +1,8 @@
 """Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
 
-Two numbers are fitted on validation cases: the scale of the samples' spread, and the weight that fuses deterministic
-head and samples. So that no case is judged with a number that it helped to choose, the cases are split in two halves
-and each half is predicted with the other's (cross-fitting). The checkpoint gets those fitted on all of them.
+Fitted on validation cases are the scales of the samples' spread and of its details, and the weight that fuses
+deterministic head and samples. So that no case is judged with a number that it helped to choose, the cases are split in
+two halves and each half is predicted with the other's (cross-fitting). The checkpoint gets those fitted on all of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.training.spread_scale import SpreadTable, fit_spread_scale, spread_tables
+from nndiffseg.training.spread_scale import SpreadTable, fit_spread, spread_tables
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
@@ -59,12 +59,16 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     tables = _predict_in_halves(trainer, predictor, job, spreads)
     fitted = {"fusion_weight": fit_fusion_weight(tables)}
     if spreads:
-        fitted["spread_scale"] = fit_spread_scale(spreads)
-    for name, value in fitted.items():
-        getattr(network, name).fill_(value)
-        getattr(trainer.bare_network, name).fill_(value)
+        fitted |= fit_spread(spreads)
+    for wanted in (network, trainer.bare_network):
+        _fill(wanted, fitted)
     _judge(trainer, folder, tables, fitted)
     _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted)
+
+
+def _fill(network: Any, fitted: dict[str, float]) -> None:
+    for name, value in fitted.items():
+        getattr(network, name).fill_(value)
 
 
 def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
@@ -74,29 +78,28 @@ def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
     checkpoint = load_checkpoint(path)
     for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
         for name, value in fitted.items():
-            weights[name].fill_(value)
+            weights[name] = torch.full_like(weights["fusion_weight"], value)
     save_atomically(checkpoint, path)
 
 
 def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable]
                        ) -> list[FusionTable]:
-    """Exports every case with the scale and the weight fitted on the other half; returns all fusion tables."""
+    """Exports every case with the numbers fitted on the other half; returns all fusion tables."""
     _, keys = trainer.do_split()
     halves = [sorted(keys)[0::2], sorted(keys)[1::2]]
+    other: list[dict[str, float]] = [{}, {}]
     if spreads:
-        other = [fit_spread_scale(spreads, half) for half in (halves[1] or halves[0], halves[0])]
+        other = [fit_spread(spreads, half) for half in (halves[1] or halves[0], halves[0])]
     cache = job.output / CACHE
     cache.mkdir()
     tables: list[list[FusionTable]] = [[], []]
     try:
-        if spreads:
-            predictor.network.spread_scale.fill_(other[0])
+        _fill(predictor.network, other[0])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
         first = fit_fusion_weight(tables[0])
-        if spreads:
-            predictor.network.spread_scale.fill_(other[1])
+        _fill(predictor.network, other[1])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
             tables[1].append(table)
             export_case(job, key, statistics.with_fusion_weight(first), properties)

@@ -1,48 +1,72 @@
-"""The fitted scale makes spread and error agree, and uses the named cases only."""
+"""The fitted scales make spread and error agree, and use the named cases only."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from nndiffseg.networks.model import LatentDiffusionSegmenter
-from nndiffseg.training.spread_scale import SCALES, SpreadTable, fit_spread_scale
+from nndiffseg.networks.model import DETAIL_CELLS, LatentDiffusionSegmenter
+from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable, fit_spread
 
 
-def table(case: str, right: float, patches: int = 3) -> SpreadTable:
-    """Spread grows with the scale and equals the error at ``right``."""
-    error = np.ones((patches, len(SCALES), 2))
-    spread = np.broadcast_to(np.exp(SCALES - right)[:, None], error.shape)
-    return SpreadTable((case,) * patches, error, spread)
+def table(case: str, right: float, detail: float = 1.0, patches: int = 3) -> SpreadTable:
+    """Spread grows with the candidate; volumes agree at s = ``right``, small blocks at d = ``detail`` for every s."""
+    volumes = np.concatenate([np.exp(SCALES - right), np.full(len(DETAILS), np.exp(1 - right))])
+    small = np.exp(np.concatenate([np.zeros(len(SCALES)), 0.3 * np.log(DETAILS)]) - 0.3 * np.log(detail))
+    spread = np.stack([volumes, volumes, small, small], 1)
+    return SpreadTable((case,) * patches, np.ones((patches, *spread.shape)), np.broadcast_to(spread, (patches, *spread.shape)))
 
 
-def alike(right: float, cases: str = "ab") -> list[SpreadTable]:
+def alike(right: float, detail: float = 1.0, cases: str = "ab") -> list[SpreadTable]:
     """Cases that agree, so that nothing is shrunk."""
-    return [table(case, right) for case in cases]
+    return [table(case, right, detail) for case in cases]
+
+
+def scale_of(*arguments) -> float:
+    return fit_spread(*arguments)["spread_scale"]
 
 
 @pytest.mark.parametrize("right", [0.5, 0.8, 1.0, 1.1])
-def test_the_scale_where_spread_equals_error_is_found(right):
-    assert fit_spread_scale(alike(right)) == pytest.approx(right, rel=1e-6)
+@pytest.mark.parametrize("detail", [0.7, 1.0, 2.0])
+def test_the_scales_where_spread_equals_error_are_found(right, detail):
+    fit = fit_spread(alike(right, detail))
+    assert fit == {"spread_scale": pytest.approx(right, rel=1e-6), "detail_scale": pytest.approx(detail, rel=1e-6)}
 
 
-def test_the_scale_stays_within_the_candidates():
-    assert fit_spread_scale(alike(0.1)) == pytest.approx(SCALES[0])
-    assert fit_spread_scale(alike(3.0)) == pytest.approx(SCALES[-1])
+def test_scales_stay_within_the_candidates():
+    assert fit_spread(alike(0.1, 0.1)) == {"spread_scale": pytest.approx(SCALES[0]), "detail_scale": pytest.approx(DETAILS[0])}
+    assert fit_spread(alike(3.0, 9.0)) == {"spread_scale": pytest.approx(SCALES[-1]),
+                                           "detail_scale": pytest.approx(DETAILS[-1])}
+
+
+def test_details_make_up_for_what_the_scale_takes_from_small_blocks():
+    def both(case: str, right: float) -> SpreadTable:
+        made = table(case, right)
+        small = np.concatenate([0.5 * np.log(SCALES), 0.3 * np.log(DETAILS)])
+        spread = made.spread.copy()
+        spread[..., 2:] = np.exp(small)[:, None]  # calibrated at s = d = 1
+        return replace(made, spread=spread)
+
+    fit = fit_spread([both("a", 0.8), both("b", 0.8)])
+    assert fit["spread_scale"] == pytest.approx(0.8, rel=1e-6)
+    assert fit["detail_scale"] == pytest.approx(0.8 ** (-0.5 / 0.3), rel=0.02)  # interpolated between candidates
 
 
 def test_only_the_named_cases_count():
-    tables = [*alike(0.5, "ab"), *alike(1.1, "cd")]
-    assert fit_spread_scale(tables, ["a", "b"]) == pytest.approx(0.5, rel=1e-6)
-    assert 0.5 < fit_spread_scale(tables) < 1.1
+    tables = [*alike(0.5, 1.4, "ab"), *alike(1.1, 0.7, "cd")]
+    assert fit_spread(tables, ["a", "b"]) == {"spread_scale": pytest.approx(0.5, rel=1e-6),
+                                              "detail_scale": pytest.approx(1.4, rel=1e-6)}
+    assert 0.5 < scale_of(tables) < 1.1
 
 
 def test_one_case_patches_without_differences_or_none_scale_nothing():
-    empty = SpreadTable(("a",), np.zeros((1, len(SCALES), 2)), np.zeros((1, len(SCALES), 2)))
-    one = table("a", 0.5)
-    assert fit_spread_scale([]) == fit_spread_scale([one]) == fit_spread_scale([one], ["z"]) == 1.0
-    assert fit_spread_scale([empty, table("b", 0.5)]) == 1.0
+    one, nothing = table("a", 0.5, 2.0), {"spread_scale": 1.0, "detail_scale": 1.0}
+    empty = SpreadTable(("a",), np.zeros_like(one.error[:1]), np.zeros_like(one.error[:1]))
+    assert fit_spread([]) == fit_spread([one]) == fit_spread([one], ["z"]) == nothing
+    assert fit_spread([empty, table("b", 0.5)]) == nothing
 
 
 def normal_cases(rng: np.random.Generator, cases: int, sd: float) -> list[SpreadTable]:
@@ -50,26 +74,27 @@ def normal_cases(rng: np.random.Generator, cases: int, sd: float) -> list[Spread
     tables = []
     for case in range(cases):
         x, y = rng.standard_normal((2, 6)) * sd, rng.standard_normal()
-        error = np.abs(SCALES[:, None, None] * x - y).mean((1, 2))
-        spread = np.abs(SCALES[:, None] * (x[0] - x[1])).mean(1)
-        tables.append(SpreadTable((str(case),), error[None, :, None], spread[None, :, None]))
+        scales = np.concatenate([SCALES, np.ones(len(DETAILS))])
+        error = np.abs(scales[:, None, None] * x - y).mean((1, 2))
+        spread = np.abs(scales[:, None] * (x[0] - x[1])).mean(1)
+        tables.append(SpreadTable((str(case),), *(v[None, :, None].repeat(4, 2) for v in (error, spread))))
     return tables
 
 
 def test_many_cases_give_the_right_scale_and_few_are_shrunk_towards_one():
     rng = np.random.default_rng(0)
-    assert fit_spread_scale(normal_cases(rng, 2000, 1.25)) == pytest.approx(0.8, abs=0.03)
-    errors = [abs(np.log(fit_spread_scale(normal_cases(rng, 8, 1.25)) / 0.8)) for _ in range(200)]
+    assert scale_of(normal_cases(rng, 2000, 1.25)) == pytest.approx(0.8, abs=0.03)
+    errors = [abs(np.log(scale_of(normal_cases(rng, 8, 1.25)) / 0.8)) for _ in range(200)]
     assert np.mean(errors) < np.log(1.25) * 0.9  # nearer than with no scale at all
 
 
 def test_eight_calibrated_cases_leave_calibrated_samples_nearly_alone(monkeypatch):
     def scatter() -> float:
         rng = np.random.default_rng(1)
-        return float(np.std(np.log([fit_spread_scale(normal_cases(rng, 8, 1.0)) for _ in range(200)])))
+        return float(np.std(np.log([scale_of(normal_cases(rng, 8, 1.0)) for _ in range(200)])))
 
     assert scatter() < 0.15
-    monkeypatch.setattr("nndiffseg.training.spread_scale.PRIOR_SD", 1e3)  # no shrinkage
+    monkeypatch.setattr("nndiffseg.training.spread_scale.SCALE_PRIOR_SD", 1e3)  # no shrinkage
     assert scatter() > 0.25
 
 
@@ -80,3 +105,21 @@ def test_rescaling_moves_latents_along_the_line_through_the_prior():
     torch.testing.assert_close(LatentDiffusionSegmenter.rescale(z, maps, 1.0), z)
     half = LatentDiffusionSegmenter.rescale(z, maps, 0.5)
     torch.testing.assert_close((half - prior).std(0), (z - prior).std(0) / 2)
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (7, 6, 8)])
+def test_details_are_what_a_box_mean_leaves(shape):
+    z, prior = torch.randn(3, 2, *shape), torch.randn(1, 2, *shape)
+    maps = [torch.empty(0), torch.empty(0), prior]
+    dim = len(shape)
+    kernel = torch.ones(1, 1, *[DETAIL_CELLS] * dim)
+    conv = torch.nn.functional.conv2d if dim == 2 else torch.nn.functional.conv3d
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        return conv(x.flatten(0, 1)[:, None], kernel, padding=DETAIL_CELLS // 2).view_as(x)
+
+    smooth = summed(z - prior) / summed(torch.ones_like(z))  # at the border the mean of the cells that exist
+    got = LatentDiffusionSegmenter.rescale(z, maps, 0.8, 1.5)
+    torch.testing.assert_close(got, prior + 0.8 * (smooth + 1.5 * (z - prior - smooth)))
+    # A shift of everything at once is no detail.
+    torch.testing.assert_close(LatentDiffusionSegmenter.rescale(prior + 2.0, maps, 1.0, 1.7), prior + 2.0)

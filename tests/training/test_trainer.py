@@ -18,7 +18,7 @@ from nndiffseg.training.checkpoint import load_checkpoint
 
 PLANS = "nnDiffSegPlansS"
 #: set by the validation after the training
-FITTED = ("fusion_weight", "spread_scale")
+FITTED = ("fusion_weight", "spread_scale", "detail_scale")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_training_learns_and_writes_nnunets_files(folders):
     for name in FITTED:
         assert float(averaged[name]) == pytest.approx(judged[name])
     assert 0 <= judged["fusion_weight"] <= 1 and 0.4 <= judged["spread_scale"] <= 1.25
+    assert 0.7 <= judged["detail_scale"] <= 2
 
 
 def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):

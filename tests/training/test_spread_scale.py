@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from nndiffseg.networks.model import DETAIL_CELLS, LatentDiffusionSegmenter
-from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable, fit_spread
+from nndiffseg.training.spread_scale import DETAILS, SCALES, TOLERANCE, SpreadTable, fit_spread
+
+#: of the made log ratios of spread and error against d
+SLOPE = 0.3
 
 
 def table(case: str, right: float, detail: float = 1.0, patches: int = 3) -> SpreadTable:
-    """Spread grows with the candidate; volumes agree at s = ``right``, small blocks at d = ``detail`` for every s."""
-    volumes = np.concatenate([np.exp(SCALES - right), np.full(len(DETAILS), np.exp(1 - right))])
-    small = np.exp(np.concatenate([np.zeros(len(SCALES)), 0.3 * np.log(DETAILS)]) - 0.3 * np.log(detail))
-    spread = np.stack([volumes, volumes, small, small], 1)
-    return SpreadTable((case,) * patches, np.ones((patches, *spread.shape)), np.broadcast_to(spread, (patches, *spread.shape)))
+    """Spread grows with the candidate; volumes agree at s = ``right``, label maps at d = ``detail`` for every s."""
+    volumes = np.exp(np.concatenate([SCALES, np.ones(len(DETAILS))]) - right)
+    overlap = np.exp(np.concatenate([np.full(len(SCALES), SLOPE), SLOPE * DETAILS]) - SLOPE * detail)
+    spread = np.stack([volumes, volumes, overlap], 1)[None].repeat(patches, 0)
+    return SpreadTable((case,) * patches, np.ones_like(spread), spread)
 
 
 def alike(right: float, detail: float = 1.0, cases: str = "ab") -> list[SpreadTable]:
@@ -30,35 +33,45 @@ def scale_of(*arguments) -> float:
 
 
 @pytest.mark.parametrize("right", [0.5, 0.8, 1.0, 1.1])
-@pytest.mark.parametrize("detail", [0.7, 1.0, 2.0])
+@pytest.mark.parametrize("detail", [1.6, 0.2])
 def test_the_scales_where_spread_equals_error_are_found(right, detail):
+    """For label maps up to the tolerance: log ratio 0.3 (d - detail) = log 0.9 or -log 0.9."""
     fit = fit_spread(alike(right, detail))
-    assert fit == {"spread_scale": pytest.approx(right, rel=1e-6), "detail_scale": pytest.approx(detail, rel=1e-6)}
+    edge = np.log(1 - TOLERANCE) / SLOPE * (1 if detail > 1 else -1)
+    assert fit == {"spread_scale": pytest.approx(right, rel=1e-6),
+                   "detail_scale": pytest.approx(np.clip(detail + edge, DETAILS[0], DETAILS[-1]), rel=1e-6)}
+
+
+@pytest.mark.parametrize("detail", [0.7, 1.0, 1.3])
+def test_details_within_the_tolerance_are_left_alone(detail):
+    assert fit_spread(alike(0.8, detail)) == {"spread_scale": pytest.approx(0.8, rel=1e-6), "detail_scale": pytest.approx(1)}
 
 
 def test_scales_stay_within_the_candidates():
-    assert fit_spread(alike(0.1, 0.1)) == {"spread_scale": pytest.approx(SCALES[0]), "detail_scale": pytest.approx(DETAILS[0])}
+    assert fit_spread(alike(0.1, -9)) == {"spread_scale": pytest.approx(SCALES[0]), "detail_scale": pytest.approx(DETAILS[0])}
     assert fit_spread(alike(3.0, 9.0)) == {"spread_scale": pytest.approx(SCALES[-1]),
                                            "detail_scale": pytest.approx(DETAILS[-1])}
 
 
-def test_details_make_up_for_what_the_scale_takes_from_small_blocks():
-    def both(case: str, right: float) -> SpreadTable:
-        made = table(case, right)
-        small = np.concatenate([0.5 * np.log(SCALES), 0.3 * np.log(DETAILS)])
-        spread = made.spread.copy()
-        spread[..., 2:] = np.exp(small)[:, None]  # calibrated at s = d = 1
-        return replace(made, spread=spread)
+def test_details_make_up_for_what_the_scale_takes_from_them():
+    made = table("a", 0.6)
+    spread = made.spread.copy()
+    spread[:, :len(SCALES), 2] = np.exp(SCALES - 1)  # calibrated at s = d = 1
+    fit = fit_spread([replace(made, cases=(name,) * 3, spread=spread) for name in "ab"])
+    assert fit["spread_scale"] == pytest.approx(0.6, rel=1e-6)
+    # At s = 0.6 the log ratio is -0.4; 0.3 (d - 1) brings it to log 0.9.
+    assert fit["detail_scale"] == pytest.approx(1 + (0.4 + np.log(1 - TOLERANCE)) / SLOPE, rel=1e-6)
 
-    fit = fit_spread([both("a", 0.8), both("b", 0.8)])
-    assert fit["spread_scale"] == pytest.approx(0.8, rel=1e-6)
-    assert fit["detail_scale"] == pytest.approx(0.8 ** (-0.5 / 0.3), rel=0.02)  # interpolated between candidates
+
+def test_cases_that_disagree_about_details_are_shrunk():
+    unlike, agreeing = [table(case, 1.0, d) for case, d in zip("abc", (0.2, 1.8, 3.4), strict=True)], alike(1.0, 1.8, "abc")
+    assert 1.0 < fit_spread(unlike)["detail_scale"] < fit_spread(agreeing)["detail_scale"]
 
 
 def test_only_the_named_cases_count():
-    tables = [*alike(0.5, 1.4, "ab"), *alike(1.1, 0.7, "cd")]
-    assert fit_spread(tables, ["a", "b"]) == {"spread_scale": pytest.approx(0.5, rel=1e-6),
-                                              "detail_scale": pytest.approx(1.4, rel=1e-6)}
+    tables = [*alike(0.5, 1.8, "ab"), *alike(1.1, 1.0, "cd")]
+    named = fit_spread(tables, ["a", "b"])
+    assert named == fit_spread(alike(0.5, 1.8)) and named["spread_scale"] == pytest.approx(0.5, rel=1e-6)
     assert 0.5 < scale_of(tables) < 1.1
 
 
@@ -77,7 +90,7 @@ def normal_cases(rng: np.random.Generator, cases: int, sd: float) -> list[Spread
         scales = np.concatenate([SCALES, np.ones(len(DETAILS))])
         error = np.abs(scales[:, None, None] * x - y).mean((1, 2))
         spread = np.abs(scales[:, None] * (x[0] - x[1])).mean(1)
-        tables.append(SpreadTable((str(case),), *(v[None, :, None].repeat(4, 2) for v in (error, spread))))
+        tables.append(SpreadTable((str(case),), *(v[None, :, None].repeat(3, 2) for v in (error, spread))))
     return tables
 
 

@@ -65,15 +65,17 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, tiny_folders, resul
     assert json.loads((results_elsewhere / "tiny.json").read_text())["figures"] == figures
 
 
-def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes):
+def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes, tmp_path):
     flags = [*tiny_flags, "--iterations", "2", "--ensemble", "1", "--samples", "2", "--more_steps", "--no_speed", "--device",
-             "cpu"]
+             "cpu", "--same_precision"]
     for fold in ("0", "1"):
         assert versus_nnunet.main([*flags, "--fold", fold, "--name", f"fold_{fold}"]) == 0
     assert versus_nnunet.main([*flags, "--fold", "0", "1", "--name", "both"]) == 0
     first, second, both = (json.loads((results_elsewhere / f"{n}.json").read_text()) for n in ("fold_0", "fold_1", "both"))
     assert both["cases"] == {**first["cases"], **second["cases"]} and len(both["cases"]) == 6
-    assert both["fold"] == [0, 1] and both["dataset"] == first["dataset"]
+    assert both["fold"] == [0, 1] and both["dataset"] == first["dataset"] and both["same_precision"]
+    # Trainings in another precision are not mistaken for these.
+    assert {p.name for p in (tmp_path / "results" / "versus_nnunet").iterdir()} == {"2_iterations_same_precision"}
     name = "Dice, mean"
     expected = np.mean([r["figures"][name]["values"]["nnunet"][0] for r in (first, second)])  # three cases each
     assert both["figures"][name]["values"]["nnunet"][0] == pytest.approx(expected, abs=1e-6)

@@ -161,3 +161,25 @@ def test_more_steps_draw_distinct_noise_streams():
     model.sample(maps, draw, steps=4)
     streams = [s for s, _ in seen]
     assert len(set(streams)) == len(streams), "two draws with one stream would be the same noise"
+
+
+def test_a_checkpoint_without_a_detail_scale_leaves_details_alone():
+    network = make()
+    old = {k: v for k, v in network.state_dict().items() if k != "detail_scale"}
+    network.detail_scale.fill_(2.0)
+    network.load_state_dict(old)
+    assert network.detail_scale.tolist() == [1.0]
+    assert "detail_scale" not in old  # the caller's dictionary is not touched
+
+
+def test_samples_are_rescaled_with_both_fitted_numbers():
+    network = make().eval()
+    torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
+    maps = network.encode(torch.randn(1, 1, 16, 16, 16))
+    grid = maps[2].shape[2:]
+    with torch.no_grad():
+        plain = network.sample(maps, draw_for(2, grid))
+        network.spread_scale.fill_(0.7)
+        network.detail_scale.fill_(1.6)
+        torch.testing.assert_close(network.sample(maps, draw_for(2, grid)), network.rescale(plain, maps, 0.7, 1.6))
+    assert not torch.allclose(network.rescale(plain, maps, 0.7, 1.6), network.rescale(plain, maps, 0.7), atol=1e-3)

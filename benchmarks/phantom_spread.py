@@ -95,7 +95,10 @@ def main() -> None:
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])
     report(args.name, rows, ["seed", "scales", "spread", "details", *(f"sd / known, {s}" for s in STRUCTURES),
                              *(f"rms error of the mean in ml, {s}" for s in STRUCTURES)],
-           {"iterations": args.iterations, "device": args.device, "fresh_seed": FRESH_SEED, "runs": results})
+           {"command": "python -m benchmarks.phantom_spread --folder FOLDER "  # without the machine's folder
+                       f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases} "
+                       f"--device {args.device}",
+            "iterations": args.iterations, "device": args.device, "fresh_seed": FRESH_SEED, "runs": results})
 
 
 if __name__ == "__main__":

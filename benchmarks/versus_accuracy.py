@@ -26,6 +26,7 @@ from benchmarks.methods_training import FINAL
 from nndiffseg.evaluation import DILATION, structures_of
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.training.validation import set_fitted
 from nndiffseg.uncertainty import entropy, region_of_interest
 
 OURS = "nnDiffSegTrainer"
@@ -124,8 +125,7 @@ class Comparison:
         model = load_model(data, trainer, self.device)
         for number, case in enumerate(missing, start=1):
             if trainer == OURS:
-                for name, value in self.scales[self._half(case)].items():
-                    getattr(model.network, name).fill_(value)
+                set_fitted(model.network, self.scales[self._half(case)])
             prediction = predict_case(model, case, options)
             prediction.save(folder / f"{case}.npz")
             steps = "" if options.steps is None else f", {options.steps} steps"

@@ -97,7 +97,7 @@ def box_mean(x: Tensor, cells: int) -> Tensor:
     """Mean over ``cells`` (odd) cells along each axis, at the border over those that exist; float32 ``(B, C, *spatial)``."""
     x = x.float()
     with torch.autocast(x.device.type, enabled=False):
-        for axis in range(2, x.ndim):  # a box is separable; as a product with a band matrix it is six times faster than pooling
+        for axis in range(2, x.ndim):  # a box is separable: one product with a band matrix per axis
             cell = torch.arange(x.shape[axis], device=x.device)
             band = ((cell[:, None] - cell).abs() <= cells // 2).to(x)
             x = torch.tensordot(x, band / band.sum(0), ([axis], [0])).movedim(-1, axis)

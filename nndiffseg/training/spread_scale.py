@@ -11,9 +11,9 @@ deterministic segmentation.
 
 A calibrated sampler's mean distance between two samples equals the mean distance between a sample and the truth
 (:mod:`nndiffseg.training.scores`). The *spread scale* s achieves that for volumes. The *detail scale* d brings it within
-10 % for 1 - IoU of the hard labels and is left alone there: a network finds a variation that is common to a whole structure
-long before it finds local ones, and one number cannot mend both; but the error also holds what no sample can follow, and
-full equality costs more Dice of the mean of samples than it is worth (docs/ablations.md).
+10 % for 1 - IoU of the hard labels and is left alone there: on the hippocampus networks learned a variation that is common to
+a whole structure and hardly any local one, and one number cannot mend both; but the error also holds what no sample can
+follow, and full equality moved single samples farther from the truth (docs/ablations.md).
 
 A case's error is one draw, so a few cases tell little: eight leave s uncertain by a quarter. Each fit is therefore
 shrunk towards 1 by its own standard error (normal prior and likelihood of log s; Gelman et al. 2013, Bayesian Data
@@ -98,16 +98,19 @@ def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, case
     latents = [network.sample(maps, draw) for _ in range(2)]
     network.spread_scale.copy_(fitted[0])
     network.detail_scale.copy_(fitted[1])
-    first, error, spread = 0 if regions else 1, [], []  # the background's volume follows from the others
-    for scale, detail in [*((s, 1.0) for s in SCALES), *((1.0, d) for d in DETAILS)]:
-        logits = torch.stack([network.decode(network.rescale(z, maps, float(scale), float(detail)), maps)
-                              for z in latents]).float()
+    first = 0 if regions else 1  # the background's volume follows from the others
+
+    def distances(scale: float, detail: float) -> tuple[np.ndarray, np.ndarray]:  # error and spread (items, distances)
+        logits = torch.stack([network.decode(network.rescale(z, maps, scale, detail), maps) for z in latents]).float()
         hard = logits > 0 if regions else F.one_hot(logits.argmax(2), logits.shape[2]).movedim(-1, 2)
         x, y = hard[:, :, first:].float(), onehot[:, first:].float()
-        distances = energy_distances(x, y, BLOCKS), jaccard_distances(x, y)
-        error.append(torch.cat([d.error for d in distances]).T.cpu().numpy())
-        spread.append(torch.cat([d.spread for d in distances]).T.cpu().numpy())
-    return SpreadTable(cases, np.stack(error, 1), np.stack(spread, 1))
+        volumes, overlap = energy_distances(x, y, BLOCKS), jaccard_distances(x, y)
+        error, spread = torch.cat([volumes.error, overlap.error]), torch.cat([volumes.spread, overlap.spread])
+        return error.T.cpu().numpy(), spread.T.cpu().numpy()
+
+    candidates = [*((float(s), 1.0) for s in SCALES), *((1.0, float(d)) for d in DETAILS)]
+    found = {c: distances(*c) for c in dict.fromkeys(candidates)}  # (1, 1) is in both lists
+    return SpreadTable(cases, np.stack([found[c][0] for c in candidates], 1), np.stack([found[c][1] for c in candidates], 1))
 
 
 def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None) -> dict[str, float]:

@@ -60,13 +60,14 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     fitted = {"fusion_weight": fit_fusion_weight(tables)}
     if spreads:
         fitted |= fit_spread(spreads)
-    for wanted in (network, trainer.bare_network):
-        _fill(wanted, fitted)
+    for each in (network, trainer.bare_network):
+        set_fitted(each, fitted)
     _judge(trainer, folder, tables, fitted)
     _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted)
 
 
-def _fill(network: Any, fitted: dict[str, float]) -> None:
+def set_fitted(network: Any, fitted: dict[str, float]) -> None:
+    """Puts fitted numbers into the network's buffers of these names."""
     for name, value in fitted.items():
         getattr(network, name).fill_(value)
 
@@ -94,12 +95,12 @@ def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: Exp
     cache.mkdir()
     tables: list[list[FusionTable]] = [[], []]
     try:
-        _fill(predictor.network, other[0])
+        set_fitted(predictor.network, other[0])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
         first = fit_fusion_weight(tables[0])
-        _fill(predictor.network, other[1])
+        set_fitted(predictor.network, other[1])
         for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
             tables[1].append(table)
             export_case(job, key, statistics.with_fusion_weight(first), properties)

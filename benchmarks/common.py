@@ -122,7 +122,7 @@ def report(name: str, rows: Sequence[Sequence[Any]], header: Sequence[str], resu
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     print("\n".join(lines))
     RESULTS.mkdir(exist_ok=True)
-    line = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    line = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     for kind in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # folders of the machine say nothing to a reader
         line = line.replace(os.environ.get(kind) or f"${kind}", f"${kind}")
     content = {"command": line, "hardware": hardware(), **result,

@@ -52,7 +52,7 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
 
 
 def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]:
-    """Volumes of 16 samples of every fresh phantom, with the fitted scales of the spread and its details or without."""
+    """Volumes of 16 samples of every fresh phantom, with the fitted scales of the spread and its details or with 1 and 1."""
     predictor = Predictor.from_folder(model, [0], device=device, seed=0)
     scales = predictor.network.spread_scale, predictor.network.detail_scale
     if not fitted:

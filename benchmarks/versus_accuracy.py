@@ -114,6 +114,8 @@ class Comparison:
         trained = int((fold / FINAL).stat().st_mtime)  # predictions of an older training are not reused
         parts = [f"samples_{options.samples}", f"seed_{options.seed}", *([] if options.mirroring else ["no_mirroring"]),
                  *([] if options.steps is None else [f"steps_{options.steps}"]), str(trained)]
+        if trainer == OURS:  # nor those with other scales
+            parts += [f"{value:.3f}" for half in self.scales for value in half.values()]
         return fold / "versus_predictions" / "_".join(parts)
 
     def _predict(self, data: Data, trainer: str, options: Options) -> None:
@@ -141,15 +143,10 @@ class Comparison:
 
     def _spread_scales(self) -> tuple[dict[str, float], ...]:
         """For each half, the scales of the samples' spread and its details, fitted on the other half."""
-        from nndiffseg.trainers import nnDiffSegTrainer
-        from nndiffseg.training.spread_scale import fit_spread, spread_tables
+        from benchmarks.spread_fit import tables_of
+        from nndiffseg.training.spread_scale import fit_spread
 
-        plans = {**self.data.plans, "continue_training": True}
-        with results_in(self.data.results):
-            trainer = nnDiffSegTrainer(plans, self.data.configuration, self.data.fold, self.data.dataset_json, self.device)
-            trainer.load_checkpoint(str(self.data.fold_folder(OURS) / FINAL))
-            assert trainer.average is not None
-            tables = spread_tables(trainer, trainer.average.network)
+        tables = tables_of(self.data, self.device)
         first, second = self.halves
         return fit_spread(tables, second or first), fit_spread(tables, first)
 

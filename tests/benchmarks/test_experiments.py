@@ -7,9 +7,10 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from benchmarks import component_ablation, ensemble_size, noise_robustness, sampling_steps, time_against_size
+from benchmarks import component_ablation, ensemble_size, noise_robustness, sampling_steps, spread_fit, time_against_size
 from benchmarks.methods_common import class_name, find_class
 from nndiffseg.errors import UserError
+from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 
@@ -138,3 +139,34 @@ def test_tables_of_steps_and_noise_have_a_row_per_method_and_level():
         rows, header = module.table(curves)
         assert [r[:3] for r in rows] == [["LDSeg", "1", "0.8000"], ["LDSeg", "15", "0.8000"]]
         assert all(len(r) == len(header) for r in rows)
+
+
+# ---- fits of the spread -------------------------------------------------------------------------------------------
+
+
+def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[SpreadTable]:
+    """Ten cases that agree: 1 - IoU has this log ratio at s = d = 1, which grows with log d; volumes are calibrated at 1."""
+    volumes = np.concatenate([np.log(SCALES), np.zeros(len(DETAILS))])
+    overlap = np.concatenate([np.full(len(SCALES), log_ratio), log_ratio + slope * np.log(DETAILS)])
+    spread = np.exp(np.stack([volumes, volumes, overlap], 1))[None].repeat(10, 0)
+    return [SpreadTable(tuple(f"case_{i}" for i in range(10)), np.ones_like(spread), spread) for _ in range(patches)]
+
+
+def test_rules_end_within_their_tolerance_on_the_other_cases_unless_the_details_do_not_suffice():
+    tables = tables_with(np.log(0.8), slope=0.2)
+    ten, five = (spread_fit.cross_fitted(tables, spread_fit.Rule(60, 4.0, t), 3, 0) for t in (0.1, 0.05))
+    assert ten["ratio"] == pytest.approx([0.9] * 3, abs=0.01) and five["ratio"] == pytest.approx([0.95] * 3, abs=0.01)
+    short = spread_fit.cross_fitted(tables, spread_fit.Rule(60, 1.4, 0.05), 3, 0)
+    assert short["detail_scale"] == pytest.approx([1.4] * 3)
+    assert short["ratio"] == pytest.approx([0.8 * 1.4**0.2] * 3)
+
+
+def test_a_rule_fits_on_its_own_number_of_patches_only():
+    tables = tables_with(np.log(0.8), 0.2, patches=1) + tables_with(0.0, 0.2, patches=3)
+    assert spread_fit.cross_fitted(tables, spread_fit.Rule(10, 4.0), 1, 0)["detail_scale"][0] > 1.5
+    assert spread_fit.cross_fitted(tables, spread_fit.Rule(40, 4.0), 1, 0)["detail_scale"] == pytest.approx([1.0])
+
+
+def test_an_untrained_fold_is_named_with_the_command_that_trains_it(tiny_flags, capsys):
+    assert spread_fit.main([*tiny_flags, "--fold", "1"]) == 2
+    assert "nndiffseg_train Dataset901_Tiny 2d 1 -p nnDiffSegPlansS" in capsys.readouterr().err

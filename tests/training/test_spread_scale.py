@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nndiffseg.networks.model import DETAIL_CELLS, LatentDiffusionSegmenter
+from nndiffseg.training import spread_scale
 from nndiffseg.training.spread_scale import DETAILS, SCALES, TOLERANCE, SpreadTable, fit_spread
 
 #: of the made log ratios of spread and error against d
@@ -35,14 +36,14 @@ def scale_of(*arguments) -> float:
 @pytest.mark.parametrize("right", [0.5, 0.8, 1.0, 1.1])
 @pytest.mark.parametrize("detail", [1.6, 0.2])
 def test_the_scales_where_spread_equals_error_are_found(right, detail):
-    """For label maps up to the tolerance: log ratio 0.3 (d - detail) = log 0.9 or -log 0.9."""
+    """For label maps up to the tolerance: log ratio 0.3 (d - detail) = log 0.95 or -log 0.95."""
     fit = fit_spread(alike(right, detail))
     edge = np.log(1 - TOLERANCE) / SLOPE * (1 if detail > 1 else -1)
     assert fit == {"spread_scale": pytest.approx(right, rel=1e-6),
                    "detail_scale": pytest.approx(np.clip(detail + edge, DETAILS[0], DETAILS[-1]), rel=1e-6)}
 
 
-@pytest.mark.parametrize("detail", [0.7, 1.0, 1.3])
+@pytest.mark.parametrize("detail", [0.85, 1.0, 1.15])
 def test_details_within_the_tolerance_are_left_alone(detail):
     assert fit_spread(alike(0.8, detail)) == {"spread_scale": pytest.approx(0.8, rel=1e-6), "detail_scale": pytest.approx(1)}
 
@@ -59,13 +60,44 @@ def test_details_make_up_for_what_the_scale_takes_from_them():
     spread[:, :len(SCALES), 2] = np.exp(SCALES - 1)  # calibrated at s = d = 1
     fit = fit_spread([replace(made, cases=(name,) * 3, spread=spread) for name in "ab"])
     assert fit["spread_scale"] == pytest.approx(0.6, rel=1e-6)
-    # At s = 0.6 the log ratio is -0.4; 0.3 (d - 1) brings it to log 0.9.
+    # At s = 0.6 the log ratio is -0.4; 0.3 (d - 1) brings it to log 0.95.
     assert fit["detail_scale"] == pytest.approx(1 + (0.4 + np.log(1 - TOLERANCE)) / SLOPE, rel=1e-6)
 
 
 def test_cases_that_disagree_about_details_are_shrunk():
     unlike, agreeing = [table(case, 1.0, d) for case, d in zip("abc", (0.2, 1.8, 3.4), strict=True)], alike(1.0, 1.8, "abc")
     assert 1.0 < fit_spread(unlike)["detail_scale"] < fit_spread(agreeing)["detail_scale"]
+
+
+class Trainer:
+    """What the tables need of a trainer; its batches are of three patches."""
+
+    device, seed, batch_size = torch.device("cpu"), 0, 3
+
+    def __init__(self, cases: int):
+        self.cases, self.said = [f"case_{i}" for i in range(cases)], []
+
+    def do_split(self):
+        return [], self.cases
+
+    def print_to_log_file(self, text: str) -> None:
+        self.said.append(text)
+
+    def validation_batches(self):
+        while True:
+            yield {"data": torch.zeros(3, 1, 8, 8), "target": [torch.zeros(3, 1, 8, 8)], "keys": self.cases[:3]}
+
+    def onehot(self, target):
+        return target
+
+
+@pytest.mark.parametrize(("cases", "patches"), [(4, 48), (30, 120), (400, 192)])
+def test_more_cases_bring_more_patches_within_bounds(monkeypatch, cases, patches):
+    monkeypatch.setattr(spread_scale, "_table", lambda network, data, onehot, keys, generator: keys)
+    trainer = Trainer(cases)
+    assert sum(map(len, spread_scale.spread_tables(trainer, None))) == patches  # type: ignore[arg-type]
+    assert f"{patches} patches" in trainer.said[0]
+    assert sum(map(len, spread_scale.spread_tables(trainer, None, 9))) == 9  # type: ignore[arg-type]
 
 
 def test_only_the_named_cases_count():

@@ -71,6 +71,11 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
             "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True))}
 
 
+def _unscaled(result: dict[str, Any]) -> bool:
+    """Whether the fit left the samples as they were, so that there is nothing to compare."""
+    return bool(result["spread_scale"] == result["detail_scale"] == 1.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True, type=Path)
@@ -84,12 +89,13 @@ def main() -> None:
         parser.error(f"--iterations must be a multiple of 100, not {args.iterations}.")
     folder = args.folder.resolve()
     prepare(folder, args.cases)
-    rows, results = [], []
+    rows, results = [], list[dict[str, Any]]()
     for seed in args.seeds:
         model = train(folder, seed, args.iterations, args.device)
         for fitted in (True, False):
-            got = judge(model, folder / "fresh" / NAME, args.device, fitted)
-            results.append({"seed": seed, **got})
+            got = results[-1] | {"fitted": False} if not fitted and _unscaled(results[-1]) else judge(
+                model, folder / "fresh" / NAME, args.device, fitted)
+            results.append({**got, "seed": seed})
             rows.append([seed, "fitted" if fitted else "none", f"{got['spread_scale']:.2f}", f"{got['detail_scale']:.2f}",
                          *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from benchmarks import component_ablation, ensemble_size, noise_robustness, sampling_steps, spread_fit, time_against_size
+from benchmarks import (
+    component_ablation,
+    ensemble_size,
+    noise_robustness,
+    phantom_spread,
+    sampling_steps,
+    spread_fit,
+    time_against_size,
+)
 from benchmarks.methods_common import class_name, find_class
 from nndiffseg.errors import UserError
 from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable
@@ -139,6 +150,39 @@ def test_tables_of_steps_and_noise_have_a_row_per_method_and_level():
         rows, header = module.table(curves)
         assert [r[:3] for r in rows] == [["LDSeg", "1", "0.8000"], ["LDSeg", "15", "0.8000"]]
         assert all(len(r) == len(header) for r in rows)
+
+
+# ---- spread on phantoms -------------------------------------------------------------------------------------------
+
+
+class VolumePredictor:
+    """Two phantoms whose volumes vary by 2 and 3 ml, times the network's scales, around 1 ml above the truth."""
+
+    def __init__(self):
+        self.network = SimpleNamespace(spread_scale=torch.tensor([0.5]), detail_scale=torch.tensor([2.0]))
+
+    @classmethod
+    def from_folder(cls, model, folds, **options):
+        return cls()
+
+    def predict(self, file, case_id):
+        sd = {"front lobe": 2.0, "rear lobe": 3.0}
+        scale = float(self.network.spread_scale * self.network.detail_scale**2)
+        return SimpleNamespace(volumes={s: {"sd_ml": v * scale, "mean_ml": 11.0} for s, v in sd.items()})
+
+
+def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(phantom_spread, "Predictor", VolumePredictor)
+    known = {"front lobe": {"sd_ml": 2.0, "mean_ml": 10.0}, "rear lobe": {"sd_ml": 1.5, "mean_ml": 13.0}}
+    (tmp_path / "imagesTs").mkdir()
+    for case in ("a", "b"):
+        (tmp_path / "imagesTs" / f"{case}_0000.nii.gz").touch()
+    (tmp_path / "truth.json").write_text(json.dumps({"cases": {"a": known, "b": known}}))
+    fitted, without = (phantom_spread.judge(tmp_path, tmp_path, "cpu", f) for f in (True, False))
+    assert fitted["spread_ratio"] == {"front lobe": pytest.approx(2.0), "rear lobe": pytest.approx(4.0)}
+    assert without["spread_ratio"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
+    assert without["mean_volume_rms_error_ml"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
+    assert (fitted["spread_scale"], fitted["detail_scale"], without["detail_scale"]) == (0.5, 2.0, 1.0)
 
 
 # ---- fits of the spread -------------------------------------------------------------------------------------------

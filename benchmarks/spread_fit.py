@@ -6,21 +6,21 @@ Takes a trained ``nnDiffSegTrainer`` from the results folder, for example that o
 
     nndiffseg_train 4 3d_fullres 3 -p nnDiffSegPlansS --epochs 6 --iterations_per_epoch 100
 
-and compares two samples with each other and with the truth in many validation patches under every candidate of the scales.
-Each rule (patches, largest detail scale, tolerance, prior) is then fitted on a random half of the cases, again and again,
-and judged on the other half: spread / error of 1 - IoU, where 1 is right. What both scales do is read off the
-candidates of one scale at a time and added up, as the fit does. Choose rules on folds that are not reported.
+and compares two samples with each other and with the truth in many validation patches under every pair of candidates. Each
+rule (patches, largest detail scale, prior) is then fitted on a random half of the cases, again and again, and judged on
+the other half: spread / error of volumes and of 1 - IoU, interpolated between the candidates, where 1 is right. Choose rules on
+folds that are not reported.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.common import report
 from benchmarks.methods_common import data_parser
@@ -39,17 +39,15 @@ PATCHES = 144
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to fit; the defaults are what :mod:`nndiffseg.training.spread_scale` did in its first version."""
+    """One way to fit; defaults as in :mod:`nndiffseg.training.spread_scale`. A largest d of 1 leaves it all to s."""
 
-    patches: int = 48
-    largest_detail: float = 2.0
-    tolerance: float = 0.1
-    prior_sd: float = 0.5
+    patches: int = PATCHES
+    largest_detail: float = 2.8
+    prior_sd: float = 0.7
 
 
-FIRST, NOW = Rule(), Rule(PATCHES, 4.0, 0.05)
-RULES = (FIRST, replace(FIRST, patches=PATCHES), replace(FIRST, largest_detail=4.0), replace(NOW, tolerance=0.1), NOW,
-         replace(NOW, tolerance=0.0), replace(NOW, prior_sd=1.0))
+RULES = (Rule(48, 1.0), Rule(48), Rule(largest_detail=1.0), Rule(largest_detail=1.6), Rule(), Rule(prior_sd=0.5),
+         Rule(prior_sd=1.0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,15 +69,14 @@ def _main(argv: Sequence[str] | None) -> None:
     data = data_from(args)
     tables = tables_of(data, pick_device(args.device), PATCHES)
     results = [{**asdict(rule), **cross_fitted(tables, rule, args.rounds, args.seed)} for rule in RULES]
-    rows = [[r["patches"], f"{r['largest_detail']:g}", f"{r['tolerance']:.0%}", f"{r['prior_sd']:g}",
-             *(f"{np.mean(r[k]):.2f} ± {np.std(r[k]):.2f}" for k in ("spread_scale", "detail_scale", "ratio"))]
+    rows = [[r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}",
+             *(f"{np.mean(r[k]):.2f} ± {np.std(r[k]):.2f}" for k in ("spread_scale", "detail_scale", "volumes", "overlap"))]
             for r in results]
     error, spread = (sum(getattr(t, side).sum(0) for t in tables) for side in ("error", "spread"))
-    candidates = [*((float(s), 1.0) for s in SCALES), *((1.0, float(d)) for d in DETAILS)]
-    report(args.name, rows, ["patches", "largest d", "tolerance", "prior sd", "s", "d", "spread / error of the others"],
+    report(args.name, rows, ["patches", "largest d", "prior sd", "s", "d", "spread / error of volumes", "of 1 - IoU"],
            {**data.describe(), "rounds": args.rounds, "seed": args.seed, "rules": results,
-            "candidates_s_d": candidates, "spread_over_error": (spread / error).tolist(),
-            "error_1_minus_iou": (error[:, -1] / sum(len(t.cases) for t in tables)).tolist()})
+            "scales": SCALES.tolist(), "details": DETAILS.tolist(), "spread_over_error": (spread / error).tolist(),
+            "error_1_minus_iou": (error[..., -1] / sum(len(t.cases) for t in tables)).tolist()})
 
 
 def tables_of(data: Data, device: torch.device, patches: int | None = None) -> list[SpreadTable]:
@@ -106,42 +103,38 @@ def tables_of(data: Data, device: torch.device, patches: int | None = None) -> l
 
 
 def cross_fitted(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed: int) -> dict[str, Any]:
-    """Fits on random halves of the cases; ``ratio`` is that of the other halves, one value per round."""
+    """Fits on random halves of the cases; ``volumes`` and ``overlap`` are ratios of the other halves, a value per round."""
     from nndiffseg.training import spread_scale
-    from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable, fit_spread
+    from nndiffseg.training.spread_scale import DETAILS, fit_spread
 
-    allowed = DETAILS[rule.largest_detail >= DETAILS]
+    allowed = rule.largest_detail >= DETAILS
     first, seen = [], 0
     for t in tables:
         if seen < rule.patches:
-            kept = slice(0, len(SCALES) + len(allowed))
-            first.append(SpreadTable(t.cases, t.error[:, kept], t.spread[:, kept]))
+            first.append(replace(t, error=t.error[:, :, allowed], spread=t.spread[:, :, allowed]))
             seen += len(t.cases)
     cases, rng = sorted({c for t in tables for c in t.cases}), np.random.default_rng(seed)
-    found: dict[str, list[float]] = {"spread_scale": [], "detail_scale": [], "ratio": []}
+    found: dict[str, list[float]] = {k: [] for k in ("spread_scale", "detail_scale", "volumes", "overlap")}
     for _ in range(rounds):
         order = rng.permutation(cases)
         half, others = order[: len(cases) // 2], order[len(cases) // 2:]
-        with patch.multiple(spread_scale, DETAILS=allowed, TOLERANCE=rule.tolerance, DETAIL_PRIOR_SD=rule.prior_sd):
+        with patch.multiple(spread_scale, DETAILS=DETAILS[allowed], DETAIL_PRIOR_SD=rule.prior_sd):
             fitted = fit_spread(first, half.tolist())
-        for name, value in fitted.items():
+        for name, value in (*fitted.items(), *ratios_at(tables, others.tolist(), **fitted).items()):
             found[name].append(value)
-        found["ratio"].append(ratio_at(tables, others.tolist(), fitted["spread_scale"], fitted["detail_scale"]))
     return found
 
 
-def ratio_at(tables: Sequence[SpreadTable], cases: Sequence[str], scale: float, detail: float) -> float:
-    """Spread / error of 1 - IoU over the patches of these cases, interpolated between the candidates."""
-    from nndiffseg.training.spread_scale import DETAILS, SCALES
+def ratios_at(tables: Sequence[SpreadTable], cases: Sequence[str], spread_scale: float, detail_scale: float
+              ) -> dict[str, float]:
+    """Spread / error over the patches of these cases, of volumes and of 1 - IoU."""
+    from nndiffseg.training.spread_scale import log_ratios, spline
 
-    def total(side: str) -> NDArray[np.float64]:
-        return np.sum([distances[:, -1] for t in tables for case, distances in zip(t.cases, getattr(t, side), strict=True)
-                       if case in cases], axis=0)
-
-    log_ratio = np.log(total("spread") / total("error"))
-    by_scale, by_detail = np.split(log_ratio, [len(SCALES)])
-    unscaled = np.interp(1, SCALES, by_scale)
-    return float(np.exp(np.interp(scale, SCALES, by_scale) - unscaled + np.interp(detail, DETAILS, by_detail)))
+    sums = [np.sum([d for t in tables for case, d in zip(t.cases, getattr(t, side), strict=True) if case in cases], axis=0)
+            for side in ("error", "spread")]
+    volumes, overlap = (math.exp(spline(r)(math.log(spread_scale), math.log(detail_scale)).item())
+                        for r in log_ratios(np.stack(sums)))
+    return {"volumes": volumes, "overlap": overlap}
 
 
 if __name__ == "__main__":

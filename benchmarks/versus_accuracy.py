@@ -7,10 +7,11 @@ that it helped to choose. nnU-Nets are fused by the mean of their probabilities.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ class Comparison:
         tolerance: of the surface distance, in mm (pixels where images have no spacing).
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
-        fitted_weights, scales: of the two halves of the cases, each fitted on the other half.
+        fitted_weights: of the two halves of the cases, each fitted on the other half.
+    scales: of the samples' spread and its details, for each case, fitted on all others.
     """
 
     members: list[Data]
@@ -84,7 +86,7 @@ class Comparison:
     raters: bool = True
     more_steps: tuple[int, ...] = ()
     fitted_weights: tuple[float, ...] = ()
-    scales: tuple[dict[str, float], ...] = ()
+    scales: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = self.members[0]
@@ -115,7 +117,8 @@ class Comparison:
         parts = [f"samples_{options.samples}", f"seed_{options.seed}", *([] if options.mirroring else ["no_mirroring"]),
                  *([] if options.steps is None else [f"steps_{options.steps}"]), str(trained)]
         if trainer == OURS:  # nor those with other scales
-            parts += [f"{value:.3f}" for half in self.scales for value in half.values()]
+            digest = hashlib.sha256(repr(sorted(self.scales.items())).encode()).hexdigest()
+            parts.append(f"scales_{digest[:12]}")
         return fold / "versus_predictions" / "_".join(parts)
 
     def _predict(self, data: Data, trainer: str, options: Options) -> None:
@@ -127,7 +130,7 @@ class Comparison:
         model = load_model(data, trainer, self.device)
         for number, case in enumerate(missing, start=1):
             if trainer == OURS:
-                set_fitted(model.network, self.scales[self._half(case)])
+                set_fitted(model.network, self.scales[case])
             prediction = predict_case(model, case, options)
             prediction.save(folder / f"{case}.npz")
             steps = "" if options.steps is None else f", {options.steps} steps"
@@ -141,14 +144,11 @@ class Comparison:
 
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
-    def _spread_scales(self) -> tuple[dict[str, float], ...]:
-        """For each half, the scales of the samples' spread and its details, fitted on the other half."""
+    def _spread_scales(self) -> dict[str, dict[str, float]]:
         from benchmarks.spread_fit import tables_of
-        from nndiffseg.training.spread_scale import fit_spread
+        from nndiffseg.training.spread_scale import fit_spread_without_each
 
-        tables = tables_of(self.data, self.device)
-        first, second = self.halves
-        return fit_spread(tables, second or first), fit_spread(tables, first)
+        return fit_spread_without_each(tables_of(self.data, self.device), self.data.validation)
 
     def fit_weights(self) -> None:
         """For each case, the weight of the deterministic head that is fitted on the other half."""

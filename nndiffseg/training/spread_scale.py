@@ -10,14 +10,13 @@ what temperature scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2) is to 
 deterministic segmentation.
 
 A calibrated sampler's mean distance between two samples equals the mean distance between a sample and the truth
-(:mod:`nndiffseg.training.scores`). The *spread scale* s achieves that for volumes. The *detail scale* d brings it within
-5 % for 1 - IoU of the hard labels and is left alone there: on the hippocampus networks learned a variation that is common to
-a whole structure and hardly any local one, and one number cannot mend both; but the error also holds what no sample can
-follow, and full equality moved single samples farther from the truth (docs/ablations.md).
+(:mod:`nndiffseg.training.scores`). So the logarithm of their ratio should vanish, for volumes and for 1 - IoU of the hard
+labels. The *spread scale* s moves both; the *detail scale* d moves mostly 1 - IoU: on the hippocampus networks learned a
+variation that is common to a whole structure and hardly any local one, and one number cannot mend both.
 
-A case's error is one draw, so a few cases tell little: eight leave s uncertain by a quarter. Each fit is therefore
-shrunk towards 1 by its own standard error (normal prior and likelihood of log s; Gelman et al. 2013, Bayesian Data
-Analysis, section 2.5).
+A case's error is one draw, so a few cases tell little. s and d are therefore the mode of a posterior: normal likelihoods
+of the log ratios, with standard errors from leaving out one case at a time, and normal priors of log s and log d around 0
+(Gelman et al. 2013, Bayesian Data Analysis, sections 2.5 and 4.1).
 """
 
 from __future__ import annotations
@@ -29,6 +28,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.interpolate import RectBivariateSpline
+from scipy.stats import norm
+from scipy.stats import t as student_t
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -41,35 +43,35 @@ from nndiffseg.training.scores import energy_distances, jaccard_distances
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
 
-#: candidates of s, with d = 1
-SCALES = np.array([0.4, 0.6, 0.8, 1.0, 1.25])
-#: candidates of d, with s = 1
-DETAILS = np.array([0.7, 1.0, 1.4, 2.0, 2.8, 4.0])
-#: block edges of the volumes that s is fitted to, in voxels (0 = the whole patch): what users read off samples is how far a
+#: candidates of s and of d; all pairs are looked at, for what d does depends on s
+SCALES = np.array([0.6, 1.0, 1.3])
+DETAILS = np.array([0.8, 1.0, 1.6, 2.8])
+#: block edges of the volumes that are compared, in voxels (0 = the whole patch): what users read off samples is how far a
 #: volume may be off
 BLOCKS = (16, 0)
 #: patches to look at: so many for each validation case, within these bounds. In 48 random patches of 39 cases only 29 of
-#: the cases occur, and the shrinkage below takes what is uncertain for unnecessary.
+#: the cases occur.
 PATCHES_PER_CASE = 4
 PATCHES = (48, 192)
-#: standard deviation of log s that is expected before any case is seen; fits on phantoms, cells and the hippocampus lay
-#: between 0.79 and 1.25
+#: standard deviations of log s and log d that are expected before any case is seen; first fits on phantoms, cells and the
+#: hippocampus lay between 0.79 and 1.25 for s, between 0.9 and 2 for d
 SCALE_PRIOR_SD = 0.2
-#: the same of log d; distances change a third as fast with d
-DETAIL_PRIOR_SD = 0.5
-#: spread below or above the error by this share is left alone in 1 - IoU
-TOLERANCE = 0.05
+DETAIL_PRIOR_SD = 0.7
+#: log ratios so far from 0 are near enough, however many cases there are
+TOLERANCE = 0.02
+#: of log s and log d, where the mode is looked for
+STEP = 0.01
 
 
 @dataclass(frozen=True)
 class SpreadTable:
-    """One batch of patches under every candidate: first those of s, then those of d.
+    """One batch of patches under every pair of candidates.
 
     Attributes:
         cases: the patches' cases.
-        error: distances between a sample and the truth ``(patches, candidates, distances)``: of volumes, one for each of
+        error: distances between a sample and the truth ``(patches, scales, details, distances)``: of volumes, one for each of
             ``BLOCKS``, and 1 - IoU.
-        spread: those between two samples ``(patches, candidates, distances)``.
+        spread: those between two samples, of the same shape.
     """
 
     cases: tuple[str, ...]
@@ -114,16 +116,13 @@ def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, case
         error, spread = torch.cat([volumes.error, overlap.error]), torch.cat([volumes.spread, overlap.spread])
         return error.T.cpu().numpy(), spread.T.cpu().numpy()
 
-    candidates = [*((float(s), 1.0) for s in SCALES), *((1.0, float(d)) for d in DETAILS)]
-    found = {c: distances(*c) for c in dict.fromkeys(candidates)}  # (1, 1) is in both lists
-    return SpreadTable(cases, np.stack([found[c][0] for c in candidates], 1), np.stack([found[c][1] for c in candidates], 1))
+    found = np.stack([np.stack([distances(float(s), float(d)) for d in DETAILS], 2) for s in SCALES], 2)
+    error, spread = found  # (items, scales, details, distances)
+    return SpreadTable(cases, error, spread)
 
 
 def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None) -> dict[str, float]:
-    """s and d at which spread and error agree (d: nearly), shrunk towards 1 where few cases or unlike ones say so.
-
-    A fit is the zero of the mean log ratio over its distances, interpolated; its standard error comes from leaving out
-    one case at a time. What s does to 1 - IoU is taken to add to what d does to it.
+    """s and d at which spread and error agree best, nearer to 1 where few cases or unlike ones say so.
 
     Args:
         tables: from :func:`spread_tables`.
@@ -133,7 +132,7 @@ def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None
         ``spread_scale`` and ``detail_scale`` within the ranges of :data:`SCALES` and :data:`DETAILS`; 1 with fewer than two
         cases or where nothing differs.
     """
-    sums: dict[str, np.ndarray] = {}  # case -> error and spread (2, candidates, distances)
+    sums: dict[str, np.ndarray] = {}  # case -> error and spread (2, scales, details, distances)
     for t in tables:
         for case, error, spread in zip(t.cases, t.error, t.spread, strict=True):
             if cases is None or case in cases:
@@ -141,25 +140,43 @@ def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None
     nothing = {"spread_scale": 1.0, "detail_scale": 1.0}
     if len(sums) < 2:
         return nothing
-    each = np.stack(list(sums.values()))  # (cases, 2, candidates, distances)
+    each = np.stack(list(sums.values()))
     without = each.sum(0) - each  # the sums with one case left out
     if not (without > 0).all():
         return nothing
-    subsets = np.concatenate([each.sum(0)[None], without])  # of all cases, then without each
-    ratio = np.log(subsets[:, 1] / subsets[:, 0])  # (subsets, candidates, distances)
-    by_scale, by_detail = np.split(ratio, [len(SCALES)], axis=1)
-    scale = _zero(SCALES, by_scale[..., : len(BLOCKS)].mean(-1), SCALE_PRIOR_SD)
-    overlap = by_detail[..., -1] + np.interp(scale, SCALES, by_scale[0, :, -1]) - np.interp(1, SCALES, by_scale[0, :, -1])
-    wanted = np.clip(np.interp(1, DETAILS, overlap[0]), math.log(1 - TOLERANCE), -math.log(1 - TOLERANCE))
-    return {"spread_scale": scale, "detail_scale": _zero(DETAILS, overlap - wanted, DETAIL_PRIOR_SD)}
+    unscaled = log_ratios(without)[:, :, SCALES == 1, DETAILS == 1][..., 0]  # (cases, 2)
+    # Jackknife. The standard error of few cases is itself uncertain: 68 % of Student's distribution lie within `width` of it.
+    width = student_t.ppf(norm.cdf(1), len(each) - 1)
+    variance = (len(each) - 1) * unscaled.var(0) * width**2 + TOLERANCE**2
+    log_s, log_d, (volumes, overlap) = _interpolated(log_ratios(each.sum(0)))
+    cost = volumes**2 / variance[0] + overlap**2 / variance[1]
+    cost += (log_s[:, None] / SCALE_PRIOR_SD) ** 2 + (log_d / DETAIL_PRIOR_SD) ** 2
+    best = np.unravel_index(cost.argmin(), cost.shape)
+    return {"spread_scale": math.exp(log_s[best[0]]), "detail_scale": math.exp(log_d[best[1]])}
 
 
-def _zero(candidates: np.ndarray, ratio: np.ndarray, prior_sd: float) -> float:
-    """Where the log ratio of the first subset ``(subsets, candidates)`` is 0, shrunk; the others lack one case each."""
-    log_candidates = np.log(candidates)
-    # The ratio grows with the candidate; rounding out noise keeps np.interp's abscissa increasing.
-    fit = math.log(np.interp(0.0, np.maximum.accumulate(ratio[0]), candidates))
-    slope = max(float(np.polyfit(log_candidates, ratio[0], 1)[0]), 1e-6)
-    nearest = ratio[1:, np.abs(log_candidates - fit).argmin()]
-    variance = (len(nearest) - 1) * nearest.var() / slope**2  # jackknife
-    return math.exp(fit * prior_sd**2 / (prior_sd**2 + variance))
+def fit_spread_without_each(tables: Sequence[SpreadTable], cases: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each case s and d fitted on all the others, so that no case is judged with numbers that it helped to choose."""
+    return {case: fit_spread(tables, [c for c in cases if c != case]) for case in cases}
+
+
+def log_ratios(sums: np.ndarray) -> np.ndarray:
+    """Sums of error and spread ``(..., 2, scales, details, distances)`` -> log ratios ``(..., 2, scales, details)``.
+
+    That of the volumes, mean over :data:`BLOCKS`, and that of 1 - IoU.
+    """
+    ratio = np.log(sums[..., 1, :, :, :] / sums[..., 0, :, :, :])
+    return np.stack([ratio[..., : len(BLOCKS)].mean(-1), ratio[..., -1]], -3)
+
+
+def _interpolated(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """log s ``(S,)``, log d ``(D,)`` and log ratios ``(2, S, D)`` between the candidates."""
+    axes = np.log(SCALES), np.log(DETAILS)
+    log_s, log_d = (np.unique([a[0], a[-1], *STEP * np.arange(math.ceil(a[0] / STEP), a[-1] / STEP)]) for a in axes)
+    return log_s, log_d, np.stack([spline(r)(log_s, log_d) for r in ratio])
+
+
+def spline(ratio: np.ndarray) -> RectBivariateSpline:
+    """Log ratios ``(scales, details)`` of the candidates as a function of log s and log d, at most quadratic in pieces."""
+    degrees = (min(2, len(a) - 1) for a in (SCALES, DETAILS))
+    return RectBivariateSpline(np.log(SCALES), np.log(DETAILS), ratio, kx=next(degrees), ky=next(degrees))

@@ -1,8 +1,9 @@
 """Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
 
 Fitted on validation cases are the scales of the samples' spread and of its details, and the weight that fuses
-deterministic head and samples. So that no case is judged with a number that it helped to choose, the cases are split in
-two halves and each half is predicted with the other's (cross-fitting). The checkpoint gets those fitted on all of them.
+deterministic head and samples. So that no case is judged with a number that it helped to choose (cross-fitting), each is
+predicted with the scales of all the others, and fused with the weight of the half that it does not belong to: weights
+need predictions, whose probabilities are too large to keep. The checkpoint gets the numbers fitted on all cases.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.training.spread_scale import SpreadTable, fit_spread, spread_tables
+from nndiffseg.training.spread_scale import SpreadTable, fit_spread, fit_spread_without_each, spread_tables
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
@@ -85,23 +86,19 @@ def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
 
 def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable]
                        ) -> list[FusionTable]:
-    """Exports every case with the numbers fitted on the other half; returns all fusion tables."""
+    """Exports every case with numbers fitted on others; returns all fusion tables."""
     _, keys = trainer.do_split()
     halves = [sorted(keys)[0::2], sorted(keys)[1::2]]
-    other: list[dict[str, float]] = [{}, {}]
-    if spreads:
-        other = [fit_spread(spreads, half) for half in (halves[1] or halves[0], halves[0])]
+    scales = fit_spread_without_each(spreads, keys) if spreads else {}
     cache = job.output / CACHE
     cache.mkdir()
     tables: list[list[FusionTable]] = [[], []]
     try:
-        set_fitted(predictor.network, other[0])
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[0], scales):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
         first = fit_fusion_weight(tables[0])
-        set_fitted(predictor.network, other[1])
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[1], scales):
             tables[1].append(table)
             export_case(job, key, statistics.with_fusion_weight(first), properties)
         # With a single case there is no other half; its own weight is then the only one there is.
@@ -114,11 +111,12 @@ def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: Exp
     return tables[0] + tables[1]
 
 
-def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str]
+def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], scales: dict[str, dict[str, float]]
              ) -> Iterator[tuple[str, CaseStatistics, FusionTable, dict[str, Any]]]:
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
+        set_fitted(predictor.network, scales.get(key, {}))
         data, segmentation, _, properties = dataset.load_case(key)
         statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
         reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from nndiffseg.networks.model import DETAIL_CELLS, LatentDiffusionSegmenter
 from nndiffseg.training import spread_scale
-from nndiffseg.training.spread_scale import DETAILS, SCALES, TOLERANCE, SpreadTable, fit_spread
+from nndiffseg.training.spread_scale import (
+    DETAIL_PRIOR_SD,
+    DETAILS,
+    SCALE_PRIOR_SD,
+    SCALES,
+    STEP,
+    TOLERANCE,
+    SpreadTable,
+    fit_spread,
+    fit_spread_without_each,
+)
 
-#: of the made log ratios of spread and error against d
+#: of the made log ratios of 1 - IoU against log d
 SLOPE = 0.3
 
 
 def table(case: str, right: float, detail: float = 1.0, patches: int = 3) -> SpreadTable:
-    """Spread grows with the candidate; volumes agree at s = ``right``, label maps at d = ``detail`` for every s."""
-    volumes = np.exp(np.concatenate([SCALES, np.ones(len(DETAILS))]) - right)
-    overlap = np.exp(np.concatenate([np.full(len(SCALES), SLOPE), SLOPE * DETAILS]) - SLOPE * detail)
-    spread = np.stack([volumes, volumes, overlap], 1)[None].repeat(patches, 0)
+    """Volumes agree at s = ``right`` for every d, label maps at d = ``detail`` for every s."""
+    log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
+    volumes, overlap = np.exp(log_s - np.log(right)), np.exp(SLOPE * (log_d - np.log(detail)))
+    spread = np.stack([volumes, volumes, overlap], -1)[None].repeat(patches, 0)
     return SpreadTable((case,) * patches, np.ones_like(spread), spread)
 
 
 def alike(right: float, detail: float = 1.0, cases: str = "ab") -> list[SpreadTable]:
-    """Cases that agree, so that nothing is shrunk."""
+    """Cases that agree, so that nothing but the tolerance keeps the fit near 1."""
     return [table(case, right, detail) for case in cases]
 
 
@@ -33,40 +41,54 @@ def scale_of(*arguments) -> float:
     return fit_spread(*arguments)["spread_scale"]
 
 
-@pytest.mark.parametrize("right", [0.5, 0.8, 1.0, 1.1])
-@pytest.mark.parametrize("detail", [1.6, 0.2])
+@pytest.mark.parametrize("right", [0.65, 0.8, 1.0, 1.1])
+@pytest.mark.parametrize("detail", [0.9, 1.0, 1.6, 2.5])
 def test_the_scales_where_spread_equals_error_are_found(right, detail):
-    """For label maps up to the tolerance: log ratio 0.3 (d - detail) = log 0.95 or -log 0.95."""
+    """Closed form of the mode: log s = log(right) / (1 + (tolerance / prior sd)^2), log d likewise with the slope."""
+    log_s = np.log(right) / (1 + (TOLERANCE / SCALE_PRIOR_SD) ** 2)
+    log_d = np.log(detail) / (1 + (TOLERANCE / (SLOPE * DETAIL_PRIOR_SD)) ** 2)
     fit = fit_spread(alike(right, detail))
-    edge = np.log(1 - TOLERANCE) / SLOPE * (1 if detail > 1 else -1)
-    assert fit == {"spread_scale": pytest.approx(right, rel=1e-6),
-                   "detail_scale": pytest.approx(np.clip(detail + edge, DETAILS[0], DETAILS[-1]), rel=1e-6)}
-
-
-@pytest.mark.parametrize("detail", [0.85, 1.0, 1.15])
-def test_details_within_the_tolerance_are_left_alone(detail):
-    assert fit_spread(alike(0.8, detail)) == {"spread_scale": pytest.approx(0.8, rel=1e-6), "detail_scale": pytest.approx(1)}
+    assert np.log(fit["spread_scale"]) == pytest.approx(log_s, abs=STEP / 2 + 1e-9)
+    assert np.log(fit["detail_scale"]) == pytest.approx(log_d, abs=STEP / 2 + 1e-9)
 
 
 def test_scales_stay_within_the_candidates():
-    assert fit_spread(alike(0.1, -9)) == {"spread_scale": pytest.approx(SCALES[0]), "detail_scale": pytest.approx(DETAILS[0])}
-    assert fit_spread(alike(3.0, 9.0)) == {"spread_scale": pytest.approx(SCALES[-1]),
+    assert fit_spread(alike(0.1, 1e-9)) == {"spread_scale": pytest.approx(SCALES[0]),
+                                            "detail_scale": pytest.approx(DETAILS[0])}
+    assert fit_spread(alike(3.0, 1e9)) == {"spread_scale": pytest.approx(SCALES[-1]),
                                            "detail_scale": pytest.approx(DETAILS[-1])}
 
 
 def test_details_make_up_for_what_the_scale_takes_from_them():
-    made = table("a", 0.6)
-    spread = made.spread.copy()
-    spread[:, :len(SCALES), 2] = np.exp(SCALES - 1)  # calibrated at s = d = 1
-    fit = fit_spread([replace(made, cases=(name,) * 3, spread=spread) for name in "ab"])
-    assert fit["spread_scale"] == pytest.approx(0.6, rel=1e-6)
-    # At s = 0.6 the log ratio is -0.4; 0.3 (d - 1) brings it to log 0.95.
-    assert fit["detail_scale"] == pytest.approx(1 + (0.4 + np.log(1 - TOLERANCE)) / SLOPE, rel=1e-6)
+    """Label maps are calibrated at s = d = 1, but volumes are not, and s moves both."""
+    log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
+    spread = np.exp(np.stack([log_s - np.log(0.8)] * 2 + [0.5 * log_s + SLOPE * log_d], -1))[None]
+    fit = fit_spread([SpreadTable((name,), np.ones_like(spread), spread) for name in "ab"])
+    assert fit["spread_scale"] == pytest.approx(0.8, rel=0.02)
+    assert fit["detail_scale"] == pytest.approx(0.8 ** (-0.5 / SLOPE), rel=0.05)
 
 
-def test_cases_that_disagree_about_details_are_shrunk():
-    unlike, agreeing = [table(case, 1.0, d) for case, d in zip("abc", (0.2, 1.8, 3.4), strict=True)], alike(1.0, 1.8, "abc")
+def test_where_both_cannot_be_had_volumes_and_label_maps_share_what_is_left():
+    """Details that move volumes as much as label maps help neither."""
+    log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
+    moved = log_s + SLOPE * log_d
+    spread = np.exp(np.stack([moved + 0.1] * 2 + [moved - 0.1], -1))[None]
+    fit = fit_spread([SpreadTable((name,), np.ones_like(spread), spread) for name in "ab"])
+    assert fit == {"spread_scale": pytest.approx(1.0), "detail_scale": pytest.approx(1.0)}
+
+
+def test_cases_that_disagree_are_shrunk():
+    unlike, agreeing = [table(case, 0.8, d) for case, d in zip("abc", (0.7, 1.8, 4.6), strict=True)], alike(0.8, 1.8, "abc")
     assert 1.0 < fit_spread(unlike)["detail_scale"] < fit_spread(agreeing)["detail_scale"]
+    unlike = [table(case, s) for case, s in zip("abc", (0.5, 0.7, 0.98), strict=True)]
+    assert scale_of(alike(0.7, 1.0, "abc")) < scale_of(unlike) < 1.0
+
+
+def test_two_cases_are_trusted_less_than_their_difference_says():
+    """The same difference between cases counts less with many of them, and Student's distribution widens that of two."""
+    pair = [table("a", 0.6), table("b", 0.8)]
+    many = [table(f"{name}{i}", s) for i in range(10) for name, s in (("a", 0.6), ("b", 0.8))]
+    assert scale_of(many) < scale_of(pair) < 1.0
 
 
 class Trainer:
@@ -101,10 +123,16 @@ def test_more_cases_bring_more_patches_within_bounds(monkeypatch, cases, patches
 
 
 def test_only_the_named_cases_count():
-    tables = [*alike(0.5, 1.8, "ab"), *alike(1.1, 1.0, "cd")]
+    tables = [*alike(0.7, 1.8, "ab"), *alike(1.1, 1.0, "cd")]
     named = fit_spread(tables, ["a", "b"])
-    assert named == fit_spread(alike(0.5, 1.8)) and named["spread_scale"] == pytest.approx(0.5, rel=1e-6)
-    assert 0.5 < scale_of(tables) < 1.1
+    assert named == fit_spread(alike(0.7, 1.8)) and named["spread_scale"] == pytest.approx(0.7, rel=0.03)
+    assert 0.7 < scale_of(tables) < 1.1
+
+
+def test_a_case_has_no_part_in_its_own_scales():
+    tables = [*alike(0.7, 1.8, "ab"), table("c", 1.1)]
+    without = fit_spread_without_each(tables, ["a", "b", "c"])
+    assert without["c"] == fit_spread(alike(0.7, 1.8)) and without["a"] == fit_spread(tables[1:])
 
 
 def test_one_case_patches_without_differences_or_none_scale_nothing():
@@ -119,10 +147,10 @@ def normal_cases(rng: np.random.Generator, cases: int, sd: float) -> list[Spread
     tables = []
     for case in range(cases):
         x, y = rng.standard_normal((2, 6)) * sd, rng.standard_normal()
-        scales = np.concatenate([SCALES, np.ones(len(DETAILS))])
-        error = np.abs(scales[:, None, None] * x - y).mean((1, 2))
-        spread = np.abs(scales[:, None] * (x[0] - x[1])).mean(1)
-        tables.append(SpreadTable((str(case),), *(v[None, :, None].repeat(3, 2) for v in (error, spread))))
+        error = np.abs(SCALES[:, None, None] * x - y).mean((1, 2))
+        spread = np.abs(SCALES[:, None] * (x[0] - x[1])).mean(1)
+        both = (np.stack([v, v, np.ones_like(v)], -1)[None, :, None].repeat(len(DETAILS), 2) for v in (error, spread))
+        tables.append(SpreadTable((str(case),), *both))
     return tables
 
 

@@ -10,13 +10,14 @@ what temperature scaling (Guo et al. 2017, arXiv 1706.04599, section 4.2) is to 
 deterministic segmentation.
 
 A calibrated sampler's mean distance between two samples equals the mean distance between a sample and the truth
-(:mod:`nndiffseg.training.scores`). So the logarithm of their ratio should vanish, for volumes and for 1 - IoU of the hard
-labels. The *spread scale* s moves both; the *detail scale* d moves mostly 1 - IoU: on the hippocampus networks learned a
-variation that is common to a whole structure and hardly any local one, and one number cannot mend both.
+(:mod:`nndiffseg.training.scores`). The *spread scale* s, with d = 1, achieves that for volumes; then the *detail scale* d
+nearly does for 1 - IoU of the hard labels: on the hippocampus networks learned a variation that is common to a whole structure
+and hardly any local one, and one number cannot mend both. Fitted together, each would be bent to the other's purpose
+(docs/ablations.md).
 
-A case's error is one draw, so a few cases tell little. s and d are therefore the mode of a posterior: normal likelihoods
-of the log ratios, with standard errors from leaving out one case at a time, and normal priors of log s and log d around 0
-(Gelman et al. 2013, Bayesian Data Analysis, sections 2.5 and 4.1).
+A case's error is one draw, so a few cases tell little. s and d are therefore modes of a posterior: a normal likelihood of
+the log ratio of spread and error, with its standard error from leaving out one case at a time, and a normal prior of the
+logarithm around 0 (Gelman et al. 2013, Bayesian Data Analysis, sections 2.5 and 4.1).
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ PATCHES = (48, 192)
 #: hippocampus lay between 0.79 and 1.25 for s, between 0.9 and 2 for d
 SCALE_PRIOR_SD = 0.2
 DETAIL_PRIOR_SD = 0.7
-#: log ratios so far from 0 are near enough, however many cases there are
+#: log ratios of 1 - IoU so far from 0 are left alone. Multiplied details are no learned variation: they also bring error, so
+#: full equality makes single samples worse than it makes them alike (docs/ablations.md).
+LEFT_ALONE = 0.07
+#: standard error of the log ratios, at least; keeps the priors alive where many cases agree
 TOLERANCE = 0.02
 #: of log s and log d, where the mode is looked for
 STEP = 0.01
@@ -148,11 +152,17 @@ def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None
     # Jackknife. The standard error of few cases is itself uncertain: 68 % of Student's distribution lie within `width` of it.
     width = student_t.ppf(norm.cdf(1), len(each) - 1)
     variance = (len(each) - 1) * unscaled.var(0) * width**2 + TOLERANCE**2
-    log_s, log_d, (volumes, overlap) = _interpolated(log_ratios(each.sum(0)))
-    cost = volumes**2 / variance[0] + overlap**2 / variance[1]
-    cost += (log_s[:, None] / SCALE_PRIOR_SD) ** 2 + (log_d / DETAIL_PRIOR_SD) ** 2
-    best = np.unravel_index(cost.argmin(), cost.shape)
-    return {"spread_scale": math.exp(log_s[best[0]]), "detail_scale": math.exp(log_d[best[1]])}
+    volumes, overlap = (spline(r) for r in log_ratios(each.sum(0)))
+    log_s, log_d = _between(SCALES), _between(DETAILS)
+    s = log_s[_cost(volumes(log_s, 0.0)[:, 0], variance[0], log_s / SCALE_PRIOR_SD).argmin()]
+    apart = overlap(s, log_d)[0]
+    d = log_d[_cost((np.abs(apart) - LEFT_ALONE).clip(0), variance[1], log_d / DETAIL_PRIOR_SD).argmin()]
+    return {"spread_scale": math.exp(s), "detail_scale": math.exp(d)}
+
+
+def _cost(ratio: np.ndarray, variance: float, standardised: np.ndarray) -> np.ndarray:
+    """Twice the negative log posterior, up to a constant."""
+    return ratio**2 / variance + standardised**2
 
 
 def fit_spread_without_each(tables: Sequence[SpreadTable], cases: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -169,11 +179,10 @@ def log_ratios(sums: np.ndarray) -> np.ndarray:
     return np.stack([ratio[..., : len(BLOCKS)].mean(-1), ratio[..., -1]], -3)
 
 
-def _interpolated(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log s ``(S,)``, log d ``(D,)`` and log ratios ``(2, S, D)`` between the candidates."""
-    axes = np.log(SCALES), np.log(DETAILS)
-    log_s, log_d = (np.unique([a[0], a[-1], *STEP * np.arange(math.ceil(a[0] / STEP), a[-1] / STEP)]) for a in axes)
-    return log_s, log_d, np.stack([spline(r)(log_s, log_d) for r in ratio])
+def _between(candidates: np.ndarray) -> np.ndarray:
+    """Logarithms to choose from, 0 among them."""
+    first, last = np.log(candidates[[0, -1]])
+    return np.unique([first, last, *STEP * np.arange(math.ceil(first / STEP), last / STEP)])
 
 
 def spline(ratio: np.ndarray) -> RectBivariateSpline:

@@ -21,7 +21,7 @@ from benchmarks import (
 )
 from benchmarks.methods_common import class_name, find_class
 from nndiffseg.errors import UserError
-from nndiffseg.training.spread_scale import DETAILS, SCALES, SpreadTable
+from nndiffseg.training.spread_scale import DETAILS, LEFT_ALONE, SCALES, SpreadTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 
@@ -196,11 +196,11 @@ def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[Spread
 
 
 def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
-    tables = tables_with(np.log(0.9), slope=0.2)
+    tables = tables_with(np.log(0.8), slope=0.2)
     now, short = (spread_fit.cross_fitted(tables, spread_fit.Rule(60, d), 3, 0) for d in (2.8, 1.6))
-    assert now["volumes"] == pytest.approx([1.0] * 3) and now["overlap"] == pytest.approx([1.0] * 3, abs=0.02)
+    assert now["volumes"] == pytest.approx([1.0] * 3) and now["overlap"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
     assert short["detail_scale"] == pytest.approx([1.6] * 3)
-    assert short["overlap"] == pytest.approx([0.9 * 1.6**0.2] * 3)
+    assert short["overlap"] == pytest.approx([0.8 * 1.6**0.2] * 3)
 
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():

@@ -11,6 +11,7 @@ from nndiffseg.training import spread_scale
 from nndiffseg.training.spread_scale import (
     DETAIL_PRIOR_SD,
     DETAILS,
+    LEFT_ALONE,
     SCALE_PRIOR_SD,
     SCALES,
     STEP,
@@ -44,12 +45,13 @@ def scale_of(*arguments) -> float:
 @pytest.mark.parametrize("right", [0.65, 0.8, 1.0, 1.1])
 @pytest.mark.parametrize("detail", [0.9, 1.0, 1.6, 2.5])
 def test_the_scales_where_spread_equals_error_are_found(right, detail):
-    """Closed form of the mode: log s = log(right) / (1 + (tolerance / prior sd)^2), log d likewise with the slope."""
+    """Closed form of the modes: log(right) / (1 + (tolerance / prior sd)^2), for d up to what is left alone."""
     log_s = np.log(right) / (1 + (TOLERANCE / SCALE_PRIOR_SD) ** 2)
-    log_d = np.log(detail) / (1 + (TOLERANCE / (SLOPE * DETAIL_PRIOR_SD)) ** 2)
+    wanted = np.sign(np.log(detail)) * max(0.0, abs(np.log(detail)) - LEFT_ALONE / SLOPE)
+    log_d = wanted / (1 + (TOLERANCE / (SLOPE * DETAIL_PRIOR_SD)) ** 2)
     fit = fit_spread(alike(right, detail))
-    assert np.log(fit["spread_scale"]) == pytest.approx(log_s, abs=STEP / 2 + 1e-9)
-    assert np.log(fit["detail_scale"]) == pytest.approx(log_d, abs=STEP / 2 + 1e-9)
+    assert np.log(fit["spread_scale"]) == pytest.approx(log_s, abs=STEP)
+    assert np.log(fit["detail_scale"]) == pytest.approx(log_d, abs=STEP)
 
 
 def test_scales_stay_within_the_candidates():
@@ -65,20 +67,20 @@ def test_details_make_up_for_what_the_scale_takes_from_them():
     spread = np.exp(np.stack([log_s - np.log(0.8)] * 2 + [0.5 * log_s + SLOPE * log_d], -1))[None]
     fit = fit_spread([SpreadTable((name,), np.ones_like(spread), spread) for name in "ab"])
     assert fit["spread_scale"] == pytest.approx(0.8, rel=0.02)
-    assert fit["detail_scale"] == pytest.approx(0.8 ** (-0.5 / SLOPE), rel=0.05)
+    # 0.5 log 0.8 + slope log d = -0.07
+    assert fit["detail_scale"] == pytest.approx(np.exp((0.5 * np.log(1 / 0.8) - LEFT_ALONE) / SLOPE), rel=0.05)
 
 
-def test_where_both_cannot_be_had_volumes_and_label_maps_share_what_is_left():
-    """Details that move volumes as much as label maps help neither."""
-    log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
-    moved = log_s + SLOPE * log_d
-    spread = np.exp(np.stack([moved + 0.1] * 2 + [moved - 0.1], -1))[None]
+def test_details_are_not_bent_to_mend_volumes():
+    """Volumes vary too much and would vary less with d; label maps are calibrated."""
+    _, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
+    spread = np.exp(np.stack([0.2 - SLOPE * log_d] * 2 + [np.zeros_like(log_d)], -1))[None]
     fit = fit_spread([SpreadTable((name,), np.ones_like(spread), spread) for name in "ab"])
     assert fit == {"spread_scale": pytest.approx(1.0), "detail_scale": pytest.approx(1.0)}
 
 
 def test_cases_that_disagree_are_shrunk():
-    unlike, agreeing = [table(case, 0.8, d) for case, d in zip("abc", (0.7, 1.8, 4.6), strict=True)], alike(0.8, 1.8, "abc")
+    unlike, agreeing = [table(case, 0.8, d) for case, d in zip("abc", (0.7, 2.0, 5.7), strict=True)], alike(0.8, 2.0, "abc")
     assert 1.0 < fit_spread(unlike)["detail_scale"] < fit_spread(agreeing)["detail_scale"]
     unlike = [table(case, s) for case, s in zip("abc", (0.5, 0.7, 0.98), strict=True)]
     assert scale_of(alike(0.7, 1.0, "abc")) < scale_of(unlike) < 1.0

@@ -25,6 +25,8 @@ from nndiffseg.uncertainty import (
 )
 
 RESAMPLES = 5000
+#: percentiles of the samples' volumes that users get
+INTERVAL = (5, 95)
 LEVEL = 0.95
 
 
@@ -158,6 +160,8 @@ class Agreement(NamedTuple):
         ged: squared generalised energy distance.
         cross, within_samples, within_references: its three terms, means of 1 - IoU with self-pairs.
         sample_spread, reference_spread: mean 1 - IoU of two distinct members.
+        coverage: share of the annotations whose volume lies inside the 90 % interval of the samples' volumes
+            (:func:`nndiffseg.uncertainty.volume_statistics`); see :func:`expected_coverage`.
     """
 
     sample_dice: float | None
@@ -168,6 +172,7 @@ class Agreement(NamedTuple):
     within_references: float
     sample_spread: float | None
     reference_spread: float | None
+    coverage: float | None
 
 
 def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]]) -> Agreement:
@@ -184,4 +189,22 @@ def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequen
     energy = generalised_energy_distance(overlap, n)
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
     return Agreement(expected_dice(own), float(overlap.dice()[:, :n, n:].mean()), energy.squared, energy.cross,
-                     energy.within_samples, energy.within_references, spread(own), spread(others))
+                     energy.within_samples, energy.within_references, spread(own), spread(others),
+                     _coverage(own.counts, others.counts))
+
+
+def _coverage(samples: NDArray, references: NDArray) -> float | None:
+    """Volumes ``(K, N)`` and ``(K, M)`` in voxels."""
+    if samples.shape[1] < 2:
+        return None
+    low, high = np.percentile(samples, INTERVAL, axis=1)[..., None]
+    return float(((low <= references) & (references <= high)).mean())
+
+
+def expected_coverage(samples: int) -> float:
+    """Coverage of N samples that follow the truth's distribution, below 0.9 because N samples show little of its tails.
+
+    The truth falls into each of the N + 1 gaps between ordered samples with the same probability; the percentiles end
+    (N - 1) / 20 gaps from the outermost samples, and within a gap the truth is taken to be uniform.
+    """
+    return 1 - 2 * (1 + INTERVAL[0] / 100 * (samples - 1)) / (samples + 1)

@@ -172,6 +172,7 @@ def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.devi
 def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.device,
              trainings: list[dict[str, list[dict[str, Any]]]]) -> None:
     from benchmarks import versus_table
+    from benchmarks.comparison_metrics import expected_coverage
     from benchmarks.methods_common import STOCK
     from benchmarks.methods_prediction import Options, preprocessed
     from benchmarks.methods_training import FINAL
@@ -211,6 +212,7 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
                               "trainings": trainings[0] if len(folds) == 1 else trainings,
                               "fusion_weights": [c.fitted_weights for c in comparisons],
                               "spread_scales": [c.scales for c in comparisons],
+                              "expected_coverage": expected_coverage(args.samples),
                               "bootstrap": "percentile intervals over cases, 95 %, paired", **result,
                               "cases": versus_table.by_case(results)})
 

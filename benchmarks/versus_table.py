@@ -33,7 +33,10 @@ AGREEMENT = {
     "within_references": "GED^2: E d(truth, truth)",
     "sample_spread": "spread of samples, 1 - IoU",
     "reference_spread": "spread of annotations, 1 - IoU",
+    "coverage": "volume of the truth inside the samples' 90 % interval",
 }
+#: those that mean something with one annotation per case
+FOR_ONE = ("sample_dice", "truth_dice", "coverage")
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _figure(name: str, statistics: Mapping[str, NDArray]) -> Figure:
 
 def _agreement(weights: NDArray, results: Sequence[CaseResult], present: Sequence[str]) -> list[Figure]:
     several = any(r.agreement["nndiffseg"].reference_spread is not None for r in results)
-    names = AGREEMENT if several else {k: AGREEMENT[k] for k in ("sample_dice", "truth_dice")}
+    names = AGREEMENT if several else {k: AGREEMENT[k] for k in FOR_ONE}
     rows = []
     for name, words in names.items():
         found = {m: means(weights, np.array([[_number(r.agreement[m], name)] for r in results]))[:, 0] for m in present}

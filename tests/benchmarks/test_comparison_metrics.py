@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.comparison_metrics import (
     agreement,
     calibration,
+    expected_coverage,
     interval,
     means,
     paired_bootstrap,
@@ -135,3 +136,21 @@ def test_the_terms_of_the_energy_distance_of_disjoint_masks():
     found = agreement(np.stack([a, a]), b[None], ((1,),))
     assert (found.cross, found.within_samples, found.within_references, found.ged) == (1, 0, 0, 2)
     assert found.sample_dice == 1 and found.truth_dice == 0 and found.reference_spread is None
+
+
+def test_a_volume_is_covered_inside_the_percentiles_that_users_get():
+    def of_size(voxels: int) -> np.ndarray:
+        return (np.arange(100) < voxels).astype(int).reshape(1, 10, 10)
+
+    samples = np.stack([of_size(v) for v in range(10, 31)])  # 5th and 95th percentile: 11 and 29
+    truths = np.stack([of_size(v) for v in (10, 11, 20, 29, 30)])
+    assert agreement(samples, truths, ((1,),)).coverage == pytest.approx(3 / 5)
+    assert agreement(samples[:1], truths, ((1,),)).coverage is None
+
+
+@pytest.mark.parametrize("n", [4, 16, 64])
+def test_samples_of_the_right_distribution_cover_as_often_as_expected(n):
+    draws = np.random.default_rng(0).random((20000, n + 1))
+    low, high = np.percentile(draws[:, 1:], (5, 95), axis=1)
+    covered = ((low <= draws[:, 0]) & (draws[:, 0] <= high)).mean()
+    assert expected_coverage(n) == pytest.approx(covered, abs=0.01)

@@ -22,11 +22,11 @@ from nndiffseg.uncertainty import (
     expected_dice,
     generalised_energy_distance,
     spread,
+    volume_statistics,
 )
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 RESAMPLES = 5000
-#: percentiles of the samples' volumes that users get
-INTERVAL = (5, 95)
 LEVEL = 0.95
 
 
@@ -197,7 +197,8 @@ def _coverage(samples: NDArray, references: NDArray) -> float | None:
     """Volumes ``(K, N)`` and ``(K, M)`` in voxels."""
     if samples.shape[1] < 2:
         return None
-    low, high = np.percentile(samples, INTERVAL, axis=1)[..., None]
+    volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML)  # 1 ml a voxel
+    low, high = np.array([v["interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())
 
 
@@ -207,4 +208,4 @@ def expected_coverage(samples: int) -> float:
     The truth falls into each of the N + 1 gaps between ordered samples with the same probability; the percentiles end
     (N - 1) / 20 gaps from the outermost samples, and within a gap the truth is taken to be uniform.
     """
-    return 1 - 2 * (1 + INTERVAL[0] / 100 * (samples - 1)) / (samples + 1)
+    return 1 - 2 * (1 + (samples - 1) / 20) / (samples + 1)

@@ -89,13 +89,16 @@ def main() -> None:
         parser.error(f"--iterations must be a multiple of 100, not {args.iterations}.")
     folder = args.folder.resolve()
     prepare(folder, args.cases)
-    rows, results = [], list[dict[str, Any]]()
+    rows, results = [], []
     for seed in args.seeds:
         model = train(folder, seed, args.iterations, args.device)
+        got: dict[str, Any] = {}
         for fitted in (True, False):
-            got = results[-1] | {"fitted": False} if not fitted and _unscaled(results[-1]) else judge(
-                model, folder / "fresh" / NAME, args.device, fitted)
-            results.append({**got, "seed": seed})
+            if not fitted and _unscaled(got):
+                got = {**got, "fitted": False}
+            else:
+                got = judge(model, folder / "fresh" / NAME, args.device, fitted)
+            results.append({"seed": seed, **got})
             rows.append([seed, "fitted" if fitted else "none", f"{got['spread_scale']:.2f}", f"{got['detail_scale']:.2f}",
                          *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])

@@ -28,18 +28,14 @@ from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
-    from benchmarks.methods_data import Data
     from nndiffseg.training.spread_scale import SpreadTable
 
-OURS = "nnDiffSegTrainer"
 PATCHES = 144
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to fit; defaults as in :mod:`nndiffseg.training.spread_scale`. A largest d of 1 leaves it all to s."""
+    """One way to fit; largest d and prior default to those in use. A largest d of 1 leaves it all to s."""
 
     patches: int = PATCHES
     largest_detail: float = 2.8
@@ -64,6 +60,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
     from benchmarks.methods_data import data_from
+    from benchmarks.versus_accuracy import tables_of
     from nndiffseg.training.spread_scale import DETAILS, SCALES
 
     data = data_from(args)
@@ -77,29 +74,6 @@ def _main(argv: Sequence[str] | None) -> None:
            {**data.describe(), "rounds": args.rounds, "seed": args.seed, "rules": results,
             "scales": SCALES.tolist(), "details": DETAILS.tolist(), "spread_over_error": (spread / error).tolist(),
             "error_1_minus_iou": (error[..., -1] / sum(len(t.cases) for t in tables)).tolist()})
-
-
-def tables_of(data: Data, device: torch.device, patches: int | None = None) -> list[SpreadTable]:
-    """Distances in validation patches of the fold's finished training, by its averaged network.
-
-    Raises:
-        UserError: there is none.
-    """
-    from benchmarks.methods_training import FINAL
-    from benchmarks.versus_accuracy import results_in
-    from nndiffseg.trainers import nnDiffSegTrainer
-    from nndiffseg.training.spread_scale import spread_tables
-
-    file = data.fold_folder(OURS) / FINAL
-    if not file.is_file():
-        raise UserError(f"There is no finished training of {OURS} for fold {data.fold} of {data.dataset}; run "
-                        f"`nndiffseg_train {data.dataset} {data.configuration} {data.fold} -p {data.plans['plans_name']}`.")
-    with results_in(data.results):
-        trainer = nnDiffSegTrainer({**data.plans, "continue_training": True}, data.configuration, data.fold, data.dataset_json,
-                                   device)
-        trainer.load_checkpoint(str(file))
-        assert trainer.average is not None
-        return spread_tables(trainer, trainer.average.network, patches)
 
 
 def cross_fitted(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed: int) -> dict[str, Any]:

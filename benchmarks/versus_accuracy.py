@@ -24,9 +24,11 @@ from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_metrics import THICK, dice_of, surface_dice
 from benchmarks.methods_prediction import CasePrediction, Options, load_model, predict_case
 from benchmarks.methods_training import FINAL
+from nndiffseg.errors import UserError
 from nndiffseg.evaluation import DILATION, structures_of
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.training.spread_scale import SpreadTable, fit_spread_without_each, spread_tables
 from nndiffseg.training.validation import set_fitted
 from nndiffseg.uncertainty import entropy, region_of_interest
 
@@ -46,6 +48,26 @@ def results_in(folder: Path) -> Iterator[None]:
             del os.environ["nnUNet_results"]
         else:
             os.environ["nnUNet_results"] = before
+
+
+def tables_of(data: Data, device: torch.device, patches: int | None = None) -> list[SpreadTable]:
+    """Distances in validation patches of the fold's finished training, by its averaged network.
+
+    Raises:
+        UserError: there is none.
+    """
+    from nndiffseg.trainers import nnDiffSegTrainer
+
+    file = data.fold_folder(OURS) / FINAL
+    if not file.is_file():
+        raise UserError(f"There is no finished training of {OURS} for fold {data.fold} of {data.dataset}; run "
+                        f"`nndiffseg_train {data.dataset} {data.configuration} {data.fold} -p {data.plans['plans_name']}`.")
+    with results_in(data.results):
+        trainer = nnDiffSegTrainer({**data.plans, "continue_training": True}, data.configuration, data.fold, data.dataset_json,
+                                   device)
+        trainer.load_checkpoint(str(file))
+        assert trainer.average is not None
+        return spread_tables(trainer, trainer.average.network, patches)
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class Comparison:
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
         fitted_weights: of the two halves of the cases, each fitted on the other half.
-    scales: of the samples' spread and its details, for each case, fitted on all others.
+        scales: of the samples' spread and its details, for each case, fitted on all others.
     """
 
     members: list[Data]
@@ -145,9 +167,6 @@ class Comparison:
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
     def _spread_scales(self) -> dict[str, dict[str, float]]:
-        from benchmarks.spread_fit import tables_of
-        from nndiffseg.training.spread_scale import fit_spread_without_each
-
         return fit_spread_without_each(tables_of(self.data, self.device), self.data.validation)
 
     def fit_weights(self) -> None:

@@ -21,7 +21,7 @@ from benchmarks import (
 )
 from benchmarks.methods_common import class_name, find_class
 from nndiffseg.errors import UserError
-from nndiffseg.training.spread_scale import DETAILS, LEFT_ALONE, SCALES, SpreadTable
+from nndiffseg.training.spread_scale import DETAIL_PRIOR_SD, DETAILS, LEFT_ALONE, SCALES, SpreadTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 
@@ -201,6 +201,11 @@ def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
     assert now["volumes"] == pytest.approx([1.0] * 3) and now["overlap"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
     assert short["detail_scale"] == pytest.approx([1.6] * 3)
     assert short["overlap"] == pytest.approx([0.8 * 1.6**0.2] * 3)
+
+
+def test_the_rule_in_use_is_among_the_rules():
+    rule = spread_fit.Rule()
+    assert rule in spread_fit.RULES and (rule.largest_detail, rule.prior_sd) == (DETAILS[-1], DETAIL_PRIOR_SD)
 
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():

@@ -87,8 +87,16 @@ def test_cases_that_disagree_are_shrunk():
 
 
 def test_two_cases_are_trusted_less_than_their_difference_says():
-    """The same difference between cases counts less with many of them, and Student's distribution widens that of two."""
+    """The same difference between cases counts less with many of them, and Student's distribution widens that of two.
+
+    Closed form for two cases: leaving one out gives log ratios -log 0.6 and -log 0.8; 68 % of Student's distribution with one
+    degree of freedom lie within 1.837.
+    """
     pair = [table("a", 0.6), table("b", 0.8)]
+    centre = -np.log(np.mean([1 / 0.6, 1 / 0.8]))  # ratios of sums
+    variance = (np.log(0.8 / 0.6) / 2 * 1.837) ** 2 + TOLERANCE**2
+    wanted = centre / (1 + variance / SCALE_PRIOR_SD**2)
+    assert np.log(scale_of(pair)) == pytest.approx(wanted, abs=STEP)
     many = [table(f"{name}{i}", s) for i in range(10) for name, s in (("a", 0.6), ("b", 0.8))]
     assert scale_of(many) < scale_of(pair) < 1.0
 

@@ -23,11 +23,14 @@ from nndiffseg.networks.interface import SampleNetwork
 # in the label decoder. They only choose chunks; results do not depend on them.
 FLOATS_PER_CELL = 512
 FLOATS_PER_VOXEL = 64
+FLOATS_PER_HEAD = 4
 #: Memory for activations on the CPU. A constant, not a share of what is free, so that a machine repeats itself exactly.
 CPU_BUDGET_BYTES = 3 * 2**29
 #: The same for the samples of one batch: its largest tensors stay below 32 MB, the size from which glibc takes memory from
 #: the system and gives it back at every operation.
 CPU_BATCH_BYTES = 2**28
+#: The same for probabilities, which are passed over several times: they should not leave the processor's cache in between.
+CPU_PROBABILITY_BYTES = 2**23
 #: Share of a GPU's memory for activations; the maps and sums of a case take at most as much again, or stay on the CPU.
 GPU_BUDGET_SHARE = 0.25
 
@@ -117,6 +120,7 @@ class VolumeSampler:
         self.slice_batch, self.on_tile = slice_batch, on_tile
         self.memory = options.memory or default_memory(device)
         self.batch_memory = self.memory if device.type != "cpu" else min(self.memory, CPU_BATCH_BYTES)
+        self.probability_bytes = self.memory // 4 if device.type != "cpu" else min(self.memory // 4, CPU_PROBABILITY_BYTES)
         # Guides in the precision of the convolutions spare the decoder half of its copies.
         half = (options.precision or default_precision(device)) == "bfloat16"
         self.guide_dtype = torch.bfloat16 if half else torch.float32
@@ -187,14 +191,15 @@ class VolumeSampler:
         for batch, maps in in_chunks(encode, range(len(images)), self.slice_batch):
             yield batch[0], maps
 
-    def _probabilities(self, logits: Tensor) -> Tensor:  # (N, heads, *window)
-        logits = logits.float()
-        return logits.sigmoid() if self.label_manager.has_regions else logits.softmax(1)
+    def _probabilities(self, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """logits ``(N, heads, *window)`` -> first row and probabilities ``(N, heads, rows, ...)`` of some rows after others."""
+        rows = max(1, self.probability_bytes * logits.shape[2] // (4 * logits.numel()))
+        for start in range(0, logits.shape[2], rows):
+            part = logits[:, :, start : start + rows].float()
+            yield start, part.sigmoid() if self.label_manager.has_regions else part.softmax(1)
 
     def _add_deterministic(self, logits: Tensor, window: _Window, sums: FoldSums, share: float) -> None:
-        rows = max(1, self.memory // (16 * math.prod(logits.shape[1:]) // logits.shape[2]))
-        for start in range(0, logits.shape[2], rows):
-            part = self._probabilities(logits[:, :, start : start + rows])
+        for start, part in self._probabilities(logits):
             where, part = window.place(part, start)
             sums.add_deterministic(where, part[0], share)
 
@@ -214,7 +219,7 @@ class VolumeSampler:
                 where, probabilities = window.place(probabilities, start)
                 for index, p in zip(indices, probabilities, strict=True):
                     labels[chunk[index]][where] = label_map(p, self.label_manager).cpu().numpy()
-                sums.add_samples(where, probabilities.sum(0), share)
+                sums.add_samples(where, probabilities.sum(0) if len(indices) > 1 else probabilities[0], share)
 
     def _to_device(self, tensor: Tensor, index: int) -> Tensor:
         """A map for the denoiser. Maps finer than the noise grid serve the decoder and need not all be moved."""
@@ -230,7 +235,8 @@ class VolumeSampler:
             First voxel of the slab in the frame, indices into ``latents``, probabilities ``(n, heads, *slab)``.
         """
         stride, halo, rows = self.network.stride[0], self.network.halo, latents.shape[2]
-        row_bytes = 4 * FLOATS_PER_VOXEL * math.prod(latents.shape[2:]) // rows * math.prod(self.network.stride)
+        floats = max(FLOATS_PER_VOXEL, FLOATS_PER_HEAD * self.label_manager.num_segmentation_heads)
+        row_bytes = 4 * floats * math.prod(latents.shape[2:]) // rows * math.prod(self.network.stride)
         thickness = min(rows, max(self.memory // row_bytes - 2 * halo, halo, 1))
         batch = max(1, self.batch_memory // (row_bytes * min(rows, thickness + 2 * halo)))
         for a in range(0, rows, thickness):
@@ -245,11 +251,11 @@ class VolumeSampler:
             def decode(indices: Sequence[int], low: int = low, high: int = high, slabs: list[Tensor] = slabs,
                        inner: slice = inner) -> Tensor:
                 with autocast_for(self.device, self.options.precision):
-                    logits = self.network.decode(latents[indices[0] : indices[-1] + 1, :, low:high], slabs)
-                return self._probabilities(logits[:, :, inner])
+                    return self.network.decode(latents[indices[0] : indices[-1] + 1, :, low:high], slabs)[:, :, inner]
 
-            for indices, probabilities in in_chunks(decode, range(len(latents)), batch):
-                yield a * stride, indices, probabilities
+            for indices, logits in in_chunks(decode, range(len(latents)), batch):
+                for start, probabilities in self._probabilities(logits):
+                    yield a * stride + start, indices, probabilities
 
 
 @dataclass(frozen=True)

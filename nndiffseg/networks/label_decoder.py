@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.networks.layers import ChannelNorm, conv, transposed, upsample
+from nndiffseg.networks.layers import ChannelNorm, conv, join_blocks, product, split_blocks, transposed, upsample
 
 #: Factor of the logits. The optimiser moves every weight at one rate, so they grow sharp that much sooner; samples that are
 #: still soft have smaller volumes than their segmentations, and the scores then ask for too much spread (docs/ablations.md).
@@ -52,7 +53,19 @@ class LabelDecoder(nn.Module):
             if (guide := guides[s]) is not None:
                 h = h + guide
             h = h + self.convs[s - 1](F.silu(self.norms[s - 1](h)))
-        h = self.finest(h)
-        if (guide := guides[0]) is not None:
-            h = h + guide
-        return GAIN * self.head(F.silu(h))
+        return self._finest(h, guides[0])
+
+    def _finest(self, h: Tensor, guide: Tensor | None) -> Tensor:
+        """``GAIN head(silu(finest(h) + guide))`` as matrix products. What has fewer channels is put in the order of voxels."""
+        stride, grid = self.strides[0], h.shape[2:]
+        n, voxels, channels = len(h), math.prod(stride), self.finest.weight.shape[1]
+        weight = self.finest.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)  # (C_1, C_0, *stride) -> (voxels C_0, C_1)
+        x = product(h.flatten(2), weight, self.finest.bias.repeat(voxels)).view(n, voxels, channels, *grid)
+        head, bias = GAIN * self.head.weight.flatten(1), GAIN * self.head.bias  # (heads, C_0), (heads,)
+        if len(head) < channels:
+            x = F.silu(x if guide is None else x + split_blocks(guide, stride))
+            logits = product(x.reshape(n * voxels, channels, -1), head, bias)
+            return join_blocks(logits.view(n, voxels, len(head), *grid), stride)
+        x = join_blocks(x, stride)
+        x = F.silu(x if guide is None else x + guide)
+        return product(x.flatten(2), head, bias).view(n, len(head), *x.shape[2:])

@@ -93,6 +93,32 @@ def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=[n * s for n, s in zip(x.shape[2:], stride, strict=True)], mode="nearest")
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight x + bias`` at every voxel: x ``(N, C, V)``, weight ``(K, C)``, bias ``(K,)`` -> ``(N, K, V)``.
+
+    A 1^d convolution as one matrix product: with few channels two to six times faster on a CPU.
+    """
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    return torch.baddbmm(bias.view(1, -1, 1), weight.expand(len(x), -1, -1), x)
+
+
+def split_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Cuts into blocks of ``stride`` voxels: ``(B, C, *grid * stride)`` -> ``(B, voxels of a block, C, *grid)``."""
+    dim = len(stride)
+    grid = [n // s for n, s in zip(x.shape[2:], stride, strict=True)]
+    pairs = [v for pair in zip(grid, stride, strict=True) for v in pair]
+    axes = [0, *range(3, 3 + 2 * dim, 2), 1, *range(2, 2 + 2 * dim, 2)]
+    return x.reshape(*x.shape[:2], *pairs).permute(axes).reshape(len(x), math.prod(stride), x.shape[1], *grid)
+
+
+def join_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Inverse of :func:`split_blocks`."""
+    dim, grid = len(stride), x.shape[3:]
+    axes = [0, dim + 1, *(v for i in range(dim) for v in (dim + 2 + i, 1 + i))]
+    size = [n * s for n, s in zip(grid, stride, strict=True)]
+    return x.view(len(x), *stride, *x.shape[2:]).permute(axes).reshape(len(x), x.shape[2], *size)
+
+
 def box_mean(x: Tensor, cells: int) -> Tensor:
     """Mean over ``cells`` (odd) cells along each axis, at the border over those that exist; float32 ``(B, C, *spatial)``."""
     x = x.float()

@@ -7,7 +7,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nndiffseg.networks.label_decoder import LabelDecoder
+from nndiffseg.networks.label_decoder import GAIN, LabelDecoder
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
@@ -146,6 +146,26 @@ def test_a_slab_with_halo_decodes_as_the_whole(strides, patch):
                                        for g, s in zip(guides, cumulative, strict=True)])
     inner = slab[:, :, (a - low) * s0: (b - low) * s0]
     torch.testing.assert_close(inner, whole[:, :, a * s0: b * s0])
+
+
+@pytest.mark.parametrize("strides", [((2, 2),), ((2, 2, 2), (2, 2, 2)), ((1, 2, 3), (2, 2, 2))])
+@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads, guided):
+    torch.manual_seed(0)
+    dim = len(strides[0])
+    decoder = LabelDecoder(dim, heads, strides, (4, 6, 8)[: len(strides) + 1], 4)
+    h = torch.randn(2, 6, *(3, 4, 5)[:dim])
+    guide = torch.randn(1, 4, *(n * s for n, s in zip(h.shape[2:], strides[0], strict=True))) if guided else None
+    modules = decoder.finest(h) if guide is None else decoder.finest(h) + guide
+    expected = GAIN * decoder.head(torch.nn.functional.silu(modules))
+    result = decoder._finest(h, guide)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    weights = [decoder.finest.weight, decoder.finest.bias, decoder.head.weight, decoder.head.bias]
+    probe = torch.randn_like(expected)
+    for mine, reference in zip(torch.autograd.grad((result * probe).sum(), weights),
+                               torch.autograd.grad((expected * probe).sum(), weights), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
 
 
 def test_more_steps_draw_distinct_noise_streams():

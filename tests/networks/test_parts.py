@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, upsample
+from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, join_blocks, split_blocks, upsample
 from nndiffseg.networks.noise import correlated_noise, interpolate_nodes, node_shape
 from nndiffseg.networks.whitening import RunningWhitening
 
@@ -81,3 +81,16 @@ def test_a_window_of_interpolated_noise_equals_the_window_of_the_whole():
     whole = interpolate_nodes(nodes, (12, 9), 4)
     part = interpolate_nodes(nodes[:, 1:, :], (7, 9), 4, (5, 0))
     torch.testing.assert_close(part, whole[:, 5:12])
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2, 3)])
+def test_blocks_hold_the_voxels_of_their_cell(stride):
+    grid = (2, 3, 4)[: len(stride)]
+    x = torch.arange(float(torch.tensor([n * s for n, s in zip(grid, stride, strict=True)]).prod()) * 2)
+    x = x.view(1, 2, *(n * s for n, s in zip(grid, stride, strict=True)))
+    blocks = split_blocks(x, stride)
+    assert blocks.shape == (1, int(torch.tensor(stride).prod()), 2, *grid)
+    cell = [1] * len(stride)  # voxels of this cell, in the order of the axes
+    window = tuple(slice(c * s, (c + 1) * s) for c, s in zip(cell, stride, strict=True))
+    torch.testing.assert_close(blocks[(0, slice(None), 1, *cell)], x[(0, 1, *window)].flatten())
+    torch.testing.assert_close(join_blocks(blocks, stride), x)

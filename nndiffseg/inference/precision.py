@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+
+#: Grids of fewer planes than this, with planes of at least so many voxels, are not safe to train in bfloat16 on a CPU with AMX
+#: (:func:`training_precision`).
+SAFE_PLANES = 32
+LARGE_PLANE = 8192
 
 
 def cpu_has_bfloat16() -> bool:
@@ -24,6 +30,22 @@ def default_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
+
+
+def training_precision(device: torch.device, grids: Iterable[Sequence[int]]) -> str:
+    """:func:`default_precision`, or ``"float32"`` where a training in bfloat16 would destroy its process' memory.
+
+    For thin volumes oneDNN (3.13) writes past its buffers when it computes a bfloat16 convolution's gradient of the weights with AMX:
+    the process aborts, dies or hangs. Seen with 1 to 20 planes of 8192 voxels (128x64) and more, depending on the channels;
+    not in 2D, not with 24 planes, and not in predictions.
+
+    Args:
+        device: where the network is trained.
+        grids: spatial shapes on which it convolves, slices first.
+    """
+    amx = device.type == "cpu" and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    thin = any(len(g) == 3 and g[0] < SAFE_PLANES and g[1] * g[2] >= LARGE_PLANE for g in grids)
+    return "float32" if amx and thin else default_precision(device)
 
 
 def autocast_for(device: torch.device, precision: str | None = None) -> AbstractContextManager:

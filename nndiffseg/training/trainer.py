@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import nndiffseg
 from nndiffseg.errors import UserError
-from nndiffseg.inference.precision import autocast_for, default_precision
+from nndiffseg.fingerprint.cost import stage_grids
+from nndiffseg.inference.precision import autocast_for, default_precision, training_precision
 from nndiffseg.networks.noise import PatchNoise
 from nndiffseg.settings import DiffusionSettings
 from nndiffseg.training import log
@@ -51,6 +52,8 @@ class DiffusionTrainer(nnUNetTrainer):
         if self.label_manager.has_ignore_label:
             raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
         self.settings = DiffusionSettings.from_configuration(self.configuration_manager.configuration)
+        self.precision = training_precision(self.device, stage_grids(
+            self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes))
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
         self.grad_scaler = None  # bfloat16 needs none
         self.seed = 0
@@ -133,7 +136,10 @@ class DiffusionTrainer(nnUNetTrainer):
         self._last_save = time.monotonic()
         if self.local_rank == 0:
             log.keep_epochs(self.output_folder, self.current_epoch)
-        self.print_to_log_file(f"device {self.device}, {default_precision(self.device)}, seed {self.seed}, diffusion "
+        if self.precision != default_precision(self.device):
+            self.print_to_log_file("Training in float32, which is slower: this processor's bfloat16 convolutions are not safe "
+                                   "for patches of few large slices. Predictions are not affected.")
+        self.print_to_log_file(f"device {self.device}, {self.precision}, seed {self.seed}, diffusion "
                                f"settings {json.dumps(self.settings.to_plan())}")
         if self.memory_note is not None:
             self.print_to_log_file(self.memory_note)
@@ -195,7 +201,7 @@ class DiffusionTrainer(nnUNetTrainer):
         """One optimiser step; returns every loss term."""
         data, targets = self._to_device(batch)
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.fold, self.local_rank, "noise", self.iteration))
-        with autocast_for(self.device):
+        with autocast_for(self.device, self.precision):
             terms = self.loss_terms(data, targets, generator)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)

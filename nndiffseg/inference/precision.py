@@ -35,9 +35,9 @@ def default_precision(device: torch.device) -> str:
 def training_precision(device: torch.device, grids: Iterable[Sequence[int]]) -> str:
     """:func:`default_precision`, or ``"float32"`` where a training in bfloat16 would destroy its process' memory.
 
-    For thin volumes oneDNN (3.13) writes past its buffers when it computes a bfloat16 convolution's gradient of the weights with AMX:
-    the process aborts, dies or hangs. Seen with 1 to 20 planes of 8192 voxels (128x64) and more, depending on the channels;
-    not in 2D, not with 24 planes, and not in predictions.
+    For thin volumes oneDNN (3.13) writes past its buffers when it computes the weights' gradient of a bfloat16 convolution with
+    AMX: the process aborts, dies or hangs. Seen with 1 to 20 planes of 8192 voxels (128x64) and more, depending on the
+    channels; not in 2D, not with 24 planes, and not in predictions.
 
     Args:
         device: where the network is trained.

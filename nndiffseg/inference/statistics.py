@@ -37,7 +37,8 @@ class FoldSums:
 
 
 def _add(sums: Tensor, where: tuple[slice, ...], values: Tensor, share: float) -> None:
-    sums[(slice(None), *where)].add_(values.to(sums.device), alpha=share)
+    window = (slice(None), *where)
+    sums[window].add_(values.to(sums.device), alpha=share)
 
 
 @dataclass(frozen=True)

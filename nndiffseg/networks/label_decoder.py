@@ -58,14 +58,16 @@ class LabelDecoder(nn.Module):
     def _finest(self, h: Tensor, guide: Tensor | None) -> Tensor:
         """``GAIN head(silu(finest(h) + guide))`` as matrix products. What has fewer channels is put in the order of voxels."""
         stride, grid = self.strides[0], h.shape[2:]
-        n, voxels, channels = len(h), math.prod(stride), self.finest.weight.shape[1]
-        weight = self.finest.weight.flatten(2).permute(2, 1, 0).flatten(0, 1)  # (C_1, C_0, *stride) -> (voxels C_0, C_1)
-        x = product(h.flatten(2), weight, self.finest.bias.repeat(voxels)).view(n, voxels, channels, *grid)
-        head, bias = GAIN * self.head.weight.flatten(1), GAIN * self.head.bias  # (heads, C_0), (heads,)
-        if len(head) < channels:
+        bias, head_bias = self.finest.get_parameter("bias"), GAIN * self.head.get_parameter("bias")  # (C_0,), (heads,)
+        head = GAIN * self.head.get_parameter("weight").flatten(1)  # (heads, C_0)
+        n, voxels, channels, heads = len(h), math.prod(stride), len(bias), len(head)
+        # (C_1, C_0, *stride) -> (voxels C_0, C_1)
+        weight = self.finest.get_parameter("weight").flatten(2).permute(2, 1, 0).flatten(0, 1)
+        x = product(h.flatten(2), weight, bias.repeat(voxels)).view(n, voxels, channels, *grid)
+        if heads < channels:
             x = F.silu(x if guide is None else x + split_blocks(guide, stride))
-            logits = product(x.reshape(n * voxels, channels, -1), head, bias)
-            return join_blocks(logits.view(n, voxels, len(head), *grid), stride)
+            logits = product(x.reshape(n * voxels, channels, -1), head, head_bias)
+            return join_blocks(logits.view(n, voxels, heads, *grid), stride)
         x = join_blocks(x, stride)
         x = F.silu(x if guide is None else x + guide)
-        return product(x.flatten(2), head, bias).view(n, len(head), *x.shape[2:])
+        return product(x.flatten(2), head, head_bias).view(n, heads, *x.shape[2:])

@@ -153,12 +153,12 @@ def watch_rates(monkeypatch) -> list[float]:
 
 def test_minutes_bound_a_training_and_its_learning_rate_falls_to_zero(tiny_data, monkeypatch):
     rates = watch_rates(monkeypatch)
-    record = train(tiny_data, STOCK, Budget(None, 0.03), CPU, 0)
+    record = train(tiny_data, STOCK, Budget(None, 0.1), CPU, 0)
     rates = rates[: record["iterations"]]  # behind them come the timed steps
-    assert record["seconds"] >= 1.8
+    assert record["seconds"] >= 6  # long enough for several steps on a busy machine
     assert len(rates) > 1 and rates[0] > 0.8e-2 and all(a > b for a, b in pairwise(rates))
-    assert train(tiny_data, STOCK, Budget(None, 0.03), CPU, 0) == record
-    with pytest.raises(UserError, match=r"holds a training of 0.03 minutes, not 1 minutes"):
+    assert train(tiny_data, STOCK, Budget(None, 0.1), CPU, 0) == record
+    with pytest.raises(UserError, match=r"holds a training of 0.1 minutes, not 1 minutes"):
         train(tiny_data, STOCK, Budget(None, 1.0), CPU, 0)
 
 

@@ -2,7 +2,7 @@
 
 Used by :mod:`benchmarks.versus_nnunet`. nndiffseg's fitted numbers, the weight that fuses head and samples and the
 scales of the samples' spread, are cross-fitted as in :mod:`nndiffseg.training.validation`: no case is judged with a number
-that it helped to choose. nnU-Nets are fused by the mean of their probabilities.
+that it or another one of its group helped to choose. nnU-Nets are fused by the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.methods_prediction import CasePrediction, Options, load_model, p
 from benchmarks.methods_training import FINAL
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import DILATION, structures_of
+from nndiffseg.groups import halves, read_groups
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
 from nndiffseg.training.spread_scale import SpreadTable, fit_spread_without_each, spread_tables
@@ -98,7 +99,7 @@ class Comparison:
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
         fitted_weights: of the two halves of the cases, each fitted on the other half.
-        scales: of the samples' spread and its details, for each case, fitted on all others.
+        scales: of the samples' spread and its details, for each case, fitted on all other groups.
     """
 
     members: list[Data]
@@ -118,7 +119,8 @@ class Comparison:
         tuples = [tuple(h) if isinstance(h, (tuple, list)) else (int(h),) for h in heads]
         self.heads = tuples
         self.foreground = [tuples.index(labels) for labels in self.structures.values()]
-        self.halves = [sorted(data.cases)[0::2], sorted(data.cases)[1::2]]
+        self.groups = read_groups(data.preprocessed)
+        self.halves = halves(data.cases, self.groups)
 
     # ---- predictions, kept on disk --------------------------------------------------------------------------------
 
@@ -167,7 +169,7 @@ class Comparison:
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
     def _spread_scales(self) -> dict[str, dict[str, float]]:
-        return fit_spread_without_each(tables_of(self.data, self.device), self.data.validation)
+        return fit_spread_without_each(tables_of(self.data, self.device), self.data.validation, self.groups)
 
     def fit_weights(self) -> None:
         """For each case, the weight of the deterministic head that is fitted on the other half."""

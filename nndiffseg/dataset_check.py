@@ -19,6 +19,7 @@ from nndiffseg.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.parallel import map_cases
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
             f"dataset.json of {folder.name} says numTraining {dataset_json['numTraining']}, but {folder / 'imagesTr'} "
             f"holds {len(cases)} cases; set numTraining to {len(cases)} or complete the data."
         )
-    splits = folder / "splits_final.json"
+    splits = folder / SPLITS
     if splits.is_file():
         check_splits(splits, [c.name for c in cases])
     reader = find_reader(dataset_json, cases[0].images[0])

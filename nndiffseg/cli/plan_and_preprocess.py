@@ -75,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
-    from nndiffseg import dataset_check, planners, preprocessing
+    from nndiffseg import dataset_check, groups, planners, preprocessing
 
     planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
     if args.overwrite_plans_name is not None:
@@ -89,8 +89,11 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     first, progress = args.npfp or workers, not args.no_pbar
     if not args.no_check:
         dataset_check.check_dataset(raw, processes=first, progress=progress)
-    if (splits := preprocessed / "splits_final.json").is_file():
-        dataset_check.check_splits(splits, [c.name for c in cases])
+    names = [c.name for c in cases]
+    if (splits := preprocessed / dataset_check.SPLITS).is_file():
+        dataset_check.check_splits(splits, names)
+    belonging = groups.read_groups(raw, names)
+    folds = groups.grouped_folds(belonging) if belonging and not _has_splits(raw, preprocessed) else None
 
     preprocessing.extract_fingerprint(
         cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress
@@ -98,8 +101,20 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     planner = _plan(planner_class, dataset, args)
     print(planner.report)
     print(f"Plans: {preprocessed / planner.plans_identifier}.json")
+    if folds is not None:
+        preprocessing.write_json(folds, splits)
+        print(f"{splits}: five folds that divide none of the {len(set(belonging.values()))} groups of {groups.FILE}.")
+    elif splits.is_file() and (problem := groups.divided_group(splits, belonging)):
+        print(f"Warning: {problem}")
+    groups.copy_groups(raw, preprocessed)
     if not args.no_pp:
         _preprocess(planner.plans, cases, dataset_json, preprocessed, args, workers)
+
+
+def _has_splits(*folders: Path) -> bool:
+    from nndiffseg.dataset_check import SPLITS
+
+    return any((folder / SPLITS).is_file() for folder in folders)
 
 
 def _workers(cases: Sequence[Any]) -> int:

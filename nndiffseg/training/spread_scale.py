@@ -17,13 +17,14 @@ and hardly any local one, and one number cannot mend both. Fitted together, each
 
 A case's error is one draw, so a few cases tell little. s and d are therefore modes of a posterior: a normal likelihood of
 the log ratio of spread and error, with its standard error from leaving out one case at a time, and a normal prior of the
-logarithm around 0 (Gelman et al. 2013, Bayesian Data Analysis, sections 2.5 and 4.1).
+logarithm around 0 (Gelman et al. 2013, Bayesian Data Analysis, sections 2.5 and 4.1). Cases of one person are alike in
+their errors too, so a group of cases (:mod:`nndiffseg.groups`) is left out as one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from torch.nn import functional as F
 
+from nndiffseg.groups import others
 from nndiffseg.inference.precision import autocast_for
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.networks.noise import PatchNoise
@@ -125,31 +127,34 @@ def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, case
     return SpreadTable(cases, error, spread)
 
 
-def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None) -> dict[str, float]:
-    """s and d at which spread and error agree best, nearer to 1 where few cases or unlike ones say so.
+def fit_spread(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None, groups: Mapping[str, str] | None = None
+               ) -> dict[str, float]:
+    """s and d at which spread and error agree best, nearer to 1 where few groups of cases or unlike ones say so.
 
     Args:
         tables: from :func:`spread_tables`.
         cases: only patches of these cases; None for all.
+        groups: case -> group; a case that is not in it is a group of its own.
 
     Returns:
         ``spread_scale`` and ``detail_scale`` within the ranges of :data:`SCALES` and :data:`DETAILS`; 1 with fewer than two
-        cases or where nothing differs.
+        groups or where nothing differs.
     """
-    sums: dict[str, np.ndarray] = {}  # case -> error and spread (2, scales, details, distances)
+    sums: dict[str, np.ndarray] = {}  # group -> error and spread (2, scales, details, distances)
     for t in tables:
         for case, error, spread in zip(t.cases, t.error, t.spread, strict=True):
             if cases is None or case in cases:
-                sums[case] = sums.get(case, 0) + np.stack([error, spread])
+                group = (groups or {}).get(case, case)
+                sums[group] = sums.get(group, 0) + np.stack([error, spread])
     nothing = {"spread_scale": 1.0, "detail_scale": 1.0}
     if len(sums) < 2:
         return nothing
     each = np.stack(list(sums.values()))
-    without = each.sum(0) - each  # the sums with one case left out
+    without = each.sum(0) - each  # the sums with one group left out
     if not (without > 0).all():
         return nothing
-    unscaled = log_ratios(without)[:, :, SCALES == 1, DETAILS == 1][..., 0]  # (cases, 2)
-    # Jackknife. The standard error of few cases is itself uncertain: 68 % of Student's distribution lie within `width` of it.
+    unscaled = log_ratios(without)[:, :, SCALES == 1, DETAILS == 1][..., 0]  # (groups, 2)
+    # Jackknife. The standard error of few groups is itself uncertain: 68 % of Student's distribution lie within `width` of it.
     width = student_t.ppf(norm.cdf(1), len(each) - 1)
     variance = (len(each) - 1) * unscaled.var(0) * width**2 + TOLERANCE**2
     volumes, overlap = (spline(r) for r in log_ratios(each.sum(0)))
@@ -165,9 +170,10 @@ def _cost(ratio: np.ndarray, variance: float, standardised: np.ndarray) -> np.nd
     return ratio**2 / variance + standardised**2
 
 
-def fit_spread_without_each(tables: Sequence[SpreadTable], cases: Sequence[str]) -> dict[str, dict[str, float]]:
-    """For each case s and d fitted on all the others, so that no case is judged with numbers that it helped to choose."""
-    return {case: fit_spread(tables, [c for c in cases if c != case]) for case in cases}
+def fit_spread_without_each(tables: Sequence[SpreadTable], cases: Sequence[str], groups: Mapping[str, str] | None = None
+                            ) -> dict[str, dict[str, float]]:
+    """For each case s and d fitted on all other groups, so that no case is judged with numbers that it helped to choose."""
+    return {case: fit_spread(tables, others(case, cases, groups or {}), groups) for case in cases}
 
 
 def log_ratios(sums: np.ndarray) -> np.ndarray:

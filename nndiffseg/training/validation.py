@@ -3,7 +3,8 @@
 Fitted on validation cases are the scales of the samples' spread and of its details, and the weight that fuses
 deterministic head and samples. So that no case is judged with a number that it helped to choose (cross-fitting), each is
 predicted with the scales of all the others, and fused with the weight of the half that it does not belong to: weights
-need predictions, whose probabilities are too large to keep. The checkpoint gets the numbers fitted on all cases.
+need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.groups`) stay together.
+The checkpoint gets the numbers fitted on all cases.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nndiffseg.evaluation import evaluate_predictions, write_json
+from nndiffseg.groups import halves as halves_of
+from nndiffseg.groups import read_groups
 from nndiffseg.inference.export import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics
@@ -57,10 +60,11 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     job = ExportJob(folder, trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json,
                     save_probabilities=save_probabilities, settings=predictor.settings())
     spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
-    tables = _predict_in_halves(trainer, predictor, job, spreads)
+    groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
+    tables = _predict_in_halves(trainer, predictor, job, spreads, groups)
     fitted = {"fusion_weight": fit_fusion_weight(tables)}
     if spreads:
-        fitted |= fit_spread(spreads)
+        fitted |= fit_spread(spreads, groups=groups)
     for each in (network, trainer.bare_network):
         set_fitted(each, fitted)
     _judge(trainer, folder, tables, fitted)
@@ -84,12 +88,12 @@ def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
     save_atomically(checkpoint, path)
 
 
-def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable]
-                       ) -> list[FusionTable]:
+def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable],
+                       groups: dict[str, str]) -> list[FusionTable]:
     """Exports every case with numbers fitted on others; returns all fusion tables."""
     _, keys = trainer.do_split()
-    halves = [sorted(keys)[0::2], sorted(keys)[1::2]]
-    scales = fit_spread_without_each(spreads, keys) if spreads else {}
+    halves = halves_of(keys, groups)
+    scales = fit_spread_without_each(spreads, keys, groups) if spreads else {}
     cache = job.output / CACHE
     cache.mkdir()
     tables: list[list[FusionTable]] = [[], []]
@@ -101,7 +105,7 @@ def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: Exp
         for key, statistics, table, properties in _predict(trainer, predictor, halves[1], scales):
             tables[1].append(table)
             export_case(job, key, statistics.with_fusion_weight(first), properties)
-        # With a single case there is no other half; its own weight is then the only one there is.
+        # With a single group there is no other half; its own weight is then the only one there is.
         second = fit_fusion_weight(tables[1] or tables[0])
         for key in halves[0]:
             statistics, properties = _restore(cache / key)

@@ -186,6 +186,42 @@ def test_a_preprocessed_splits_file_is_checked(tiny: Path, folders: list[str], t
     assert "unknown case case_777" in capsys.readouterr().err
 
 
+def write_groups(folder: Path, groups: dict[str, str]) -> None:
+    (folder / "cases.csv").write_text("case,group\n" + "".join(f"{c},{g}\n" for c, g in groups.items()))
+
+
+def test_folds_follow_the_groups_of_cases_csv(make_dataset: Callable[..., Path], folders: list[str], tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    raw = make_dataset(tmp_path / "raw", cases=10, shape=(12, 14, 12))
+    groups = {f"case_{i:03d}": f"patient_{i // 2}" for i in range(10)}
+    write_groups(raw, groups)
+    arguments = ["-d", "901", *folders, "-pl", "DiffSegPlannerS", "--no_pp", "--no_pbar"]
+    assert main(arguments) == 0
+    assert "five folds that divide none of the 5 groups" in capsys.readouterr().out
+    out = tmp_path / "preprocessed" / raw.name
+    folds = json.loads((out / "splits_final.json").read_text())
+    assert [len({groups[c] for c in fold["val"]}) for fold in folds] == [1] * 5
+    assert [len(fold["val"]) for fold in folds] == [2] * 5
+    assert (out / "cases.csv").read_text() == (raw / "cases.csv").read_text()
+    # Folds that are there stay, with a warning where they divide a group.
+    other = [{"train": ["case_000", "case_002"], "val": ["case_001"]}]
+    (out / "splits_final.json").write_text(json.dumps(other))
+    assert main(arguments) == 0
+    assert "Warning: fold 0 of" in (text := capsys.readouterr().out) and "group patient_0" in text
+    assert json.loads((out / "splits_final.json").read_text()) == other
+
+
+def test_bad_groups_are_told_before_any_work(tiny: Path, folders: list[str], tmp_path: Path,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    for groups, words in (({"case_000": "x"}, "does not name the case case_001"),
+                          ({"case_000": "x", "case_001": "y"}, "2 groups, too few for 5 folds")):
+        write_groups(tiny, groups)
+        assert main(["-d", "901", *folders, "--no_pbar"]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "preprocessed").exists()
+
+
 @pytest.mark.parametrize("latent", ["planned", "paper"])
 def test_the_latent_that_ldseg_was_published_with_is_an_option(
     tiny: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], latent: str

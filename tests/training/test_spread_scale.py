@@ -145,6 +145,23 @@ def test_a_case_has_no_part_in_its_own_scales():
     assert without["c"] == fit_spread(alike(0.7, 1.8)) and without["a"] == fit_spread(tables[1:])
 
 
+def test_a_group_is_one_observation():
+    """Siblings that agree say no more than one of them: two pairs are trusted as two cases are, not as four."""
+    each = [table(name, right) for name, right in (("a", 0.6), ("b", 0.6), ("c", 0.8), ("d", 0.8))]
+    pairs = {"a": "left", "b": "left", "c": "right", "d": "right"}
+    alone = fit_spread([each[0], each[2]])
+    assert fit_spread(each, groups=pairs) == alone
+    assert scale_of(each) < alone["spread_scale"] < 1.0
+    assert fit_spread(each, ["a", "b"], pairs) == {"spread_scale": 1.0, "detail_scale": 1.0}
+
+
+def test_a_group_has_no_part_in_the_scales_of_its_cases():
+    tables = [*alike(0.7, 1.8, "ab"), *alike(1.1, 1.0, "cd")]
+    without = fit_spread_without_each(tables, list("abcd"), {"a": "x", "d": "x"})
+    assert without["a"] == without["d"] == fit_spread(tables[1:3])
+    assert without["b"] == fit_spread([tables[0], *tables[2:]], groups={"a": "x", "d": "x"})
+
+
 def test_one_case_patches_without_differences_or_none_scale_nothing():
     one, nothing = table("a", 0.5, 2.0), {"spread_scale": 1.0, "detail_scale": 1.0}
     empty = SpreadTable(("a",), np.zeros_like(one.error[:1]), np.zeros_like(one.error[:1]))

@@ -78,6 +78,18 @@ def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
     assert all(same) and after["iteration"] == best["iteration"]
 
 
+def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
+    """Runs after the trainings above: all three validation cases are of one patient, so there is nobody to compare with."""
+    file = folders / "preprocessed" / "Dataset901_Tiny" / "cases.csv"
+    file.write_text("case,group\n" + "".join(f"case_{i:03d},{i // 3}\n" for i in range(6)))
+    try:
+        assert train.main(arguments(folders, "learn", "--val")) == 0
+    finally:
+        file.unlink()
+    judged = json.loads((fold(folders, "learn") / "validation" / "uncertainty.json").read_text())
+    assert judged["spread_scale"] == judged["detail_scale"] == 1.0
+
+
 def test_pretrained_weights_are_where_a_training_begins(folders, capsys):
     """Runs after the training above. One step leaves the weights where they began."""
     source = fold(folders, "learn") / "checkpoint_final.pth"

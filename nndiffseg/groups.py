@@ -1,0 +1,126 @@
+"""Which cases belong together: two organs of one person, scans of one patient, annotations of one image.
+
+``cases.csv`` in the raw dataset says so, with the columns ``case`` and ``group``; others are ignored. nnU-Net has no such
+file: its random folds divide the two kidneys of a patient, and every figure of the validation is then too good. With it
+
+- planning makes folds that divide no group, unless there is a ``splits_final.json``;
+- what is fitted on validation cases takes a group as one observation, not as several
+  (:mod:`nndiffseg.training.spread_scale`), and judges no case with numbers that its own group helped to choose
+  (:mod:`nndiffseg.training.validation`).
+
+A case that the file does not name is a group of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sklearn.model_selection import GroupKFold
+
+from nndiffseg.errors import UserError
+
+FILE = "cases.csv"
+CASE, GROUP = "case", "group"
+FOLDS = 5
+
+
+def read_groups(folder: Path, known: Iterable[str] | None = None) -> dict[str, str]:
+    """Group of each case of ``folder/cases.csv``; empty where there is no such file or it has not the two columns.
+
+    Args:
+        folder: of the raw or the preprocessed dataset.
+        known: names of the training cases; with them the file must name every one.
+
+    Raises:
+        UserError: it cannot be read, names a case twice or without a group, an unknown one, or not all of ``known``.
+    """
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader) if {CASE, GROUP} <= set(reader.fieldnames or ()) else []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{file} is not a text file with commas between its columns ({error}); correct or remove it.") from None
+    groups: dict[str, str] = {}
+    for row in rows:
+        case, group = (row[c] or "" for c in (CASE, GROUP))
+        if not case or not group:
+            raise UserError(f"{file} has a row without a {CASE if not case else GROUP} ({case or group or 'empty'}); "
+                            "complete or remove it.")
+        if case in groups:
+            raise UserError(f"{file} names the case {case} twice; leave one of the rows.")
+        groups[case] = group
+    if known is not None and groups:
+        if unknown := sorted(set(groups) - set(known)):
+            raise UserError(f"{file} names the unknown case {unknown[0]}; take the row out or add the case.")
+        if missing := sorted(set(known) - set(groups)):
+            raise UserError(f"{file} does not name the case {missing[0]}; add a row with its group.")
+    return groups
+
+
+def copy_groups(raw: Path, preprocessed: Path) -> None:
+    """Copies ``cases.csv`` to where trainings look for it, or takes an old one away."""
+    source, target = raw / FILE, preprocessed / FILE
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+        return
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    temporary = preprocessed / f".{FILE}.{os.getpid()}.tmp"
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:
+    """Five folds in the form of ``splits_final.json`` that divide no group, of similar numbers of cases.
+
+    Raises:
+        UserError: there are fewer than five groups.
+    """
+    cases = sorted(groups)
+    names = [groups[c] for c in cases]
+    if len(set(names)) < FOLDS:
+        raise UserError(f"{FILE} has {len(set(names))} groups, too few for {FOLDS} folds; write a splits_final.json with fewer "
+                        f"folds into the raw dataset, or take {FILE} away.")
+    folds = GroupKFold(FOLDS).split(cases, groups=names)  # the largest groups first, each to the smallest fold
+    return [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in folds]
+
+
+def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
+    """Of a checked ``splits_final.json``: a sentence about the first group on both sides of a fold, or None."""
+    for i, fold in enumerate(json.loads(splits.read_text(encoding="utf8"))):
+        train, val = ({groups.get(c, c): c for c in fold[side]} for side in ("train", "val"))
+        if both := sorted(set(train) & set(val)):
+            name = both[0]
+            return (f"fold {i} of {splits} trains on {train[name]} and validates {val[name]}, both of the group {name} of "
+                    f"{FILE}, so its figures may be too good; remove the file and plan again to get folds by group.")
+    return None
+
+
+def grouped(cases: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
+    """The cases, sorted, each group together, in the order of its first case."""
+    members: dict[str, list[str]] = {}
+    for case in sorted(cases):
+        members.setdefault(groups.get(case, case), []).append(case)
+    return list(members.values())
+
+
+def halves(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Two halves that divide no group; the second one is empty with a single group."""
+    members = grouped(cases, groups)
+    return [c for m in members[0::2] for c in m], [c for m in members[1::2] for c in m]
+
+
+def others(case: str, cases: Sequence[str], groups: Mapping[str, str]) -> list[str]:
+    """The cases of other groups."""
+    own = groups.get(case, case)
+    return [c for c in cases if groups.get(c, c) != own]

@@ -11,6 +11,8 @@ import torch
 #: (:func:`training_precision`).
 SAFE_PLANES = 32
 LARGE_PLANE = 8192
+#: what networks compute in; all weights and sums stay float32
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def cpu_has_bfloat16() -> bool:
@@ -26,9 +28,13 @@ def cpu_has_bfloat16() -> bool:
 
 
 def default_precision(device: torch.device) -> str:
-    """``"bfloat16"`` where the hardware has it, else ``"float32"``."""
+    """``"bfloat16"`` where the hardware has it; else ``"float16"`` on a CUDA GPU, as nnU-Net, and ``"float32"`` elsewhere.
+
+    GPUs before Ampere have no bfloat16. In float32 they would need twice the memory that was planned for, and be several times
+    slower.
+    """
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if device.type == "cpu" and cpu_has_bfloat16() else "float32"
 
 
@@ -53,14 +59,12 @@ def autocast_for(device: torch.device, precision: str | None = None) -> Abstract
 
     Args:
         device: where the network runs.
-        precision: ``"bfloat16"``, ``"float32"`` or None for :func:`default_precision`.
+        precision: ``"bfloat16"``, ``"float16"``, ``"float32"`` or None for :func:`default_precision`.
 
     Raises:
         ValueError: another precision was asked for.
     """
     precision = precision or default_precision(device)
-    if precision == "bfloat16":
-        return torch.autocast(device.type, torch.bfloat16)
-    if precision == "float32":
-        return nullcontext()
-    raise ValueError(f"precision is bfloat16 or float32, not {precision!r}")
+    if precision not in DTYPES:
+        raise ValueError(f"precision is {', '.join(DTYPES)}, not {precision!r}")
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, DTYPES[precision])

@@ -96,7 +96,7 @@ class Predictor:
             seed: the same seed gives the same result, whatever else is predicted and in which order.
             step_size: largest step between tiles, as a fraction of the patch.
             mirroring: mirror the image for some of the samples, along the axes that the training allowed.
-            precision: ``"bfloat16"``, ``"float32"`` or None for the device's best.
+            precision: ``"bfloat16"``, ``"float16"``, ``"float32"`` or None for the device's best.
             fuse: how samples become the segmentation: ``"mean"``, or ``"staple"`` for their consensus
                 (:mod:`nndiffseg.inference.staple`). Maps and probabilities are those of the mean either way.
 

@@ -14,7 +14,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nndiffseg.inference.noise import NoiseField, draw_samples
-from nndiffseg.inference.precision import autocast_for, default_precision
+from nndiffseg.inference.precision import DTYPES, autocast_for, default_precision
 from nndiffseg.inference.statistics import FoldSums, label_map
 from nndiffseg.inference.tiling import Frame, common_multiple, encode_tiled, tile_starts
 from nndiffseg.networks.interface import SampleNetwork
@@ -122,8 +122,7 @@ class VolumeSampler:
         self.batch_memory = self.memory if device.type != "cpu" else min(self.memory, CPU_BATCH_BYTES)
         self.probability_bytes = self.memory // 4 if device.type != "cpu" else min(self.memory // 4, CPU_PROBABILITY_BYTES)
         # Guides in the precision of the convolutions spare the decoder half of its copies.
-        half = (options.precision or default_precision(device)) == "bfloat16"
-        self.guide_dtype = torch.bfloat16 if half else torch.float32
+        self.guide_dtype = DTYPES[options.precision or default_precision(device)]
 
     # ---- plan of the work -----------------------------------------------------------------------------------------
 

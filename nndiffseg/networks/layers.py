@@ -45,7 +45,8 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, *spatial)
-        scale = torch.rsqrt(x.square().mean(1, keepdim=True, dtype=torch.float32) + self.eps).to(x.dtype)
+        wide = x.float() if x.dtype == torch.float16 else x  # squares beyond 256 overflow in float16
+        scale = torch.rsqrt(wide.square().mean(1, keepdim=True, dtype=torch.float32) + self.eps).to(x.dtype)
         return x * scale * self.weight.to(x.dtype).view(1, -1, *[1] * (x.ndim - 2))
 
 

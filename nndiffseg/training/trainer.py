@@ -55,7 +55,7 @@ class DiffusionTrainer(nnUNetTrainer):
         self.precision = training_precision(self.device, stage_grids(
             self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes))
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
-        self.grad_scaler = None  # bfloat16 needs none
+        self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.seed = 0
         self.minutes: float | None = None
         self.bound_by_time_only = False
@@ -75,6 +75,7 @@ class DiffusionTrainer(nnUNetTrainer):
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.prepare_network(self.bare_network)
+        self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network)
 
     @property
@@ -205,14 +206,25 @@ class DiffusionTrainer(nnUNetTrainer):
             terms = self.loss_terms(data, targets, generator)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self._step(total)
         assert self.average is not None
         self.average.update(self.bare_network)
         if not torch.isfinite(total):
             raise RuntimeError(f"The loss is not finite at iteration {self.iteration}: {terms}.")
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())}
+
+    def _step(self, total: Tensor) -> None:
+        """Updates the weights. In float16 gradients are scaled, and a step whose gradients are not finite is left out."""
+        scaler = self.grad_scaler
+        (total if scaler is None else scaler.scale(total)).backward()
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        if scaler is None:
+            self.optimizer.step()
+        else:
+            scaler.step(self.optimizer)
+            scaler.update()
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         return (batch["data"].to(self.device, non_blocking=True),
@@ -330,7 +342,7 @@ class DiffusionTrainer(nnUNetTrainer):
             "network_weights": self.average.network.state_dict(),
             "network_weights_raw": self.bare_network.state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None,
+            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
             "logging": self.logger.get_checkpoint(),
             "_best_ema": self._best_ema,
             "current_epoch": self.current_epoch,
@@ -380,6 +392,8 @@ class DiffusionTrainer(nnUNetTrainer):
             raise UserError("The checkpoint's network differs from the plans; the plans were changed after this training "
                             "began, so restore them or train anew without --c.") from None
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.average.updates = checkpoint["ema_updates"]
         self.load_method_state(checkpoint["method_state"])
         self.logger.load_checkpoint(checkpoint["logging"])

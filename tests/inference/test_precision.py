@@ -12,6 +12,7 @@ import torch
 
 from nndiffseg.cli import plan_and_preprocess
 from nndiffseg.inference.precision import autocast_for, default_precision, training_precision
+from nndiffseg.networks.layers import ChannelNorm
 
 CPU = torch.device("cpu")
 
@@ -63,6 +64,20 @@ print("alive")
     assert done.returncode == 0 and done.stdout.endswith("alive\n"), done.stderr[-2000:]
 
 
+@pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bfloat16"), (False, "float16")])
+def test_gpus_without_bfloat16_compute_in_float16(monkeypatch, bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bfloat16 or including_emulation)
+    assert default_precision(torch.device("cuda")) == expected == training_precision(torch.device("cuda"), [(6, 112, 96)])
+
+
+def test_large_features_are_normalised_in_float16():
+    x = torch.tensor([300.0, -400.0, 0.0, 0.0]).view(1, 4, 1, 1)
+    with torch.no_grad():
+        norm = ChannelNorm(4)
+        torch.testing.assert_close(norm(x.half()).float(), norm(x), rtol=2e-3, atol=0)
+        assert norm(x).square().mean().item() == pytest.approx(1.0)
+
+
 def test_an_unknown_precision_is_refused():
-    with pytest.raises(ValueError, match="bfloat16 or float32"):
+    with pytest.raises(ValueError, match="bfloat16, float16, float32, not 'float8'"):
         autocast_for(CPU, "float8")

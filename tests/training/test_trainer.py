@@ -13,9 +13,12 @@ import pytest
 import torch
 
 from nndiffseg.cli import plan_and_preprocess, train
+from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training import log
+from nndiffseg.training.budget import Budget
 from nndiffseg.training.checkpoint import load_checkpoint
 from nndiffseg.training.spread_scale import DETAILS, SCALES
+from nndiffseg.training.trainer import DiffusionTrainer
 
 PLANS = "nnDiffSegPlansS"
 #: set by the validation after the training
@@ -131,6 +134,38 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     a = load_checkpoint(fold(folders, "whole") / "checkpoint_final.pth")["network_weights_raw"]
     b = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
     assert all(torch.equal(a[k], b[k]) for k in a if k not in FITTED)
+
+
+def test_float16_trains_with_scaled_gradients_and_resumes_with_their_scale(folders, monkeypatch):
+    """As on a GPU without bfloat16; a CPU emulates it slowly, so these are few steps."""
+    base = folders / "preprocessed" / "Dataset901_Tiny"
+    plans, dataset_json = (json.loads((base / f"{name}.json").read_text()) for name in (PLANS, "dataset"))
+    for kind in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{kind}", str(folders / kind))
+
+    def trainer(precision: str) -> DiffusionTrainer:
+        made = nnDiffSegTrainer({**plans, "continue_training": False}, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        made.precision, made.budget = precision, Budget(1, 10, None, 0.0)
+        made.initialize()
+        return made
+
+    half, wide = trainer("float16"), trainer("float32")
+    batch = next(half.validation_batches())
+    assert half.train_step(batch)["total"] == pytest.approx(wide.train_step(batch)["total"], rel=0.02)
+    taken = []
+    for _ in range(6):
+        scale, before = half.grad_scaler.get_scale(), [p.detach().clone() for p in half.network.parameters()]
+        half.train_step(batch)
+        taken.append(half.grad_scaler.get_scale() == scale)
+        # A step whose gradients are not finite lowers the scale and changes no weight.
+        assert all(map(torch.equal, before, half.network.parameters())) != taken[-1]
+    assert any(taken)
+    half.save_checkpoint(str(folders / "half.pth"))
+    assert load_checkpoint(folders / "half.pth")["grad_scaler_state"]["scale"] == half.grad_scaler.get_scale()
+    resumed = trainer("float16")
+    resumed.load_checkpoint(str(folders / "half.pth"))
+    assert resumed.grad_scaler.get_scale() == half.grad_scaler.get_scale() < 2**16
+    assert wide.grad_scaler is None
 
 
 def test_minutes_bound_the_training(folders):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from nndiffseg.training.spread_scale import (
     SpreadTable,
     fit_spread,
     fit_spread_without_each,
+    standard_error,
 )
 
 #: of the made log ratios of 1 - IoU against log d
@@ -33,9 +36,9 @@ def table(case: str, right: float, detail: float = 1.0, patches: int = 3) -> Spr
     return SpreadTable((case,) * patches, np.ones_like(spread), spread)
 
 
-def alike(right: float, detail: float = 1.0, cases: str = "ab") -> list[SpreadTable]:
-    """Cases that agree, so that nothing but the tolerance keeps the fit near 1."""
-    return [table(case, right, detail) for case in cases]
+def alike(right: float, detail: float = 1.0, cases: Iterable[str] = tuple(map(str, range(200)))) -> list[SpreadTable]:
+    """Cases that agree; with many of them nothing but the tolerance keeps the fit near 1."""
+    return [table(case, right, detail, 1) for case in cases]
 
 
 def scale_of(*arguments) -> float:
@@ -65,7 +68,7 @@ def test_details_make_up_for_what_the_scale_takes_from_them():
     """Label maps are calibrated at s = d = 1, but volumes are not, and s moves both."""
     log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
     spread = np.exp(np.stack([log_s - np.log(0.8)] * 2 + [0.5 * log_s + SLOPE * log_d], -1))[None]
-    fit = fit_spread([SpreadTable((name,), np.ones_like(spread), spread) for name in "ab"])
+    fit = fit_spread([SpreadTable((str(i),), np.ones_like(spread), spread) for i in range(200)])
     assert fit["spread_scale"] == pytest.approx(0.8, rel=0.02)
     # 0.5 log 0.8 + slope log d = -0.07
     assert fit["detail_scale"] == pytest.approx(np.exp((0.5 * np.log(1 / 0.8) - LEFT_ALONE) / SLOPE), rel=0.05)
@@ -89,16 +92,28 @@ def test_cases_that_disagree_are_shrunk():
 def test_two_cases_are_trusted_less_than_their_difference_says():
     """The same difference between cases counts less with many of them, and Student's distribution widens that of two.
 
-    Closed form for two cases: leaving one out gives log ratios -log 0.6 and -log 0.8; 68 % of Student's distribution with one
-    degree of freedom lie within 1.837.
+    Closed form for two cases: leaving one out gives log ratios -log 0.6 and -log 0.8, so the jackknife's variance of a single
+    case is log(0.8 / 0.6)^2 / 2, and of four more cases 0.25^2; 68 % of Student's distribution with five degrees of freedom
+    lie within 1.110.
     """
     pair = [table("a", 0.6), table("b", 0.8)]
     centre = -np.log(np.mean([1 / 0.6, 1 / 0.8]))  # ratios of sums
-    variance = (np.log(0.8 / 0.6) / 2 * 1.837) ** 2 + TOLERANCE**2
-    wanted = centre / (1 + variance / SCALE_PRIOR_SD**2)
+    of_one = (4 * 0.25**2 + np.log(0.8 / 0.6) ** 2 / 2) / 5
+    wanted = centre / (1 + (1.110**2 * of_one / 2 + TOLERANCE**2) / SCALE_PRIOR_SD**2)
     assert np.log(scale_of(pair)) == pytest.approx(wanted, abs=STEP)
     many = [table(f"{name}{i}", s) for i in range(10) for name, s in (("a", 0.6), ("b", 0.8))]
     assert scale_of(many) < scale_of(pair) < 1.0
+
+
+def test_two_cases_that_agree_by_chance_are_not_believed():
+    few, many = scale_of(alike(1.25, cases="ab")), scale_of(alike(1.25))
+    assert 1.1 < few < 1.17 < 1.24 < many
+
+
+def test_the_standard_error_is_that_of_the_mean_where_many_groups_tell():
+    x = np.random.default_rng(0).normal(0.3, 0.7, 5000)
+    without = (x.sum() - x) / (len(x) - 1)
+    assert standard_error(without) == pytest.approx(x.std(ddof=1) / len(x) ** 0.5, rel=1e-3)
 
 
 class Trainer:
@@ -135,14 +150,14 @@ def test_more_cases_bring_more_patches_within_bounds(monkeypatch, cases, patches
 def test_only_the_named_cases_count():
     tables = [*alike(0.7, 1.8, "ab"), *alike(1.1, 1.0, "cd")]
     named = fit_spread(tables, ["a", "b"])
-    assert named == fit_spread(alike(0.7, 1.8)) and named["spread_scale"] == pytest.approx(0.7, rel=0.03)
-    assert 0.7 < scale_of(tables) < 1.1
+    assert named == fit_spread(alike(0.7, 1.8, "ab"))
+    assert named["spread_scale"] < scale_of(tables) < 1.0
 
 
 def test_a_case_has_no_part_in_its_own_scales():
     tables = [*alike(0.7, 1.8, "ab"), table("c", 1.1)]
     without = fit_spread_without_each(tables, ["a", "b", "c"])
-    assert without["c"] == fit_spread(alike(0.7, 1.8)) and without["a"] == fit_spread(tables[1:])
+    assert without["c"] == fit_spread(alike(0.7, 1.8, "ab")) and without["a"] == fit_spread(tables[1:])
 
 
 def test_a_group_is_one_observation():

@@ -189,15 +189,15 @@ def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(m
 
 
 def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[SpreadTable]:
-    """Ten cases that agree: 1 - IoU has this log ratio at s = d = 1, which grows with log d; volumes are calibrated at 1."""
+    """A hundred cases that agree: 1 - IoU has this log ratio at s = d = 1 and grows with log d; volumes are calibrated at 1."""
     log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
-    spread = np.exp(np.stack([log_s, log_s, log_ratio + slope * log_d], 2))[None].repeat(10, 0)
-    return [SpreadTable(tuple(f"case_{i}" for i in range(10)), np.ones_like(spread), spread) for _ in range(patches)]
+    spread = np.exp(np.stack([log_s, log_s, log_ratio + slope * log_d], 2))[None].repeat(100, 0)
+    return [SpreadTable(tuple(f"case_{i}" for i in range(100)), np.ones_like(spread), spread) for _ in range(patches)]
 
 
 def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
     tables = tables_with(np.log(0.8), slope=0.2)
-    now, short = (spread_fit.cross_fitted(tables, spread_fit.Rule(60, d), 3, 0) for d in (2.8, 1.6))
+    now, short = (spread_fit.cross_fitted(tables, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
     assert now["volumes"] == pytest.approx([1.0] * 3) and now["overlap"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
     assert short["detail_scale"] == pytest.approx([1.6] * 3)
     assert short["overlap"] == pytest.approx([0.8 * 1.6**0.2] * 3)
@@ -210,7 +210,7 @@ def test_the_rule_in_use_is_among_the_rules():
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():
     tables = tables_with(np.log(0.8), 0.2, patches=1) + tables_with(0.0, 0.2, patches=20)
-    few, many = (spread_fit.cross_fitted(tables, spread_fit.Rule(n), 1, 0)["detail_scale"][0] for n in (10, 210))
+    few, many = (spread_fit.cross_fitted(tables, spread_fit.Rule(n), 1, 0)["detail_scale"][0] for n in (100, 2100))
     assert few > 2 and many < 1.2
 
 

@@ -50,7 +50,7 @@ def read_groups(folder: Path, known: Iterable[str] | None = None) -> dict[str, s
         raise UserError(f"{file} is not a text file with commas between its columns ({error}); correct or remove it.") from None
     groups: dict[str, str] = {}
     for row in rows:
-        case, group = (row[c] or "" for c in (CASE, GROUP))
+        case, group = ((row[c] or "").strip() for c in (CASE, GROUP))
         if not case or not group:
             raise UserError(f"{file} has a row without a {CASE if not case else GROUP} ({case or group or 'empty'}); "
                             "complete or remove it.")

@@ -19,7 +19,7 @@ def write(folder: Path, *lines: str, encoding: str = "utf8") -> None:
 
 def test_groups_are_read_whatever_else_the_file_holds(tmp_path):
     assert read_groups(tmp_path) == {}
-    write(tmp_path, "fold,case,note,group", "0,a,,x", '1,b,"left, blurred",x', "2,c,,y", encoding="utf-8-sig")
+    write(tmp_path, "fold,case,note,group", "0,a,,x", '1, b,"left, blurred",x ', "2,c,,y", encoding="utf-8-sig")
     assert read_groups(tmp_path) == read_groups(tmp_path, "abc") == {"a": "x", "b": "x", "c": "y"}
 
 

@@ -106,6 +106,9 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
         print(f"{splits}: five folds that divide none of the {len(set(belonging.values()))} groups of {groups.FILE}.")
     elif splits.is_file() and (problem := groups.divided_group(splits, belonging)):
         print(f"Warning: {problem}")
+    if not belonging and (raw / groups.FILE).is_file():
+        print(f"{raw / groups.FILE} has no columns {groups.CASE} and {groups.GROUP} separated by commas, or no rows: it groups "
+              "no cases.")
     groups.copy_groups(raw, preprocessed)
     if not args.no_pp:
         _preprocess(planner.plans, cases, dataset_json, preprocessed, args, workers)

@@ -211,6 +211,12 @@ def test_folds_follow_the_groups_of_cases_csv(make_dataset: Callable[..., Path],
     assert json.loads((out / "splits_final.json").read_text()) == other
 
 
+def test_a_cases_csv_without_groups_is_told(tiny: Path, folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tiny / "cases.csv").write_text("case;group\ncase_000;x\ncase_001;x\n")
+    assert main(["-d", "901", *folders, "-pl", "DiffSegPlannerS", "--no_pp", "--no_pbar"]) == 0
+    assert "cases.csv has no columns case and group separated by commas" in capsys.readouterr().out
+
+
 def test_bad_groups_are_told_before_any_work(tiny: Path, folders: list[str], tmp_path: Path,
                                              capsys: pytest.CaptureFixture[str]) -> None:
     for groups, words in (({"case_000": "x"}, "does not name the case case_001"),

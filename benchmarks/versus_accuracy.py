@@ -26,7 +26,7 @@ from benchmarks.methods_prediction import CasePrediction, Options, load_model, p
 from benchmarks.methods_training import FINAL
 from nndiffseg.errors import UserError
 from nndiffseg.evaluation import DILATION, structures_of
-from nndiffseg.groups import halves, read_groups
+from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
 from nndiffseg.training.spread_scale import SpreadTable, fit_spread_without_each, spread_tables
@@ -120,7 +120,7 @@ class Comparison:
         self.heads = tuples
         self.foreground = [tuples.index(labels) for labels in self.structures.values()]
         self.groups = read_groups(data.preprocessed)
-        self.halves = halves(data.cases, self.groups)
+        self.halves = halves_of(data.cases, self.groups)
 
     # ---- predictions, kept on disk --------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from nndiffseg.dataset_conversion.common import (
-    FOLDS,
     AnnotatedImage,
     annotation_folders,
     command,
@@ -34,6 +33,7 @@ from nndiffseg.dataset_conversion.common import (
     write_multirater,
 )
 from nndiffseg.errors import UserError
+from nndiffseg.groups import FOLDS
 
 NUMBER = 110
 SIZE = 96

@@ -18,7 +18,6 @@ from pathlib import Path
 from nndiffseg.dataset_conversion.common import (
     AnnotatedImage,
     annotation_folders,
-    balanced_folds,
     command,
     dataset_json,
     new_dataset,
@@ -26,6 +25,7 @@ from nndiffseg.dataset_conversion.common import (
     write_json,
     write_multirater,
 )
+from nndiffseg.groups import balanced_folds
 
 NUMBER = 112
 

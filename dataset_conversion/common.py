@@ -29,10 +29,10 @@ from PIL import Image, UnidentifiedImageError
 from nndiffseg.cli.common import Parser, run
 from nndiffseg.errors import UserError
 from nndiffseg.folders import Folders, configure_folders, dataset_id
+from nndiffseg.groups import FOLDS
 from nndiffseg.parallel import map_cases
 from nndiffseg.preprocessing import write_json
 
-FOLDS = 5
 #: seed of the draw of one annotation for each validation image
 SEED = 12345
 ENDING = ".png"
@@ -153,27 +153,6 @@ def contiguous_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
         # of the places that are left, each later cut needs one
         cuts.append(min(left[: len(left) - (folds - 1 - k)], key=lambda p: abs(p - k * n / folds)))
     return [sum(i >= c for c in cuts) for i in range(n)]
-
-
-def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
-    """Whole groups, the largest first, each into the fold that is the smallest so far.
-
-    Returns:
-        The fold of each item.
-
-    Raises:
-        UserError: there are fewer groups than folds.
-    """
-    names = list(dict.fromkeys(groups))
-    if len(names) < folds:
-        raise UserError(f"{len(names)} groups of images cannot be divided into {folds} folds; the dataset is incomplete.")
-    sizes = [0] * folds
-    fold_of: dict[str, int] = {}
-    for name in sorted(names, key=lambda g: -groups.count(g)):  # sorted() is stable
-        fold = sizes.index(min(sizes))
-        fold_of[name] = fold
-        sizes[fold] += groups.count(name)
-    return [fold_of[g] for g in groups]
 
 
 # --------------------------------------------------------------------------------------------------------- datasets

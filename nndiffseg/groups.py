@@ -20,8 +20,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sklearn.model_selection import GroupKFold
-
 from nndiffseg.errors import UserError
 
 FILE = "cases.csv"
@@ -80,6 +78,27 @@ def copy_groups(raw: Path, preprocessed: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
+    """Whole groups, the largest first, each into the fold that is the smallest so far.
+
+    Returns:
+        The fold of each item.
+
+    Raises:
+        UserError: there are fewer groups than folds.
+    """
+    names = list(dict.fromkeys(groups))
+    if len(names) < folds:
+        raise UserError(f"{len(names)} groups of images cannot be divided into {folds} folds; the dataset is incomplete.")
+    sizes = [0] * folds
+    fold_of: dict[str, int] = {}
+    for name in sorted(names, key=lambda g: -groups.count(g)):  # sorted() is stable
+        fold = sizes.index(min(sizes))
+        fold_of[name] = fold
+        sizes[fold] += groups.count(name)
+    return [fold_of[g] for g in groups]
+
+
 def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:
     """Five folds in the form of ``splits_final.json`` that divide no group, of similar numbers of cases.
 
@@ -91,8 +110,9 @@ def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:
     if len(set(names)) < FOLDS:
         raise UserError(f"{FILE} has {len(set(names))} groups, too few for {FOLDS} folds; write a splits_final.json with fewer "
                         f"folds into the raw dataset, or take {FILE} away.")
-    folds = GroupKFold(FOLDS).split(cases, groups=names)  # the largest groups first, each to the smallest fold
-    return [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in folds]
+    fold_of = dict(zip(cases, balanced_folds(names), strict=True))
+    return [{"train": [c for c in cases if fold_of[c] != k], "val": [c for c in cases if fold_of[c] == k]}
+            for k in range(FOLDS)]
 
 
 def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
@@ -114,7 +134,7 @@ def grouped(cases: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
     return list(members.values())
 
 
-def halves(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def halves_of(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Two halves that divide no group; the second one is empty with a single group."""
     members = grouped(cases, groups)
     return [c for m in members[0::2] for c in m], [c for m in members[1::2] for c in m]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nndiffseg.errors import UserError
-from nndiffseg.groups import FILE, copy_groups, divided_group, grouped, grouped_folds, halves, others, read_groups
+from nndiffseg.groups import FILE, copy_groups, divided_group, grouped, grouped_folds, halves_of, others, read_groups
 
 PAIRS = {f"eye_{i:02d}": f"child_{i // 2}" for i in range(12)}
 
@@ -80,13 +80,13 @@ def test_folds_that_divide_a_group_are_found(tmp_path):
 def test_halves_and_others_keep_groups_together():
     cases, groups = list("edcba"), {"a": "x", "c": "x", "b": "y", "d": "y"}
     assert grouped(cases, groups) == [["a", "c"], ["b", "d"], ["e"]]
-    assert halves(cases, groups) == (["a", "c", "e"], ["b", "d"])
-    assert halves("ab", {"a": "x", "b": "x"}) == (["a", "b"], [])
+    assert halves_of(cases, groups) == (["a", "c", "e"], ["b", "d"])
+    assert halves_of("ab", {"a": "x", "b": "x"}) == (["a", "b"], [])
     assert others("a", cases, groups) == ["e", "d", "b"] and others("e", cases, groups) == list("dcba")
 
 
 def test_without_groups_every_case_is_its_own():
-    assert halves("badce", {}) == (["a", "c", "e"], ["b", "d"])
+    assert halves_of("badce", {}) == (["a", "c", "e"], ["b", "d"])
     assert others("a", "abc", {}) == ["b", "c"]
 
 

@@ -93,7 +93,8 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     if (splits := preprocessed / dataset_check.SPLITS).is_file():
         dataset_check.check_splits(splits, names)
     belonging = groups.read_groups(raw, names)
-    folds = groups.grouped_folds(belonging) if belonging and not _has_splits(raw, preprocessed) else None
+    given = any((folder / dataset_check.SPLITS).is_file() for folder in (raw, preprocessed))
+    folds = groups.grouped_folds(belonging) if belonging and not given else None
 
     preprocessing.extract_fingerprint(
         cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress
@@ -112,12 +113,6 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     groups.copy_groups(raw, preprocessed)
     if not args.no_pp:
         _preprocess(planner.plans, cases, dataset_json, preprocessed, args, workers)
-
-
-def _has_splits(*folders: Path) -> bool:
-    from nndiffseg.dataset_check import SPLITS
-
-    return any((folder / SPLITS).is_file() for folder in folders)
 
 
 def _workers(cases: Sequence[Any]) -> int:

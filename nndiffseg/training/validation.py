@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nndiffseg.evaluation import evaluate_predictions, write_json
-from nndiffseg.groups import halves as halves_of
-from nndiffseg.groups import read_groups
+from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.export import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics

@@ -11,6 +11,7 @@ from PIL import Image
 
 from nndiffseg.dataset_conversion import common
 from nndiffseg.errors import UserError
+from nndiffseg.groups import balanced_folds
 
 
 def test_area_resize_by_a_whole_factor_is_the_mean_of_blocks():
@@ -80,12 +81,12 @@ def test_too_few_groups_are_refused():
     with pytest.raises(UserError, match="too few for 5 folds"):
         common.contiguous_folds(list("aabbccdd"))
     with pytest.raises(UserError, match="cannot be divided into 5 folds"):
-        common.balanced_folds(list("aabbccdd"))
+        balanced_folds(list("aabbccdd"))
 
 
 def test_balanced_folds_fill_the_smallest_fold_with_whole_groups():
     groups = ["x"] * 7 + ["a", "b", "c", "d"] * 2 + ["e"]
-    folds = common.balanced_folds(groups)
+    folds = balanced_folds(groups)
     assert sorted(np.bincount(folds)) == [2, 2, 2, 3, 7]
     assert len(set(zip(groups, folds, strict=True))) == len(set(groups))
 

@@ -175,13 +175,15 @@ class Agreement(NamedTuple):
     coverage: float | None
 
 
-def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]]) -> Agreement:
+def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scale: float = 1.0
+              ) -> Agreement:
     """How samples agree with one another and with the annotations.
 
     Args:
         samples: label maps ``(N, *image)``.
         references: annotations ``(M, *image)``.
         structures: labels of each structure.
+        volume_scale: of the samples' volumes around their mean.
     """
     n = len(samples)
     overlap = PairwiseOverlap(n + len(references), structures)
@@ -190,22 +192,23 @@ def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequen
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
     return Agreement(expected_dice(own), float(overlap.dice()[:, :n, n:].mean()), energy.squared, energy.cross,
                      energy.within_samples, energy.within_references, spread(own), spread(others),
-                     _coverage(own.counts, others.counts))
+                     volume_coverage(own.counts, others.counts, volume_scale))
 
 
-def _coverage(samples: NDArray, references: NDArray) -> float | None:
-    """Volumes ``(K, N)`` and ``(K, M)`` in voxels."""
+def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) -> float | None:
+    """Share of the true volumes ``(K, M)`` inside the 90 % interval of the samples' ``(K, N)``; None with one sample."""
     if samples.shape[1] < 2:
         return None
-    volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML)  # 1 ml a voxel
+    volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML,  # as if in ml
+                                [volume_scale])
     low, high = np.array([v["interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())
 
 
 def expected_coverage(samples: int) -> float:
-    """Coverage of N samples that follow the truth's distribution, below 0.9 because N samples show little of its tails.
+    """Coverage of N samples that follow the truth's distribution, below 0.9 where their extremes are too near for it.
 
-    The truth falls into each of the N + 1 gaps between ordered samples with the same probability; the percentiles end
-    (N - 1) / 20 gaps from the outermost samples, and within a gap the truth is taken to be uniform.
+    The truth falls into each of the N + 1 gaps between ordered samples with the same probability, see
+    :func:`nndiffseg.uncertainty.volume_statistics`.
     """
-    return 1 - 2 * (1 + (samples - 1) / 20) / (samples + 1)
+    return min(0.9, (samples - 1) / (samples + 1))

@@ -4,7 +4,7 @@
 
 The demo judges one training on ten phantoms. Here every seed's training (the demo's data, plans and length, but counted in
 iterations) is judged on phantoms that no demo shows: standard deviation of each structure's volume over the samples,
-divided by the known one; with the fitted spread scale, and with the scale 1 for what the training itself reached. The
+divided by the known one; with the fitted scales of details and volumes, and with 1 and 1 for what the training reached. The
 error of the mean volume is that against the known mean. ``FOLDER`` keeps data and models; what is finished is reused.
 """
 
@@ -52,9 +52,9 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
 
 
 def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]:
-    """Volumes of 16 samples of every fresh phantom, with the fitted scales of the spread and its details or with 1 and 1."""
+    """Volumes of 16 samples of every fresh phantom, with the fitted scales of details and volumes or with 1 and 1."""
     predictor = Predictor.from_folder(model, [0], device=device, seed=0)
-    scales = predictor.network.spread_scale, predictor.network.detail_scale
+    scales = predictor.network.detail_scale, predictor.network.volume_scale
     if not fitted:
         for scale in scales:
             scale.fill_(1.0)
@@ -66,14 +66,14 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
         ratios.append([volumes[s]["sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
-    return {"fitted": fitted, "spread_scale": float(scales[0]), "detail_scale": float(scales[1]), "cases": len(ratios),
+    return {"fitted": fitted, "detail_scale": float(scales[0]), "volume_scale": float(scales[1]), "cases": len(ratios),
             "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
             "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True))}
 
 
 def _unscaled(result: dict[str, Any]) -> bool:
     """Whether the fit left the samples as they were, so that there is nothing to compare."""
-    return bool(result["spread_scale"] == result["detail_scale"] == 1.0)
+    return bool(result["detail_scale"] == result["volume_scale"] == 1.0)
 
 
 def main() -> None:
@@ -99,10 +99,10 @@ def main() -> None:
             else:
                 got = judge(model, folder / "fresh" / NAME, args.device, fitted)
             results.append({"seed": seed, **got})
-            rows.append([seed, "fitted" if fitted else "none", f"{got['spread_scale']:.2f}", f"{got['detail_scale']:.2f}",
+            rows.append([seed, "fitted" if fitted else "none", f"{got['detail_scale']:.2f}", f"{got['volume_scale']:.2f}",
                          *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])
-    report(args.name, rows, ["seed", "scales", "spread", "details", *(f"sd / known, {s}" for s in STRUCTURES),
+    report(args.name, rows, ["seed", "scales", "details", "volumes", *(f"sd / known, {s}" for s in STRUCTURES),
                              *(f"rms error of the mean in ml, {s}" for s in STRUCTURES)],
            {"command": "python -m benchmarks.phantom_spread --folder FOLDER "  # without the machine's folder
                        f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases} "

@@ -1,4 +1,4 @@
-"""How the scales of the samples' spread are best fitted: rules compared on cases that they were not fitted on.
+"""How the scales of the samples' details and of their volumes are best fitted: rules compared on cases that they did not see.
 
     python -m benchmarks.spread_fit --dataset 4 --configuration 3d_fullres --fold 3 [--rounds 30]
 
@@ -6,10 +6,11 @@ Takes a trained ``nnDiffSegTrainer`` from the results folder, for example that o
 
     nndiffseg_train 4 3d_fullres 3 -p nnDiffSegPlansS --epochs 6 --iterations_per_epoch 100
 
-and compares two samples with each other and with the truth in many validation patches under every pair of candidates. Each
-rule (patches, largest detail scale, prior) is then fitted on a random half of the cases, again and again, and judged on
-the other half: spread / error of volumes and of 1 - IoU, interpolated between the candidates, where 1 is right. Choose rules on
-folds that are not reported.
+For the details two samples are compared with each other and with the truth in many validation patches under every candidate
+of the detail scale; for the volumes whole cases are predicted with the detail scale of the checkpoint. Each rule is then
+fitted on a random half of the cases, again and again, and judged on the other half: spread / error of 1 - IoU or of volumes,
+where 1 is right. Of the volumes also the share of true ones inside the 90 % interval. Choose rules on folds that are not
+reported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import numpy as np
@@ -28,22 +29,27 @@ from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
-    from nndiffseg.training.spread_scale import SpreadTable
+    import torch
+
+    from benchmarks.methods_data import Data
+    from nndiffseg.training.detail_scale import SpreadTable
+    from nndiffseg.training.volume_scale import VolumeTable
 
 PATCHES = 144
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One way to fit; largest d and prior default to those in use. A largest d of 1 leaves it all to s."""
+    """One way to fit d; largest d and prior default to those in use."""
 
     patches: int = PATCHES
     largest_detail: float = 2.8
     prior_sd: float = 0.7
 
 
-RULES = (Rule(48, 1.0), Rule(48), Rule(largest_detail=1.0), Rule(largest_detail=1.6), Rule(), Rule(prior_sd=0.5),
-         Rule(prior_sd=1.0))
+RULES = (Rule(48, 1.0), Rule(48), Rule(largest_detail=1.6), Rule(), Rule(prior_sd=0.5), Rule(prior_sd=1.0))
+#: standard deviations of the prior of log r, the volume scale's; with 0 it is left at 1
+VOLUME_PRIORS = (0.0, 0.2, 0.5, 1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,63 +58,109 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-    parser = data_parser("Rules that fit the scales of the spread, judged on other cases.")
+    parser = data_parser("Rules that fit the scales of details and volumes, judged on other cases.")
     parser.set_defaults(configuration="3d_fullres")
     parser.add_argument("--rounds", type=int, default=30, help="random halves (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="of each case, for the volumes (default: %(default)s)")
     parser.add_argument("--name", default="spread_fit", help="of the JSON file (default: %(default)s)")
     args = parser.parse_args(argv)
-    if args.rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
+    for flag, least in (("rounds", 1), ("samples", 2)):
+        if getattr(args, flag) < least:
+            raise UserError(f"--{flag} must be at least {least}, not {getattr(args, flag)}.")
     from benchmarks.methods_data import data_from
     from benchmarks.versus_accuracy import tables_of
-    from nndiffseg.training.spread_scale import DETAILS, SCALES
+    from nndiffseg.training.detail_scale import DETAILS
 
-    data = data_from(args)
-    tables = tables_of(data, pick_device(args.device), PATCHES)
-    results = [{**asdict(rule), **cross_fitted(tables, rule, args.rounds, args.seed)} for rule in RULES]
-    rows = [[r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}",
-             *(f"{np.mean(r[k]):.2f} ± {np.std(r[k]):.2f}" for k in ("spread_scale", "detail_scale", "volumes", "overlap"))]
-            for r in results]
+    data, device = data_from(args), pick_device(args.device)
+    tables = tables_of(data, device, PATCHES)
+    volumes = predicted_volumes(data, device, args.samples, args.seed)
+    details = [{**asdict(rule), **fitted_details(tables, rule, args.rounds, args.seed)} for rule in RULES]
+    stretched = [{"prior_sd": sd, **fitted_volumes(volumes, sd, args.rounds, args.seed)} for sd in VOLUME_PRIORS]
+    rows = [["details", r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}", _about(r["scale"]), _about(r["ratio"]),
+             ""] for r in details]
+    rows += [["volumes", "", "", f"{r['prior_sd']:g}" if r["prior_sd"] else "left at 1", _about(r["scale"]), _about(r["ratio"]),
+              f"{np.mean(r['covered']):.2f}"] for r in stretched]
     error, spread = (sum(getattr(t, side).sum(0) for t in tables) for side in ("error", "spread"))
-    report(args.name, rows, ["patches", "largest d", "prior sd", "s", "d", "spread / error of volumes", "of 1 - IoU"],
-           {**data.describe(), "rounds": args.rounds, "seed": args.seed, "rules": results,
-            "scales": SCALES.tolist(), "details": DETAILS.tolist(), "spread_over_error": (spread / error).tolist(),
-            "error_1_minus_iou": (error[..., -1] / sum(len(t.cases) for t in tables)).tolist()})
+    report(args.name, rows, ["scale of", "patches", "largest", "prior sd", "fitted", "spread / error, other cases",
+                             "inside the 90 % interval"],
+           {**data.describe(), "rounds": args.rounds, "seed": args.seed, "samples": args.samples, "details": details,
+            "volumes": stretched, "candidates": DETAILS.tolist(), "spread_over_error": (spread / error).tolist(),
+            "error_1_minus_iou": (error / sum(len(t.cases) for t in tables)).tolist()})
 
 
-def cross_fitted(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed: int) -> dict[str, Any]:
-    """Fits on random halves of the cases; ``volumes`` and ``overlap`` are ratios of the other halves, a value per round."""
-    from nndiffseg.training import spread_scale
-    from nndiffseg.training.spread_scale import DETAILS, fit_spread
+def _about(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values):.2f}"
+
+
+def _halves(cases: Sequence[str], rounds: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(cases).tolist() for _ in range(rounds)]
+    return [(o[: len(o) // 2], o[len(o) // 2:]) for o in orders]
+
+
+# ---- details ----------------------------------------------------------------------------------------------------------
+
+
+def fitted_details(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed: int) -> dict[str, list[float]]:
+    """Fits on random halves of the cases; ``scale`` and the other halves' ``ratio`` of 1 - IoU, a value per round."""
+    from nndiffseg.training import detail_scale
+    from nndiffseg.training.detail_scale import DETAILS, fit_detail
 
     allowed = rule.largest_detail >= DETAILS
     first, seen = [], 0
     for t in tables:
         if seen < rule.patches:
-            first.append(replace(t, error=t.error[:, :, allowed], spread=t.spread[:, :, allowed]))
+            first.append(replace(t, error=t.error[:, allowed], spread=t.spread[:, allowed]))
             seen += len(t.cases)
-    cases, rng = sorted({c for t in tables for c in t.cases}), np.random.default_rng(seed)
-    found: dict[str, list[float]] = {k: [] for k in ("spread_scale", "detail_scale", "volumes", "overlap")}
-    for _ in range(rounds):
-        order = rng.permutation(cases)
-        half, others = order[: len(cases) // 2], order[len(cases) // 2:]
-        with patch.multiple(spread_scale, DETAILS=DETAILS[allowed], DETAIL_PRIOR_SD=rule.prior_sd):
-            fitted = fit_spread(first, half.tolist())
-        for name, value in (*fitted.items(), *ratios_at(tables, others.tolist(), **fitted).items()):
-            found[name].append(value)
+    found: dict[str, list[float]] = {"scale": [], "ratio": []}
+    for half, others in _halves(sorted({c for t in tables for c in t.cases}), rounds, seed):
+        with patch.multiple(detail_scale, DETAILS=DETAILS[allowed], PRIOR_SD=rule.prior_sd):
+            found["scale"].append(fit_detail(first, half))
+        found["ratio"].append(ratio_at(tables, others, found["scale"][-1]))
     return found
 
 
-def ratios_at(tables: Sequence[SpreadTable], cases: Sequence[str], spread_scale: float, detail_scale: float
-              ) -> dict[str, float]:
-    """Spread / error over the patches of these cases, of volumes and of 1 - IoU."""
-    from nndiffseg.training.spread_scale import log_ratios, spline
+def ratio_at(tables: Sequence[SpreadTable], cases: Sequence[str], detail: float) -> float:
+    """Spread / error of 1 - IoU over the patches of these cases."""
+    from nndiffseg.training.detail_scale import interpolated, log_ratio
 
     sums = [np.sum([d for t in tables for case, d in zip(t.cases, getattr(t, side), strict=True) if case in cases], axis=0)
             for side in ("error", "spread")]
-    volumes, overlap = (math.exp(spline(r)(math.log(spread_scale), math.log(detail_scale)).item())
-                        for r in log_ratios(np.stack(sums)))
-    return {"volumes": volumes, "overlap": overlap}
+    return math.exp(interpolated(log_ratio(np.stack(sums)), np.log([detail])).item())
+
+
+# ---- volumes ----------------------------------------------------------------------------------------------------------
+
+
+def predicted_volumes(data: Data, device: torch.device, samples: int, seed: int) -> list[VolumeTable]:
+    """Volumes of the samples of all cases, with mirroring as in every prediction."""
+    from benchmarks.methods_data import references_of
+    from benchmarks.methods_prediction import Options, load_model, predict_case
+    from benchmarks.versus_accuracy import OURS, volume_table
+
+    model, found = load_model(data, OURS, device), []
+    for case in data.cases:
+        labels = predict_case(model, case, Options(samples, seed, True)).labels
+        found.append(volume_table(data, case, labels, *references_of(data, case)))
+    return found
+
+
+def fitted_volumes(tables: Sequence[VolumeTable], prior_sd: float, rounds: int, seed: int) -> dict[str, list[float]]:
+    """Fits on random halves; ``scale``, the other halves' ``ratio`` and share ``covered``, a value per round."""
+    from benchmarks.comparison_metrics import volume_coverage
+    from nndiffseg.training import volume_scale
+    from nndiffseg.training.volume_scale import fit_volume_scale, ratio_of
+
+    by_case = {t.case: t for t in tables}
+    found: dict[str, list[float]] = {"scale": [], "ratio": [], "covered": []}
+    for half, others in _halves(sorted(by_case), rounds, seed):
+        with patch.object(volume_scale, "PRIOR_SD", prior_sd):
+            scale = fit_volume_scale([by_case[c] for c in half]) if prior_sd else 1.0
+        judged = [by_case[c] for c in others]
+        found["scale"].append(scale)
+        found["ratio"].append(ratio_of(judged, scale))
+        found["covered"].append(float(np.mean([volume_coverage(t.sampled, t.true, scale) for t in judged])))
+    return found
 
 
 if __name__ == "__main__":

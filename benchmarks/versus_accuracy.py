@@ -1,8 +1,9 @@
 """Predicts a fold's validation cases with stock nnU-Nets and with nndiffseg, and judges all on the same voxels.
 
 Used by :mod:`benchmarks.versus_nnunet`. nndiffseg's fitted numbers, the weight that fuses head and samples and the
-scales of the samples' spread, are cross-fitted as in :mod:`nndiffseg.training.validation`: no case is judged with a number
-that it or another one of its group helped to choose. nnU-Nets are fused by the mean of their probabilities.
+scales of the samples' details and of their volumes, are cross-fitted as in :mod:`nndiffseg.training.validation`: no case
+is judged with a number that it or another one of its group helped to choose. nnU-Nets are fused by the mean of their
+probabilities.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from nndiffseg.errors import UserError
 from nndiffseg.evaluation import DILATION, structures_of
 from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.statistics import label_map
+from nndiffseg.training.detail_scale import SpreadTable, fit_detail_without_each, spread_tables
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
-from nndiffseg.training.spread_scale import SpreadTable, fit_spread_without_each, spread_tables
 from nndiffseg.training.validation import set_fitted
+from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scale, structure_voxels
 from nndiffseg.uncertainty import entropy, region_of_interest
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 OURS = "nnDiffSegTrainer"
 METHODS = ("nnunet", "nndiffseg", "ensemble")
@@ -71,6 +74,13 @@ def tables_of(data: Data, device: torch.device, patches: int | None = None) -> l
         return spread_tables(trainer, trainer.average.network, patches)
 
 
+def volume_table(data: Data, case: str, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> VolumeTable:
+    """Volumes of samples ``(N, *image)`` and annotations ``(M, *image)``; a 2D image counts as 1 mm thick."""
+    ml = np.prod(spacing[1:] if _is_flat(references, spacing) else spacing) / MM3_PER_ML
+    structures = list(structures_of(data.dataset_json).values())
+    return VolumeTable(case, ml * structure_voxels(labels, structures), ml * structure_voxels(references, structures))
+
+
 @dataclass(frozen=True)
 class CaseResult:
     """One case. Keys of the dictionaries are methods; of ``dice`` also ``head``, ``samples``, ``sample``.
@@ -98,8 +108,8 @@ class Comparison:
         tolerance: of the surface distance, in mm (pixels where images have no spacing).
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
-        fitted_weights: of the two halves of the cases, each fitted on the other half.
-        scales: of the samples' spread and its details, for each case, fitted on all other groups.
+        fitted_weights, volume_scales: of the two halves of the cases, each fitted on the other half.
+        details: scale of the samples' details, for each case, fitted on all other groups.
     """
 
     members: list[Data]
@@ -109,7 +119,8 @@ class Comparison:
     raters: bool = True
     more_steps: tuple[int, ...] = ()
     fitted_weights: tuple[float, ...] = ()
-    scales: dict[str, dict[str, float]] = field(default_factory=dict)
+    volume_scales: tuple[float, ...] = ()
+    details: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = self.members[0]
@@ -128,7 +139,7 @@ class Comparison:
         """Predicts what is not predicted yet."""
         for data in self.members:
             self._predict(data, STOCK, self.options)
-        self.scales = self._spread_scales()
+        self.details = fit_detail_without_each(tables_of(self.data, self.device), self.data.validation, self.groups)
         for steps in (None, *self.more_steps):
             self._predict(self.data, OURS, self._with_steps(steps))
 
@@ -141,8 +152,8 @@ class Comparison:
         parts = [f"samples_{options.samples}", f"seed_{options.seed}", *([] if options.mirroring else ["no_mirroring"]),
                  *([] if options.steps is None else [f"steps_{options.steps}"]), str(trained)]
         if trainer == OURS:  # nor those with other scales
-            digest = hashlib.sha256(repr(sorted(self.scales.items())).encode()).hexdigest()
-            parts.append(f"scales_{digest[:12]}")
+            digest = hashlib.sha256(repr(sorted(self.details.items())).encode()).hexdigest()
+            parts.append(f"details_{digest[:12]}")
         return fold / "versus_predictions" / "_".join(parts)
 
     def _predict(self, data: Data, trainer: str, options: Options) -> None:
@@ -154,7 +165,7 @@ class Comparison:
         model = load_model(data, trainer, self.device)
         for number, case in enumerate(missing, start=1):
             if trainer == OURS:
-                set_fitted(model.network, self.scales[case])
+                set_fitted(model.network, {"detail_scale": self.details[case]})
             prediction = predict_case(model, case, options)
             prediction.save(folder / f"{case}.npz")
             steps = "" if options.steps is None else f", {options.steps} steps"
@@ -168,20 +179,22 @@ class Comparison:
 
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
-    def _spread_scales(self) -> dict[str, dict[str, float]]:
-        return fit_spread_without_each(tables_of(self.data, self.device), self.data.validation, self.groups)
-
-    def fit_weights(self) -> None:
-        """For each case, the weight of the deterministic head that is fitted on the other half."""
+    def fit(self) -> None:
+        """For each half, the weight of the deterministic head and the scale of the volumes that fit the other half."""
         tables: list[list[FusionTable]] = [[], []]
+        volumes: list[list[VolumeTable]] = [[], []]
         for half, cases in enumerate(self.halves):
             for case in cases:
                 prediction = self.load(case, trainer=OURS)
                 d, s = (torch.from_numpy(p) for p in (prediction.deterministic, prediction.sampled))
-                for reference in self.references(case)[0]:
+                references, spacing = self.references(case)
+                volumes[half].append(volume_table(self.data, case, prediction.labels, references, spacing))
+                for reference in references:
                     onehot = torch.from_numpy(np.stack([np.isin(reference, labels) for labels in self.heads]))
                     tables[half].append(fusion_table(d, s, onehot, regions=self.manager.has_regions))
         self.fitted_weights = fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])
+        first, second = (fit_volume_scale(half, self.groups) for half in volumes)
+        self.volume_scales = second if volumes[1] else first, first
 
     def _half(self, case: str) -> int:
         return 0 if case in self.halves[0] else 1
@@ -224,7 +237,9 @@ class Comparison:
                                     np.asarray(entropy(values, regions=self.manager.has_regions)),
                                     [hard[name] != r for r in references]) for name, values in p.items()}
         structures = list(self.structures.values())
-        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures) for n, s in samples.items()})
+        scales = {"nndiffseg": self.volume_scales[self._half(case)]}
+        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, 1.0))
+                                              for n, s in samples.items()})
 
     def _dice(self, labels: Sequence[NDArray] | NDArray, references: NDArray) -> NDArray[np.float64]:
         values = np.stack([dice_of(p, r, self.structures.values()) for p in labels for r in references])

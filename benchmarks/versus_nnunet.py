@@ -183,7 +183,7 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
     results = {}
     for comparison in comparisons:
         comparison.predict()
-        comparison.fit_weights()
+        comparison.fit()
         print(f"Judging fold {comparison.data.fold} ...", flush=True)
         results |= {case: comparison.judge(case) for case in comparison.data.cases}
     data, structures = comparisons[0].data, list(comparisons[0].structures)
@@ -211,7 +211,8 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
                               "same_precision": args.same_precision,
                               "trainings": trainings[0] if len(folds) == 1 else trainings,
                               "fusion_weights": [c.fitted_weights for c in comparisons],
-                              "spread_scales": [c.scales for c in comparisons],
+                              "volume_scales": [c.volume_scales for c in comparisons],
+                              "detail_scales": [c.details for c in comparisons],
                               "expected_coverage": expected_coverage(args.samples),
                               "bootstrap": "percentile intervals over cases, 95 %, paired", **result,
                               "cases": versus_table.by_case(results)})

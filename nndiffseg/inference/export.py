@@ -163,7 +163,8 @@ def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry:
     """Volumes and agreement of the samples, JSON-ready.
 
     The samples' voxels are counted on the grid of the preprocessed image, where the samples were drawn; resampling
-    sixteen label maps of a large image for their volumes would cost more than drawing them.
+    sixteen label maps of a large image for their volumes would cost more than drawing them. Their spread is stretched by the
+    volume scale that was fitted on the validation cases (:mod:`nndiffseg.training.volume_scale`).
 
     Args:
         statistics: of the case.
@@ -180,7 +181,7 @@ def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry:
     for part in np.array_split(statistics.labels, max(1, statistics.labels.shape[1] // 16), axis=1):
         overlap.add(part)
     counts = dict(zip(structures, overlap.counts, strict=True))
-    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]))
+    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]), statistics.volume_scales)
     per_structure = mean_pairwise_dice(overlap)
     for i, (name, labels) in enumerate(structures.items()):
         voxels = int(np.isin(segmentation, labels).sum())
@@ -279,7 +280,8 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
     summary = {"case": case_id, **summary,
-               "settings": {**job.settings, "fusion_weight": list(statistics.fusion_weights)}}
+               "settings": {**job.settings, "fusion_weight": list(statistics.fusion_weights),
+                            "volume_scale": list(statistics.volume_scales)}}
     write_json(summary, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):

@@ -23,6 +23,7 @@ from nndiffseg.inference.precision import default_precision
 from nndiffseg.inference.staple import check_fusion
 from nndiffseg.inference.statistics import CaseStatistics, FoldSums
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
+from nndiffseg.networks.fitted import volume_scale_of
 from nndiffseg.settings import DiffusionSettings
 from nndiffseg.uncertainty import Decomposition
 
@@ -248,19 +249,22 @@ class Predictor:
         shape, folds = tuple(data.shape[1:]), len(self.model.folds)
         wide = max(self.label_manager.all_labels) > 255
         labels = np.zeros((self.number_of_samples, *shape), np.uint16 if wide else np.uint8)
-        decomposition, weights = Decomposition(regions=self.label_manager.has_regions), []
+        decomposition = Decomposition(regions=self.label_manager.has_regions)
+        weights: list[float] = []
+        scales: list[float] = []
         for fold in range(folds):
             if self.model.weights and (folds > 1):
                 self.network.load_state_dict(self.model.weights[fold])
             sampler = self._sampler(on_tile)
             weights.append(float(self.network.fusion_weight))
+            scales.append(volume_scale_of(self.network))
             sums = FoldSums(self.label_manager.num_segmentation_heads, shape, sampler.sums_device(data),
                             None if keep_parts and folds == 1 else weights[-1])
             sampler.run(data, case_id, samples_of_fold(self.options.samples, fold, folds), sums, labels)
             if folds == 1:
-                return CaseStatistics.of_one_fold(sums, weights[0], labels, self.label_manager.has_regions)
+                return CaseStatistics.of_one_fold(sums, weights[0], labels, self.label_manager.has_regions, scales[0])
             decomposition.add(sums.deterministic)
-        return CaseStatistics.of_folds(decomposition, weights, labels)
+        return CaseStatistics.of_folds(decomposition, weights, labels, scales)
 
     def _sampler(self, on_tile: Callable[[], None] | None = None) -> VolumeSampler:
         patch = self.configuration.patch_size

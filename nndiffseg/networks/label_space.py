@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nndiffseg.diffusion.samplers import sampler_by_name
 from nndiffseg.diffusion.schedules import Schedule, timesteps
 from nndiffseg.inference.tiling import blending_weights, tile_starts
+from nndiffseg.networks.fitted import FittedNumbers
 from nndiffseg.networks.interface import NoiseSource
 
 #: largest step between the tiles of one denoising step, as a fraction of the patch
@@ -23,7 +24,7 @@ CONDITION_BYTES = 2**30
 Window = tuple[slice, ...]
 
 
-class LabelSpaceNetwork(nn.Module, ABC):
+class LabelSpaceNetwork(FittedNumbers, ABC):
     """Implements :class:`nndiffseg.networks.interface.SampleNetwork` for a network that denoises patches.
 
     ``x`` is a label map with one channel per head in [-1, 1], +1 where the head's label is. In every step each tile of
@@ -36,7 +37,6 @@ class LabelSpaceNetwork(nn.Module, ABC):
         condition_bytes: memory for the conditions of a volume's tiles while it is sampled.
     """
 
-    fusion_weight: Tensor
     regions: Tensor
     halo = 0
     vector_channels = 0
@@ -48,7 +48,6 @@ class LabelSpaceNetwork(nn.Module, ABC):
         self.default_sampler, self.default_steps = sampler, steps
         ones = (1,) * len(self.patch)
         self.stride, self.map_strides = ones, (ones, ones)
-        self.register_buffer("fusion_weight", torch.tensor([0.5]))
         self.register_buffer("regions", torch.tensor(False))  # sigmoid heads; set by the trainer, kept by checkpoints
 
     # ---- what a method adds ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nndiffseg.diffusion.samplers import sampler_by_name
 from nndiffseg.diffusion.schedules import Schedule, add_noise, timesteps, training_times
 from nndiffseg.networks.denoiser import Denoiser
+from nndiffseg.networks.fitted import FittedNumbers
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_encoder import LabelEncoder
 from nndiffseg.networks.layers import conv
@@ -73,7 +74,7 @@ class LDSegOutput(NamedTuple):
     recycled: Tensor
 
 
-class LDSeg(nn.Module):
+class LDSeg(FittedNumbers):
     """Implements :class:`nndiffseg.networks.interface.SampleNetwork`.
 
     The denoiser's raw output F gives both estimates without a division by alpha: ``x0 = alpha z - sigma F`` and
@@ -84,8 +85,6 @@ class LDSeg(nn.Module):
     t = 1 with the noise at its mean, zero. In training ``network(image, onehot, generator=g)`` returns a
     :class:`LDSegOutput`.
     """
-
-    fusion_weight: Tensor
 
     def __init__(self, label_encoder: nn.Module, image_encoder: ImageEncoder | NearestImage, denoiser: Denoiser,
                  label_decoder: LabelDecoder, stride: tuple[int, ...], latent_channels: int):
@@ -101,7 +100,6 @@ class LDSeg(nn.Module):
         self.stride, self.map_strides = stride, ((1,) * dim, stride)
         self.halo = label_decoder.halo
         self.default_sampler, self.default_steps = "ddim", STEPS
-        self.register_buffer("fusion_weight", torch.tensor([0.5]))
 
     # ---- training -------------------------------------------------------------------------------------------------
 

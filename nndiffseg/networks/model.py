@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from nndiffseg.diffusion.samplers import sampler_by_name
 from nndiffseg.diffusion.schedules import add_noise, schedule_by_name, timesteps
 from nndiffseg.networks.denoiser import Denoiser
+from nndiffseg.networks.fitted import FittedNumbers
 from nndiffseg.networks.image_network import ImageNetwork
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_decoder import LabelDecoder
@@ -44,7 +46,7 @@ class TrainingOutput(NamedTuple):
     pure: Tensor
 
 
-class LatentDiffusionSegmenter(nn.Module):
+class LatentDiffusionSegmenter(FittedNumbers):
     """Implements :class:`nndiffseg.networks.interface.SampleNetwork`.
 
     ``network.eval()(image)`` returns the deterministic logits ``(B, heads, *patch)``, so nnU-Net's own predictor runs
@@ -52,8 +54,6 @@ class LatentDiffusionSegmenter(nn.Module):
     trains goes through ``forward`` because DistributedDataParallel exposes nothing else.
     """
 
-    fusion_weight: Tensor
-    spread_scale: Tensor
     detail_scale: Tensor
     regions: Tensor
 
@@ -89,17 +89,19 @@ class LatentDiffusionSegmenter(nn.Module):
         self.guide_norm = ChannelNorm(settings.decoder_channels[0])
         self.halo = self.label_decoder.halo
         self.default_sampler, self.default_steps = settings.sampler, settings.steps
-        self.register_buffer("fusion_weight", torch.tensor([0.5]))
-        # How far samples lie from the prior, relative to what was trained, and how much farther in their details
-        # (nndiffseg.training.spread_scale fits both).
-        self.register_buffer("spread_scale", torch.tensor([1.0]))
+        # How far the details of samples lie from the prior, relative to what was trained (fitted by
+        # nndiffseg.training.detail_scale).
         self.register_buffer("detail_scale", torch.tensor([1.0]))
         # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
         # without telling them; the trainer sets it and the checkpoint carries it.
         self.register_buffer("regions", torch.tensor(False))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of version 0.1 before it existed
+        state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of before it existed
+        scale = state_dict.pop(f"{prefix}spread_scale", None)  # of before volumes had a scale of their own
+        if scale is not None and float(scale) != 1:
+            warnings.warn("The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "
+                          "run nndiffseg_train with --val once to fit them anew.", stacklevel=2)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # ---- training -------------------------------------------------------------------------------------------------
@@ -203,19 +205,19 @@ class LatentDiffusionSegmenter(nn.Module):
         z0 = sampler_by_name(sampler or self.default_sampler)(
             denoise, start, times, schedule=self.schedule,
             step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))
-        return self.rescale(z0, maps, self.spread_scale, self.detail_scale)
+        return self.rescale(z0, maps, self.detail_scale)
 
     @staticmethod
-    def rescale(latent: Tensor, maps: Sequence[Tensor], scale: Tensor | float, detail: Tensor | float = 1.0) -> Tensor:
-        """Moves latents ``(N, C_z, *grid)`` towards the prior (scale below 1) or away from it, their details by more or less.
+    def rescale(latent: Tensor, maps: Sequence[Tensor], detail: Tensor | float) -> Tensor:
+        """Moves the details of latents ``(N, C_z, *grid)`` towards those of the prior (below 1) or away from them.
 
-        ``prior + scale (smooth + detail (r - smooth))`` with r = latent - prior and smooth its mean over
-        ``DETAIL_CELLS`` cells along each axis.
+        ``prior + smooth + detail (r - smooth)`` with r = latent - prior and smooth its mean over ``DETAIL_CELLS``
+        cells along each axis.
         """
         prior = maps[2].float()
         deviation = latent - prior
         smooth = box_mean(deviation, DETAIL_CELLS)
-        return prior + scale * (smooth + detail * (deviation - smooth))
+        return prior + smooth + detail * (deviation - smooth)
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)``; ``maps`` as from :meth:`encode`, or the guides alone -> logits."""

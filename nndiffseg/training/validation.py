@@ -1,18 +1,18 @@
 """Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
 
-Fitted on validation cases are the scales of the samples' spread and of its details, and the weight that fuses
-deterministic head and samples. So that no case is judged with a number that it helped to choose (cross-fitting), each is
-predicted with the scales of all the others, and fused with the weight of the half that it does not belong to: weights
-need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.groups`) stay together.
-The checkpoint gets the numbers fitted on all cases.
+Fitted on validation cases are the scale of the samples' details, the weight that fuses deterministic head and samples,
+and the scale of the reported volumes. So that no case is judged with a number that it helped to choose (cross-fitting), each
+is predicted with the detail scale of all the others, and exported with the other two fitted on the half that it does not
+belong to: these need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.groups`)
+stay together. The checkpoint gets the numbers fitted on all cases.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,20 +20,29 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
-from nndiffseg.evaluation import evaluate_predictions, write_json
+from nndiffseg.evaluation import evaluate_predictions, structures_of, write_json
 from nndiffseg.groups import halves_of, read_groups
-from nndiffseg.inference.export import ExportJob, export_case
+from nndiffseg.inference.export import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.training.detail_scale import SpreadTable, fit_detail, fit_detail_without_each, spread_tables
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.training.spread_scale import SpreadTable, fit_spread, fit_spread_without_each, spread_tables
+from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scale, structure_voxels
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
 
 CACHE = ".parts"
+
+
+class CaseTables(NamedTuple):
+    """One predicted case under every candidate of the numbers that need predictions."""
+
+    fusion: FusionTable
+    volumes: VolumeTable
 
 
 def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -> None:
@@ -61,72 +70,91 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
     groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
     tables = _predict_in_halves(trainer, predictor, job, spreads, groups)
-    fitted = {"fusion_weight": fit_fusion_weight(tables)}
+    fitted = _fit(network, tables, groups)
     if spreads:
-        fitted |= fit_spread(spreads, groups=groups)
+        fitted["detail_scale"] = fit_detail(spreads, groups=groups)
     for each in (network, trainer.bare_network):
         set_fitted(each, fitted)
-    _judge(trainer, folder, tables, fitted)
-    _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted)
+    _judge(trainer, folder, [t.fusion for t in tables], fitted)
+    _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted, network)
+
+
+def _fit(network: Any, tables: Sequence[CaseTables], groups: dict[str, str]) -> dict[str, float]:
+    """The numbers that need predictions. The network of someone's own trainer may have no scale of the volumes."""
+    scale = fit_volume_scale([t.volumes for t in tables], groups) if hasattr(network, "volume_scale") else 1.0
+    return {"fusion_weight": fit_fusion_weight([t.fusion for t in tables]), "volume_scale": scale}
 
 
 def set_fitted(network: Any, fitted: dict[str, float]) -> None:
-    """Puts fitted numbers into the network's buffers of these names."""
+    """Puts fitted numbers into those buffers of these names that the network has."""
     for name, value in fitted.items():
-        getattr(network, name).fill_(value)
+        if hasattr(network, name):
+            getattr(network, name).fill_(value)
 
 
-def _store_fitted(path: Path, fitted: dict[str, float]) -> None:
+def _store_fitted(path: Path, fitted: dict[str, float], network: Any) -> None:
     """Puts the fitted numbers into the checkpoint that was validated, and changes nothing else in it."""
     if not path.is_file():
         return
     checkpoint = load_checkpoint(path)
     for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
-        for name, value in fitted.items():
-            weights[name] = torch.full_like(weights["fusion_weight"], value)
+        weights.pop("spread_scale", None)  # of checkpoints of before volumes had a scale of their own
+        for name in fitted.keys() & dict(network.named_buffers()).keys():
+            weights[name] = torch.full_like(weights["fusion_weight"], fitted[name])
     save_atomically(checkpoint, path)
 
 
 def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable],
-                       groups: dict[str, str]) -> list[FusionTable]:
-    """Exports every case with numbers fitted on others; returns all fusion tables."""
+                       groups: dict[str, str]) -> list[CaseTables]:
+    """Exports every case with numbers fitted on others; returns what to fit them on."""
     _, keys = trainer.do_split()
     halves = halves_of(keys, groups)
-    scales = fit_spread_without_each(spreads, keys, groups) if spreads else {}
+    details = fit_detail_without_each(spreads, keys, groups) if spreads else {}
     cache = job.output / CACHE
     cache.mkdir()
-    tables: list[list[FusionTable]] = [[], []]
+    tables: list[list[CaseTables]] = [[], []]
     try:
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[0], scales):
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[0], details):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
-        first = fit_fusion_weight(tables[0])
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[1], scales):
+        first = _fit(predictor.network, tables[0], groups)
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[1], details):
             tables[1].append(table)
-            export_case(job, key, statistics.with_fusion_weight(first), properties)
+            export_case(job, key, statistics.with_fitted(**first), properties)
         # With a single group there is no other half; its own weight is then the only one there is.
-        second = fit_fusion_weight(tables[1] or tables[0])
+        second = _fit(predictor.network, tables[1] or tables[0], groups)
         for key in halves[0]:
             statistics, properties = _restore(cache / key)
-            export_case(job, key, statistics.with_fusion_weight(second), properties)
+            export_case(job, key, statistics.with_fitted(**second), properties)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     return tables[0] + tables[1]
 
 
-def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], scales: dict[str, dict[str, float]]
-             ) -> Iterator[tuple[str, CaseStatistics, FusionTable, dict[str, Any]]]:
+def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], details: dict[str, float]
+             ) -> Iterator[tuple[str, CaseStatistics, CaseTables, dict[str, Any]]]:
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
-        set_fitted(predictor.network, scales.get(key, {}))
+        if key in details:
+            set_fitted(predictor.network, {"detail_scale": details[key]})
         data, segmentation, _, properties = dataset.load_case(key)
         statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
         reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)
         assert statistics.deterministic is not None and statistics.sampled is not None
-        table = fusion_table(statistics.deterministic.cpu(), statistics.sampled.cpu(), _onehot(trainer, reference),
-                             regions=trainer.label_manager.has_regions)
-        yield key, statistics, table, properties
+        fusion = fusion_table(statistics.deterministic.cpu(), statistics.sampled.cpu(), _onehot(trainer, reference),
+                              regions=trainer.label_manager.has_regions)
+        geometry = CaseGeometry(properties, trainer.plans_manager, trainer.configuration_manager)
+        tables = CaseTables(fusion, _volumes(trainer, key, statistics.labels, reference.numpy(), geometry))
+        yield key, statistics, tables, properties
+
+
+def _volumes(trainer: DiffusionTrainer, key: str, labels: np.ndarray, reference: np.ndarray, geometry: CaseGeometry
+             ) -> VolumeTable:
+    """Volumes of samples ``(N, *spatial)`` and reference ``(*spatial)``."""
+    ml = geometry.voxel_volume(reference.shape) / MM3_PER_ML
+    structures = structures_of(trainer.dataset_json).values()
+    return VolumeTable(key, ml * structure_voxels(labels, structures), ml * structure_voxels(reference[None], structures))
 
 
 def _onehot(trainer: DiffusionTrainer, reference: torch.Tensor) -> torch.Tensor:  # (*spatial) -> (heads, *spatial)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,35 +11,48 @@ from numpy.typing import ArrayLike
 MM3_PER_ML = 1000.0
 
 
-def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float) -> dict[str, dict[str, Any]]:
+def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float, scales: Sequence[float] = (1.0,)
+                      ) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation and 90 % interval of every structure's volume over samples.
+
+    The interval lies between the samples' quantiles 0.05 and 0.95 in the sense of Weibull, order statistic k of N at
+    k / (N + 1): a further draw from the same distribution falls into each of the N + 1 gaps with the same probability. So the
+    interval holds it with 90 % for N of at least 19; fewer samples show too little of the tails, and their smallest and largest
+    hold it with (N - 1) / (N + 1), 88 % for N = 16.
 
     Args:
         voxel_counts: name of the structure -> its number of voxels in each sample, ``(N,)``; see
             :attr:`nndiffseg.uncertainty.agreement.PairwiseOverlap.counts`.
         voxel_volume: of one voxel, in mm^3: the product of the spacing.
+        scales: volumes are stretched by these around their mean, one number for each of F folds that drew the samples in
+            turn (0, F, 2F, ... are the first one's), with the mean of the fold; see :mod:`nndiffseg.training.volume_scale`.
 
     Returns:
         JSON-ready, name -> ``{"mean_ml", "sd_ml", "interval_90_ml", "samples"}``. ``sd_ml`` is the sample standard
-        deviation (divisor N - 1), ``interval_90_ml`` the 5th and 95th percentile ``[low, high]``, linearly
-        interpolated between samples. One sample tells nothing about the spread: both are None.
+        deviation (divisor N - 1), ``interval_90_ml`` is ``[low, high]``, never below 0. One sample tells nothing about the
+        spread: both are None.
 
     Raises:
         ValueError: no samples, or ``voxel_volume`` not positive.
     """
     if voxel_volume <= 0:
         raise ValueError(f"The volume of a voxel must be positive, got {voxel_volume}.")
-    return {name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML)
+    return {name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, scales)
             for name, counts in voxel_counts.items()}
 
 
-def _statistics(volumes: np.ndarray) -> dict[str, Any]:
+def _statistics(volumes: np.ndarray, scales: Sequence[float]) -> dict[str, Any]:
     if volumes.ndim != 1 or volumes.size == 0:
         raise ValueError(f"Expected one voxel count per sample, got an array of shape {volumes.shape}.")
     several = volumes.size > 1
+    stretched = volumes.copy()
+    for fold, scale in enumerate(scales):
+        own = volumes[fold :: len(scales)]
+        stretched[fold :: len(scales)] = own.mean() + scale * (own - own.mean())
+    interval = np.quantile(stretched, [0.05, 0.95], method="weibull").clip(0)
     return {
         "mean_ml": float(volumes.mean()),
-        "sd_ml": float(volumes.std(ddof=1)) if several else None,
-        "interval_90_ml": [float(v) for v in np.percentile(volumes, [5, 95])] if several else None,
+        "sd_ml": float(stretched.std(ddof=1)) if several else None,
+        "interval_90_ml": [float(v) for v in interval] if several else None,
         "samples": int(volumes.size),
     }

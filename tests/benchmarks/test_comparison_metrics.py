@@ -18,6 +18,7 @@ from benchmarks.comparison_metrics import (
     pooled_ece,
     pooled_nll,
     resamples,
+    volume_coverage,
 )
 from nndiffseg.uncertainty import ReliabilityAccumulator
 
@@ -142,15 +143,15 @@ def test_a_volume_is_covered_inside_the_percentiles_that_users_get():
     def of_size(voxels: int) -> np.ndarray:
         return (np.arange(100) < voxels).astype(int).reshape(1, 10, 10)
 
-    samples = np.stack([of_size(v) for v in range(10, 31)])  # 5th and 95th percentile: 11 and 29
+    samples = np.stack([of_size(v) for v in range(10, 31)])  # quantiles 10.1 and 29.9 around a mean of 20
     truths = np.stack([of_size(v) for v in (10, 11, 20, 29, 30)])
     assert agreement(samples, truths, ((1,),)).coverage == pytest.approx(3 / 5)
+    assert agreement(samples, truths, ((1,),), volume_scale=2.0).coverage == 1
+    assert agreement(samples, truths, ((1,),), volume_scale=0.5).coverage == pytest.approx(1 / 5)
     assert agreement(samples[:1], truths, ((1,),)).coverage is None
 
 
 @pytest.mark.parametrize("n", [4, 16, 64])
 def test_samples_of_the_right_distribution_cover_as_often_as_expected(n):
-    draws = np.random.default_rng(0).random((20000, n + 1))
-    low, high = np.percentile(draws[:, 1:], (5, 95), axis=1)
-    covered = ((low <= draws[:, 0]) & (draws[:, 0] <= high)).mean()
-    assert expected_coverage(n) == pytest.approx(covered, abs=0.01)
+    draws = np.random.default_rng(0).random((4000, n + 1))
+    assert expected_coverage(n) == pytest.approx(volume_coverage(draws[:, 1:], draws[:, :1], 1.0), abs=0.015)

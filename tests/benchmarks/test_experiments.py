@@ -21,7 +21,9 @@ from benchmarks import (
 )
 from benchmarks.methods_common import class_name, find_class
 from nndiffseg.errors import UserError
-from nndiffseg.training.spread_scale import DETAIL_PRIOR_SD, DETAILS, LEFT_ALONE, SCALES, SpreadTable
+from nndiffseg.training import volume_scale
+from nndiffseg.training.detail_scale import DETAILS, LEFT_ALONE, PRIOR_SD, SpreadTable
+from nndiffseg.training.volume_scale import VolumeTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 
@@ -159,7 +161,7 @@ class VolumePredictor:
     """Two phantoms whose volumes vary by 2 and 3 ml, times the network's scales, around 1 ml above the truth."""
 
     def __init__(self):
-        self.network = SimpleNamespace(spread_scale=torch.tensor([0.5]), detail_scale=torch.tensor([2.0]))
+        self.network = SimpleNamespace(volume_scale=torch.tensor([0.5]), detail_scale=torch.tensor([2.0]))
 
     @classmethod
     def from_folder(cls, model, folds, **options):
@@ -167,7 +169,7 @@ class VolumePredictor:
 
     def predict(self, file, case_id):
         sd = {"front lobe": 2.0, "rear lobe": 3.0}
-        scale = float(self.network.spread_scale * self.network.detail_scale**2)
+        scale = float(self.network.volume_scale * self.network.detail_scale**2)
         return SimpleNamespace(volumes={s: {"sd_ml": v * scale, "mean_ml": 11.0} for s, v in sd.items()})
 
 
@@ -182,35 +184,43 @@ def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(m
     assert fitted["spread_ratio"] == {"front lobe": pytest.approx(2.0), "rear lobe": pytest.approx(4.0)}
     assert without["spread_ratio"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
     assert without["mean_volume_rms_error_ml"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
-    assert (fitted["spread_scale"], fitted["detail_scale"], without["detail_scale"]) == (0.5, 2.0, 1.0)
+    assert (fitted["volume_scale"], fitted["detail_scale"], without["detail_scale"]) == (0.5, 2.0, 1.0)
 
 
 # ---- fits of the spread -------------------------------------------------------------------------------------------
 
 
 def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[SpreadTable]:
-    """A hundred cases that agree: 1 - IoU has this log ratio at s = d = 1 and grows with log d; volumes are calibrated at 1."""
-    log_s, log_d = np.meshgrid(np.log(SCALES), np.log(DETAILS), indexing="ij")
-    spread = np.exp(np.stack([log_s, log_s, log_ratio + slope * log_d], 2))[None].repeat(100, 0)
+    """A hundred cases that agree: spread / error of 1 - IoU has this logarithm at d = 1 and grows with log d."""
+    spread = np.exp(log_ratio + slope * np.log(DETAILS))[None].repeat(100, 0)
     return [SpreadTable(tuple(f"case_{i}" for i in range(100)), np.ones_like(spread), spread) for _ in range(patches)]
 
 
 def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
     tables = tables_with(np.log(0.8), slope=0.2)
-    now, short = (spread_fit.cross_fitted(tables, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
-    assert now["volumes"] == pytest.approx([1.0] * 3) and now["overlap"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
-    assert short["detail_scale"] == pytest.approx([1.6] * 3)
-    assert short["overlap"] == pytest.approx([0.8 * 1.6**0.2] * 3)
+    now, short = (spread_fit.fitted_details(tables, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
+    assert now["ratio"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
+    assert short["scale"] == pytest.approx([1.6] * 3) and short["ratio"] == pytest.approx([0.8 * 1.6**0.2] * 3)
+
+
+def test_a_fitted_volume_scale_calibrates_other_cases_and_without_one_volumes_stay():
+    rng = np.random.default_rng(0)
+    wide = [VolumeTable(str(i), 10 + 2 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for i in range(200)]
+    fitted, left = (spread_fit.fitted_volumes(wide, sd, 4, 0) for sd in (0.5, 0.0))
+    assert left["scale"] == [1.0] * 4 and min(left["ratio"]) > 1.15 and min(left["covered"]) > 0.95
+    assert max(fitted["scale"]) < 0.7 and np.mean(fitted["ratio"]) == pytest.approx(1.0, abs=0.03)
+    assert np.mean(fitted["covered"]) == pytest.approx(15 / 17, abs=0.04)
 
 
 def test_the_rule_in_use_is_among_the_rules():
     rule = spread_fit.Rule()
-    assert rule in spread_fit.RULES and (rule.largest_detail, rule.prior_sd) == (DETAILS[-1], DETAIL_PRIOR_SD)
+    assert rule in spread_fit.RULES and (rule.largest_detail, rule.prior_sd) == (DETAILS[-1], PRIOR_SD)
+    assert volume_scale.PRIOR_SD in spread_fit.VOLUME_PRIORS
 
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():
     tables = tables_with(np.log(0.8), 0.2, patches=1) + tables_with(0.0, 0.2, patches=20)
-    few, many = (spread_fit.cross_fitted(tables, spread_fit.Rule(n), 1, 0)["detail_scale"][0] for n in (100, 2100))
+    few, many = (spread_fit.fitted_details(tables, spread_fit.Rule(n), 1, 0)["scale"][0] for n in (100, 2100))
     assert few > 2 and many < 1.2
 
 

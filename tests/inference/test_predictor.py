@@ -98,16 +98,33 @@ def test_folds_share_the_samples_and_disagree(model_folder, image):
     assert few.number_of_samples == 2
 
 
-def test_a_fusion_weight_can_be_fitted_afterwards(predictor, image):
+def test_fusion_weight_and_volume_scale_can_be_fitted_afterwards(predictor, image):
     data = torch.from_numpy(image)
     apart = predictor.predict_preprocessed(data, "x")
     torch.testing.assert_close(apart.probabilities, 0.5 * apart.deterministic + 0.5 * apart.sampled)
-    torch.testing.assert_close(apart.with_fusion_weight(1.0).probabilities, apart.deterministic)
+    fitted = apart.with_fitted(1.0, 2.5)
+    torch.testing.assert_close(fitted.probabilities, apart.deterministic)
+    assert (apart.volume_scales, fitted.volume_scales) == ((1.0,), (2.5,)) and fitted.labels is apart.labels
     streamed = predictor.predict_preprocessed(data, "x", keep_parts=False)
     torch.testing.assert_close(streamed.probabilities, apart.probabilities, atol=1e-6, rtol=0)
     assert streamed.deterministic is None
     with pytest.raises(ValueError, match="kept apart"):
-        streamed.with_fusion_weight(0.3)
+        streamed.with_fitted(0.3, 1.0)
+
+
+def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(model_folder, image):
+    predictor = Predictor.from_folder(model_folder, device="cpu", samples=6)
+    plain = predictor.predict(image, case_id="x", return_samples=True)
+    for weights, scale in zip(predictor.model.weights, (3.0, 0.0), strict=True):
+        weights["volume_scale"] = torch.tensor([scale])
+    stretched = predictor.predict(image, case_id="x", return_samples=True)
+    assert np.array_equal(plain.samples, stretched.samples) and np.array_equal(plain.total, stretched.total)
+    volumes = (plain.samples == 1).sum((1, 2, 3)) / 1000
+    first, second = volumes[0::2], volumes[1::2]  # dealt out in turn
+    wanted = np.concatenate([first.mean() + 3 * (first - first.mean()), np.full(3, second.mean())])
+    assert stretched.volumes["shell"]["mean_ml"] == plain.volumes["shell"]["mean_ml"] == pytest.approx(volumes.mean())
+    assert plain.volumes["shell"]["sd_ml"] == pytest.approx(volumes.std(ddof=1))
+    assert stretched.volumes["shell"]["sd_ml"] == pytest.approx(wanted.std(ddof=1))
 
 
 def test_a_network_at_hand_predicts_like_its_folder(predictor, model_folder, image, prediction):

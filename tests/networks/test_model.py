@@ -192,14 +192,24 @@ def test_a_checkpoint_without_a_detail_scale_leaves_details_alone():
     assert "detail_scale" not in old  # the caller's dictionary is not touched
 
 
-def test_samples_are_rescaled_with_both_fitted_numbers():
+@pytest.mark.parametrize("scale", [1.0, 0.8])
+def test_a_checkpoint_with_the_earlier_spread_scale_loads_and_says_what_to_do(scale, recwarn):
+    network = make()
+    old = {**network.state_dict(), "spread_scale": torch.tensor([scale])}
+    del old["volume_scale"]
+    network.volume_scale.fill_(2.0)
+    network.load_state_dict(old)
+    assert network.volume_scale.tolist() == [1.0]
+    assert [("--val" in str(w.message)) for w in recwarn] == [True] * (scale != 1)
+
+
+def test_details_of_samples_are_rescaled_with_the_fitted_number():
     network = make().eval()
     torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
     maps = network.encode(torch.randn(1, 1, 16, 16, 16))
     grid = maps[2].shape[2:]
     with torch.no_grad():
         plain = network.sample(maps, draw_for(2, grid))
-        network.spread_scale.fill_(0.7)
         network.detail_scale.fill_(1.6)
-        torch.testing.assert_close(network.sample(maps, draw_for(2, grid)), network.rescale(plain, maps, 0.7, 1.6))
-    assert not torch.allclose(network.rescale(plain, maps, 0.7, 1.6), network.rescale(plain, maps, 0.7), atol=1e-3)
+        torch.testing.assert_close(network.sample(maps, draw_for(2, grid)), network.rescale(plain, maps, 1.6))
+    assert not torch.allclose(network.rescale(plain, maps, 1.6), plain, atol=1e-3)

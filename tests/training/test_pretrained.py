@@ -48,7 +48,7 @@ def test_all_but_segmentation_layers_and_fitted_numbers_come_from_a_model_of_the
     assert "the whole network" in sentence and "another shape" not in sentence
     assert float(target.fusion_weight) == pytest.approx(0.5)
     for key, value in target.state_dict().items():
-        old = ".seg_layers." in key or key in ("fusion_weight", "spread_scale", "detail_scale", "regions")
+        old = ".seg_layers." in key or key in ("fusion_weight", "volume_scale", "detail_scale", "regions")
         assert torch.equal(value, fresh[key] if old else source.state_dict()[key]), key
 
 

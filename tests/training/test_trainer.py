@@ -17,12 +17,13 @@ from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training import log
 from nndiffseg.training.budget import Budget
 from nndiffseg.training.checkpoint import load_checkpoint
-from nndiffseg.training.spread_scale import DETAILS, SCALES
+from nndiffseg.training.detail_scale import DETAILS
 from nndiffseg.training.trainer import DiffusionTrainer
+from nndiffseg.training.volume_scale import LARGEST, SMALLEST
 
 PLANS = "nnDiffSegPlansS"
 #: set by the validation after the training
-FITTED = ("fusion_weight", "spread_scale", "detail_scale")
+FITTED = ("fusion_weight", "detail_scale", "volume_scale")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,10 @@ def test_training_learns_and_writes_nnunets_files(folders):
     for name in FITTED:
         assert float(averaged[name]) == pytest.approx(judged[name])
     assert 0 <= judged["fusion_weight"] <= 1
-    for name, candidates in (("spread_scale", SCALES), ("detail_scale", DETAILS)):
-        assert candidates[0] - 1e-6 <= judged[name] <= candidates[-1] + 1e-6
+    for name, first, last in (("detail_scale", DETAILS[0], DETAILS[-1]), ("volume_scale", SMALLEST, LARGEST)):
+        assert first - 1e-6 <= judged[name] <= last + 1e-6
+    cases = [json.loads(f.read_text()) for f in sorted((out / "validation" / "uncertainty").glob("*.json"))]
+    assert len(cases) == 3 and all(SMALLEST <= c["settings"]["volume_scale"][0] <= LARGEST for c in cases)
 
 
 def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
@@ -90,7 +93,7 @@ def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
     finally:
         file.unlink()
     judged = json.loads((fold(folders, "learn") / "validation" / "uncertainty.json").read_text())
-    assert judged["spread_scale"] == judged["detail_scale"] == 1.0
+    assert judged["detail_scale"] == judged["volume_scale"] == 1.0
 
 
 def test_pretrained_weights_are_where_a_training_begins(folders, capsys):

@@ -2,8 +2,8 @@
 
 All figures are functions of how often each case is drawn, so one set of resamples serves them all, and a difference of
 two methods is formed within a resample: the interval is that of the paired difference (Efron & Tibshirani 1993, An
-Introduction to the Bootstrap, sections 6 and 13, percentile intervals). It covers the choice of the cases, not that of
-the training's seed.
+Introduction to the Bootstrap, sections 6 and 13, percentile intervals). It covers the choice of the cases (groups of them,
+see :mod:`nndiffseg.groups`), not that of the training's seed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,23 @@ class Interval(NamedTuple):
     high: float
 
 
-def resamples(cases: int, count: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """How often each case is drawn ``(1 + count, cases)``: once each in row 0, which gives the estimate itself."""
-    if cases < 1:
+def resamples(groups: Sequence[str], count: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """How often each case is drawn ``(1 + count, cases)``: once each in row 0, which gives the estimate itself.
+
+    Groups of cases are drawn whole, as many as there are (Davison & Hinkley 1997, Bootstrap Methods and their Application,
+    section 3.8): a person's two eyes are no two observations.
+
+    Args:
+        groups: of each case; all different where nothing belongs together.
+        count: number of resamples.
+        seed: of the draws.
+    """
+    names = sorted(set(groups))
+    if not names:
         raise ValueError("A bootstrap needs at least one case.")
-    drawn = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), size=count)
-    return np.concatenate([np.ones((1, cases)), drawn.astype(float)])
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+    of_case = [names.index(g) for g in groups]
+    return np.concatenate([np.ones((1, len(groups))), drawn[:, of_case].astype(float)])
 
 
 def interval(statistic: NDArray[np.float64], level: float = LEVEL) -> Interval:
@@ -67,7 +78,7 @@ def paired_bootstrap(a: NDArray[np.float64], b: NDArray[np.float64], *, count: i
     both = np.isfinite(a) & np.isfinite(b)
     if not both.any():
         return Interval(np.nan, np.nan, np.nan)
-    return interval(means(resamples(int(both.sum()), count, seed), (a - b)[both][:, None])[:, 0])
+    return interval(means(resamples([str(i) for i in np.flatnonzero(both)], count, seed), (a - b)[both][:, None])[:, 0])
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------------

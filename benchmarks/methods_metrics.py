@@ -14,6 +14,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_prediction import CasePrediction, Model, Options, predict_case
 from nndiffseg.evaluation import ErrorHistogram, dilated_foreground, nanmean, structures_of
+from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.statistics import label_map
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
 from nndiffseg.uncertainty import (
@@ -127,17 +128,17 @@ class Judge:
     # ---- fusion weight --------------------------------------------------------------------------------------------
 
     def _cross_fitted(self, predictions: Iterable[tuple[str, CasePrediction]]) -> dict[str, float]:
-        """Weight of each case, fitted on the other half of the cases."""
+        """Weight of each case, fitted on the half of the cases that it does not belong to; no group is divided."""
         tables: list[list[FusionTable]] = [[], []]
-        halves: dict[str, int] = {}
-        for number, (case, prediction) in enumerate(predictions):
-            halves[case] = number % 2
+        halves = halves_of(self.data.cases, read_groups(self.data.preprocessed))
+        half_of = {case: i for i, half in enumerate(halves) for case in half}
+        for case, prediction in predictions:
             references, _ = references_of(self.data, case)
             d, s = torch.from_numpy(prediction.deterministic), torch.from_numpy(prediction.sampled)
-            tables[number % 2] += [fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions)
+            tables[half_of[case]] += [fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions)
                                    for r in references]
         fitted = [fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])]
-        return {case: fitted[half] for case, half in halves.items()}
+        return {case: fitted[half] for case, half in half_of.items()}
 
     def _masks(self, reference: NDArray) -> NDArray[np.bool_]:  # (*image) -> (heads, *image)
         return np.stack([np.isin(reference, labels) for labels in self.heads])

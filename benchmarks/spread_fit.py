@@ -8,15 +8,15 @@ Takes a trained ``nnDiffSegTrainer`` from the results folder, for example that o
 
 For the details two samples are compared with each other and with the truth in many validation patches under every candidate
 of the detail scale; for the volumes whole cases are predicted with the detail scale of the checkpoint. Each rule is then
-fitted on a random half of the cases, again and again, and judged on the other half: spread / error of 1 - IoU or of volumes,
-where 1 is right. Of the volumes also the share of true ones inside the 90 % interval. Choose rules on folds that are not
-reported.
+fitted on a random half of the cases (no group is divided), again and again, and judged on the other half: spread / error of
+1 - IoU or of volumes, where 1 is right. Of the volumes also the share of true ones inside the 90 % interval. Choose rules on
+folds that are not reported.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 from unittest.mock import patch
@@ -27,6 +27,7 @@ from benchmarks.common import report
 from benchmarks.methods_common import data_parser
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
+from nndiffseg.groups import grouped, read_groups
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +74,10 @@ def _main(argv: Sequence[str] | None) -> None:
 
     data, device = data_from(args), pick_device(args.device)
     tables = tables_of(data, device, PATCHES)
+    groups = read_groups(data.preprocessed)
     volumes = predicted_volumes(data, device, args.samples, args.seed)
-    details = [{**asdict(rule), **fitted_details(tables, rule, args.rounds, args.seed)} for rule in RULES]
-    stretched = [{"prior_sd": sd, **fitted_volumes(volumes, sd, args.rounds, args.seed)} for sd in VOLUME_PRIORS]
+    details = [{**asdict(rule), **fitted_details(tables, groups, rule, args.rounds, args.seed)} for rule in RULES]
+    stretched = [{"prior_sd": sd, **fitted_volumes(volumes, groups, sd, args.rounds, args.seed)} for sd in VOLUME_PRIORS]
     rows = [["details", r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}", _about(r["scale"]), _about(r["ratio"]),
              ""] for r in details]
     rows += [["volumes", "", "", f"{r['prior_sd']:g}" if r["prior_sd"] else "left at 1", _about(r["scale"]), _about(r["ratio"]),
@@ -92,16 +94,20 @@ def _about(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f} ± {np.std(values):.2f}"
 
 
-def _halves(cases: Sequence[str], rounds: int, seed: int) -> list[tuple[list[str], list[str]]]:
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(cases).tolist() for _ in range(rounds)]
-    return [(o[: len(o) // 2], o[len(o) // 2:]) for o in orders]
+def _halves(cases: Sequence[str], groups: dict[str, str], rounds: int, seed: int) -> Iterator[tuple[list[str], list[str]]]:
+    """Random halves that divide no group."""
+    members, rng = grouped(cases, groups), np.random.default_rng(seed)
+    for _ in range(rounds):
+        order = rng.permutation(len(members))
+        first, second = ([case for i in part for case in members[i]] for part in np.split(order, [len(order) // 2]))
+        yield first, second
 
 
 # ---- details ----------------------------------------------------------------------------------------------------------
 
 
-def fitted_details(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed: int) -> dict[str, list[float]]:
+def fitted_details(tables: Sequence[SpreadTable], groups: dict[str, str], rule: Rule, rounds: int, seed: int
+                   ) -> dict[str, list[float]]:
     """Fits on random halves of the cases; ``scale`` and the other halves' ``ratio`` of 1 - IoU, a value per round."""
     from nndiffseg.training import detail_scale
     from nndiffseg.training.detail_scale import DETAILS, fit_detail
@@ -113,9 +119,9 @@ def fitted_details(tables: Sequence[SpreadTable], rule: Rule, rounds: int, seed:
             first.append(replace(t, error=t.error[:, allowed], spread=t.spread[:, allowed]))
             seen += len(t.cases)
     found: dict[str, list[float]] = {"scale": [], "ratio": []}
-    for half, others in _halves(sorted({c for t in tables for c in t.cases}), rounds, seed):
+    for half, others in _halves(sorted({c for t in tables for c in t.cases}), groups, rounds, seed):
         with patch.multiple(detail_scale, DETAILS=DETAILS[allowed], PRIOR_SD=rule.prior_sd):
-            found["scale"].append(fit_detail(first, half))
+            found["scale"].append(fit_detail(first, half, groups))
         found["ratio"].append(ratio_at(tables, others, found["scale"][-1]))
     return found
 
@@ -145,7 +151,8 @@ def predicted_volumes(data: Data, device: torch.device, samples: int, seed: int)
     return found
 
 
-def fitted_volumes(tables: Sequence[VolumeTable], prior_sd: float, rounds: int, seed: int) -> dict[str, list[float]]:
+def fitted_volumes(tables: Sequence[VolumeTable], groups: dict[str, str], prior_sd: float, rounds: int, seed: int
+                   ) -> dict[str, list[float]]:
     """Fits on random halves; ``scale``, the other halves' ``ratio`` and share ``covered``, a value per round."""
     from benchmarks.comparison_metrics import volume_coverage
     from nndiffseg.training import volume_scale
@@ -153,9 +160,9 @@ def fitted_volumes(tables: Sequence[VolumeTable], prior_sd: float, rounds: int, 
 
     by_case = {t.case: t for t in tables}
     found: dict[str, list[float]] = {"scale": [], "ratio": [], "covered": []}
-    for half, others in _halves(sorted(by_case), rounds, seed):
+    for half, others in _halves(sorted(by_case), groups, rounds, seed):
         with patch.object(volume_scale, "PRIOR_SD", prior_sd):
-            scale = fit_volume_scale([by_case[c] for c in half]) if prior_sd else 1.0
+            scale = fit_volume_scale([by_case[c] for c in half], groups) if prior_sd else 1.0
         judged = [by_case[c] for c in others]
         found["scale"].append(scale)
         found["ratio"].append(ratio_of(judged, scale))

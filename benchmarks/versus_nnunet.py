@@ -180,14 +180,15 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
 
     comparisons = [Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
                               args.truth == "raters", tuple(args.more_steps)) for members in folds]
-    results = {}
+    results, groups = {}, []
     for comparison in comparisons:
         comparison.predict()
         comparison.fit()
         print(f"Judging fold {comparison.data.fold} ...", flush=True)
         results |= {case: comparison.judge(case) for case in comparison.data.cases}
+        groups += [comparison.groups.get(case, case) for case in comparison.data.cases]
     data, structures = comparisons[0].data, list(comparisons[0].structures)
-    figures = versus_table.figures(structures, list(results.values()))
+    figures = versus_table.figures(structures, list(results.values()), groups)
     rows, result = versus_table.rows(figures), {"figures": versus_table.plain(figures)}
     if not args.no_speed:
         import torch
@@ -214,7 +215,8 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
                               "volume_scales": [c.volume_scales for c in comparisons],
                               "detail_scales": [c.details for c in comparisons],
                               "expected_coverage": expected_coverage(args.samples),
-                              "bootstrap": "percentile intervals over cases, 95 %, paired", **result,
+                              "bootstrap": "percentile intervals over groups of cases, 95 %, paired",
+                              "groups": len(set(groups)), **result,
                               "cases": versus_table.by_case(results)})
 
 

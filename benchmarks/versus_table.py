@@ -48,9 +48,9 @@ class Figure:
     differences: dict[str, Interval]
 
 
-def figures(structures: Sequence[str], results: Sequence[CaseResult]) -> list[Figure]:
-    """All figures of all cases, with intervals over cases."""
-    weights = resamples(len(results))
+def figures(structures: Sequence[str], results: Sequence[CaseResult], groups: Sequence[str]) -> list[Figure]:
+    """All figures of all cases, with intervals over their ``groups``."""
+    weights = resamples(groups)
     present = [m for m in METHODS if m in results[0].calibration]
     rows: list[Figure] = []
     for kind, words in (("dice", "Dice"), ("nsd", "NSD")):

@@ -65,8 +65,17 @@ def test_means_leave_out_nan_and_weigh_by_how_often_a_case_is_drawn():
 
 
 def test_resamples_begin_with_the_cases_themselves_and_draw_as_many():
-    weights = resamples(7, 100)
+    weights = resamples(list("abcdefg"), 100)
     assert (weights[0] == 1).all() and (weights.sum(1) == 7).all() and weights.shape == (101, 7)
+
+
+def test_groups_are_drawn_whole():
+    weights = resamples(["eye 2", "eye 1", "eye 2"], 400)
+    assert (weights[:, 0] == weights[:, 2]).all() and (weights[1:, 0] + weights[1:, 1] == 2).all()
+    # Two eyes of one person that agree tell as much as one: the interval is as wide as that of two cases.
+    pair = interval(means(resamples(["a", "b"], 4000), np.array([[0.0], [1.0]]))[:, 0])
+    eyes = interval(means(resamples(["a", "b", "a", "b"], 4000), np.array([[0.0], [1.0], [0.0], [1.0]]))[:, 0])
+    assert eyes == pair == (0.5, 0.0, 1.0)
 
 
 def test_an_interval_without_resamples_of_any_use_is_only_a_value():

@@ -198,7 +198,7 @@ def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[Spread
 
 def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
     tables = tables_with(np.log(0.8), slope=0.2)
-    now, short = (spread_fit.fitted_details(tables, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
+    now, short = (spread_fit.fitted_details(tables, {}, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
     assert now["ratio"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
     assert short["scale"] == pytest.approx([1.6] * 3) and short["ratio"] == pytest.approx([0.8 * 1.6**0.2] * 3)
 
@@ -206,7 +206,7 @@ def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
 def test_a_fitted_volume_scale_calibrates_other_cases_and_without_one_volumes_stay():
     rng = np.random.default_rng(0)
     wide = [VolumeTable(str(i), 10 + 2 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for i in range(200)]
-    fitted, left = (spread_fit.fitted_volumes(wide, sd, 4, 0) for sd in (0.5, 0.0))
+    fitted, left = (spread_fit.fitted_volumes(wide, {}, sd, 4, 0) for sd in (0.5, 0.0))
     assert left["scale"] == [1.0] * 4 and min(left["ratio"]) > 1.15 and min(left["covered"]) > 0.95
     assert max(fitted["scale"]) < 0.7 and np.mean(fitted["ratio"]) == pytest.approx(1.0, abs=0.03)
     assert np.mean(fitted["covered"]) == pytest.approx(15 / 17, abs=0.04)
@@ -220,7 +220,7 @@ def test_the_rule_in_use_is_among_the_rules():
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():
     tables = tables_with(np.log(0.8), 0.2, patches=1) + tables_with(0.0, 0.2, patches=20)
-    few, many = (spread_fit.fitted_details(tables, spread_fit.Rule(n), 1, 0)["scale"][0] for n in (100, 2100))
+    few, many = (spread_fit.fitted_details(tables, {}, spread_fit.Rule(n), 1, 0)["scale"][0] for n in (100, 2100))
     assert few > 2 and many < 1.2
 
 

@@ -212,7 +212,7 @@ def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) 
         return None
     volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML,  # as if in ml
                                 [volume_scale])
-    low, high = np.array([v["interval_90_ml"] for v in volumes.values()]).T[..., None]
+    low, high = np.array([v["calibrated_interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())
 
 

@@ -63,7 +63,7 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
     for file in sorted((fresh / "imagesTs").glob("*_0000.nii.gz")):
         case = file.name.removesuffix("_0000.nii.gz")
         volumes = predictor.predict(file, case_id=case).volumes
-        ratios.append([volumes[s]["sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
+        ratios.append([volumes[s]["calibrated_sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
     return {"fitted": fitted, "detail_scale": float(scales[0]), "volume_scale": float(scales[1]), "cases": len(ratios),

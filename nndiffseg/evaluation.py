@@ -8,7 +8,7 @@ What is measured:
   counting them would flatter every map.
 - NLL, Brier score and expected calibration error in the same region, where ``--save_probabilities`` kept the
   probabilities.
-- The volumes' spread over the samples: coverage of the 90 % interval, and measured over known standard deviation where
+- The volumes' calibrated spread: coverage of the 90 % interval, and measured over known standard deviation where
   a ``truth.json`` tells the known one (:mod:`nndiffseg.phantom`).
 """
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.calibration import ReliabilityAccumulator, region_of_interest
+from nndiffseg.uncertainty.volumes import error_bars
 
 DILATION = 3  # voxels
 BINS = 4096  # of an uncertainty map, for the AUROC
@@ -214,11 +215,11 @@ def case_report(predictions: Path, name: str) -> dict[str, Any]:
 
 def _volume_row(report: dict, structure: str, reference_ml: float, known: dict | None) -> dict[str, Any]:
     measured = report.get("structures", {}).get(structure, {})
-    interval = measured.get("interval_90_ml")
+    sd, interval = error_bars(measured)
     return {
         "reference_ml": reference_ml,
         "mean_ml": measured.get("mean_ml"),
-        "sd_ml": measured.get("sd_ml"),
+        "sd_ml": sd,
         "interval_90_ml": interval,
         "covered": bool(interval[0] <= reference_ml <= interval[1]) if interval else None,
         "known_sd_ml": known["sd_ml"] if known else None,

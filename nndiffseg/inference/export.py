@@ -163,8 +163,7 @@ def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry:
     """Volumes and agreement of the samples, JSON-ready.
 
     The samples' voxels are counted on the grid of the preprocessed image, where the samples were drawn; resampling
-    sixteen label maps of a large image for their volumes would cost more than drawing them. Their spread is stretched by the
-    volume scale that was fitted on the validation cases (:mod:`nndiffseg.training.volume_scale`).
+    sixteen label maps of a large image for their volumes would cost more than drawing them.
 
     Args:
         statistics: of the case.
@@ -174,7 +173,7 @@ def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry:
 
     Returns:
         ``samples``; ``expected_dice``, the mean pairwise Dice of the samples, mean over structures; and per structure
-        ``segmentation_ml``, ``mean_ml``, ``sd_ml``, ``interval_90_ml``, ``samples`` and ``expected_dice``.
+        ``segmentation_ml``, ``expected_dice`` and what :func:`nndiffseg.uncertainty.volume_statistics` returns.
     """
     structures = structures_of(dataset_json)
     overlap = PairwiseOverlap(len(statistics.labels), list(structures.values()))

@@ -37,7 +37,7 @@ class Prediction:
         probabilities: ``(heads, *image)`` float32; heads are all labels, or the regions.
         total, aleatoric: uncertainty ``(*image)`` in [0, 1].
         epistemic: the same, or None with one fold.
-        volumes: per structure ``segmentation_ml``, ``mean_ml``, ``sd_ml``, ``interval_90_ml`` and ``expected_dice``,
+        volumes: per structure ``segmentation_ml``, ``mean_ml``, ``calibrated_sd_ml``, ``calibrated_interval_90_ml`` and more,
             see :func:`nndiffseg.inference.export.case_summary`.
         expected_dice: mean pairwise Dice of the samples, or None with one sample.
         samples: label map of every sample ``(N, *image)``, or None unless asked for.

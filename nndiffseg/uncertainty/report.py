@@ -19,6 +19,7 @@ from nndiffseg.uncertainty import report_page as html
 from nndiffseg.uncertainty.report_charts import reliability_figure, spread_figure, volume_figure
 from nndiffseg.uncertainty.report_pictures import as_data_uri, case_figure
 from nndiffseg.uncertainty.report_slices import full_scale, read_views, sample_files
+from nndiffseg.uncertainty.volumes import error_bars
 
 PICTURED = 20  # cases with pictures
 COLUMNS = 4  # structures whose volumes fit into the overview
@@ -161,7 +162,7 @@ class _Report:
 
 
 def _volume(structure: Mapping[str, Any]) -> str:
-    low_high = structure.get("interval_90_ml")
+    _, low_high = error_bars(structure)
     inside = f' <span class="quiet">({html.interval(low_high)})</span>' if low_high else ""
     return html.ml(structure.get("segmentation_ml")) + inside
 
@@ -184,12 +185,12 @@ def _cards(summary: Mapping[str, Any]) -> str:
     ratios = {k: v for k, v in (summary["volume_spread_ratio"] or {}).items() if k != "mean" and v is not None}
     for name, ratio in ratios.items():
         cards.append(html.card(html.number(ratio, 2), f"Volume spread: {name}",
-                               "Spread of the samples’ volumes, divided by the true spread: 1 is right, less is "
+                               "Calibrated spread of the samples’ volumes, divided by the true spread: 1 is right, less is "
                                "over-confident, more is over-cautious."))
     if not ratios:
         covered = [v["coverage_90"] for v in summary["volumes"].values() if html.number(v["coverage_90"]) != "–"]
         share = f"{100 * sum(covered) / len(covered):.0f} %" if covered else "–"
-        cards.append(html.card(share, "Volumes: coverage", "So many true volumes lie within the samples’ 90 % interval; 90 % "
+        cards.append(html.card(share, "Volumes: coverage", "So many true volumes lie within the calibrated 90 % interval; 90 % "
                                "would be right."))
     return f'<div class="cards">{"".join(cards)}</div>'
 

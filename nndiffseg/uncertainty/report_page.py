@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from nndiffseg.uncertainty.volumes import error_bars
+
 STYLE = """
 :root { --ink: #1f2933; --quiet: #5b6773; --line: #e3e8ed; --paper: #ffffff; --accent: #1769aa; }
 * { box-sizing: border-box; }
@@ -136,8 +138,9 @@ def explanation(*, several_folds: bool, samples_saved: bool, with_reference: boo
         words["True outline, errors"] = ("The dashed white outline is the true label; red voxels carry a wrong one. Good "
                                          "uncertainty maps are bright where the red is.")
     words |= {
-        "Volumes": "The segmentation’s volume, and mean, standard deviation (sd) and 90 % interval of the volume over "
-        "the samples: nine of ten samples lie in the interval.",
+        "Volumes": "The segmentation’s volume, and the samples’ mean volume with standard deviation (sd) and 90 % interval. "
+        "These two are calibrated on the training’s validation cases: of such cases nine of ten true volumes lie in the "
+        "interval (fewer where there are less than 19 samples).",
         "Expected Dice": "How well two samples overlap on average (1: identical). Were the truth one more sample, this "
         "would be the Dice to expect of a sample. The least certain cases come first: look at those."}
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
@@ -156,8 +159,11 @@ def settings_box(settings: Mapping[str, str]) -> str:
 def volume_table(structures: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """A case's structures. ``known`` adds the true volume and, where it is known, its standard deviation."""
     head = ["volumes in ml", "segmentation", "mean", "sd", "90 % interval", "expected Dice"]
-    rows = [[escape(name), ml(s.get("segmentation_ml")), ml(s.get("mean_ml")), ml(s.get("sd_ml")),
-             interval(s.get("interval_90_ml")), number(s.get("expected_dice"))] for name, s in structures.items()]
+    rows = []
+    for name, s in structures.items():
+        sd, low_high = error_bars(s)
+        rows.append([escape(name), ml(s.get("segmentation_ml")), ml(s.get("mean_ml")), ml(sd), interval(low_high),
+                     number(s.get("expected_dice"))])
     if known:
         spread = any(v.get("known_sd_ml") for v in known.values())
         head += ["true volume", *(["true sd"] if spread else [])]

@@ -170,7 +170,7 @@ class VolumePredictor:
     def predict(self, file, case_id):
         sd = {"front lobe": 2.0, "rear lobe": 3.0}
         scale = float(self.network.volume_scale * self.network.detail_scale**2)
-        return SimpleNamespace(volumes={s: {"sd_ml": v * scale, "mean_ml": 11.0} for s, v in sd.items()})
+        return SimpleNamespace(volumes={s: {"calibrated_sd_ml": v * scale, "mean_ml": 11.0} for s, v in sd.items()})
 
 
 def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(monkeypatch, tmp_path):

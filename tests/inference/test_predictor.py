@@ -123,8 +123,10 @@ def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(
     first, second = volumes[0::2], volumes[1::2]  # dealt out in turn
     wanted = np.concatenate([first.mean() + 3 * (first - first.mean()), np.full(3, second.mean())])
     assert stretched.volumes["shell"]["mean_ml"] == plain.volumes["shell"]["mean_ml"] == pytest.approx(volumes.mean())
-    assert plain.volumes["shell"]["sd_ml"] == pytest.approx(volumes.std(ddof=1))
-    assert stretched.volumes["shell"]["sd_ml"] == pytest.approx(wanted.std(ddof=1))
+    for volume in (plain.volumes["shell"], stretched.volumes["shell"]):
+        assert volume["sd_ml"] == pytest.approx(volumes.std(ddof=1))
+    assert plain.volumes["shell"]["calibrated_sd_ml"] == pytest.approx(volumes.std(ddof=1))
+    assert stretched.volumes["shell"]["calibrated_sd_ml"] == pytest.approx(wanted.std(ddof=1))
 
 
 def test_a_network_at_hand_predicts_like_its_folder(predictor, model_folder, image, prediction):

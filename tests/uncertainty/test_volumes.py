@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 from nndiffseg.uncertainty import volume_statistics
+from nndiffseg.uncertainty.volumes import error_bars
 
 
 def test_a_hand_worked_case():
-    # 100, 200, 300 voxels of 0.5 x 1 x 2 = 1 mm^3: 0.1, 0.2, 0.3 ml; three samples have no quantiles beyond themselves
+    # 100, 200, 300 voxels of 0.5 x 1 x 2 = 1 mm^3: 0.1, 0.2, 0.3 ml; the percentiles lie a tenth of a gap from the ends
     statistics = volume_statistics({"anterior": [100, 200, 300]}, voxel_volume=0.5 * 1 * 2)
     assert set(statistics) == {"anterior"}
     result = statistics["anterior"]
     assert result["mean_ml"] == pytest.approx(0.2)
     assert result["sd_ml"] == pytest.approx(0.1)  # divisor N - 1
-    assert result["interval_90_ml"] == pytest.approx([0.1, 0.3])
+    assert result["interval_90_ml"] == pytest.approx([0.11, 0.29])
+    assert result["calibrated_sd_ml"] == pytest.approx(0.1)  # without a scale
+    assert result["calibrated_interval_90_ml"] == pytest.approx([0.1, 0.3])
     assert result["samples"] == 3
 
 
@@ -28,12 +31,12 @@ def test_a_gaussian_spread_is_recovered():
 
 
 @pytest.mark.parametrize("samples", [2, 16, 19, 24])
-def test_the_interval_holds_a_further_draw_as_often_as_so_many_samples_can(samples):
+def test_the_calibrated_interval_holds_a_further_draw_as_often_as_so_many_samples_can(samples):
     draws = np.random.default_rng(1).lognormal(size=(20_000, samples + 1))
     low, high = np.quantile(draws[:, :-1], [0.05, 0.95], axis=1, method="weibull")
     covered = ((low <= draws[:, -1]) & (draws[:, -1] <= high)).mean()
     assert covered == pytest.approx(min(0.9, (samples - 1) / (samples + 1)), abs=0.01)
-    interval = volume_statistics({"a": draws[0, :-1]}, 1000.0)["a"]["interval_90_ml"]
+    interval = volume_statistics({"a": draws[0, :-1]}, 1000.0)["a"]["calibrated_interval_90_ml"]
     assert interval == pytest.approx([low[0], high[0]])
 
 
@@ -41,18 +44,26 @@ def test_volumes_are_stretched_around_the_mean_of_each_fold():
     counts = [8.0, 100.0, 12.0, 140.0]  # the first fold drew 8 and 12, the second one 100 and 140
     found = volume_statistics({"a": counts}, 1000.0, scales=(2.0, 0.5))["a"]
     stretched = np.array([6.0, 110.0, 14.0, 130.0])
-    assert found["mean_ml"] == pytest.approx(65.0) and found["sd_ml"] == pytest.approx(stretched.std(ddof=1))
-    assert found["interval_90_ml"] == pytest.approx([6.0, 130.0])
+    assert found["mean_ml"] == pytest.approx(65.0) and found["sd_ml"] == pytest.approx(np.std(counts, ddof=1))
+    assert found["calibrated_sd_ml"] == pytest.approx(stretched.std(ddof=1))
+    assert found["calibrated_interval_90_ml"] == pytest.approx([6.0, 130.0])
 
 
 def test_no_interval_reaches_below_zero():
     found = volume_statistics({"a": [0, 0, 0, 4]}, 1000.0, scales=(3.0,))["a"]
-    assert found["mean_ml"] == 1.0 and found["interval_90_ml"][0] == 0.0
+    assert found["mean_ml"] == 1.0 and found["calibrated_interval_90_ml"][0] == 0.0
 
 
 def test_one_sample_has_a_volume_but_no_spread():
     result = volume_statistics({"tumour": [40]}, voxel_volume=1000.0)["tumour"]
-    assert result == {"mean_ml": 40.0, "sd_ml": None, "interval_90_ml": None, "samples": 1}
+    assert result == {"mean_ml": 40.0, "sd_ml": None, "interval_90_ml": None, "calibrated_sd_ml": None,
+                      "calibrated_interval_90_ml": None, "samples": 1}
+
+
+def test_error_bars_are_the_calibrated_ones_where_there_are_some():
+    old = {"sd_ml": 1.0, "interval_90_ml": [2.0, 3.0]}
+    assert error_bars(old) == (1.0, [2.0, 3.0]) and error_bars({}) == (None, None)
+    assert error_bars({**old, "calibrated_sd_ml": 4.0, "calibrated_interval_90_ml": [0.0, 9.0]}) == (4.0, [0.0, 9.0])
 
 
 def test_absent_structures_have_volume_zero_and_everything_is_json():

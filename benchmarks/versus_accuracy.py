@@ -102,12 +102,13 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        members: the fold in the results folder of each seed; all hold an nnU-Net, the first one nndiffseg as well.
+        members: the fold in the results folder of each seed; the first one holds nndiffseg.
         device: where to predict.
         options: of the prediction; the same mirroring for both sides.
         tolerance: of the surface distance, in mm (pixels where images have no spacing).
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
+        nnunets: so many of the members hold an nnU-Net.
         fitted_weights, volume_scales: of the two halves of the cases, each fitted on the other half.
         details: scale of the samples' details, for each case, fitted on all other groups.
     """
@@ -118,6 +119,7 @@ class Comparison:
     tolerance: float = 1.0
     raters: bool = True
     more_steps: tuple[int, ...] = ()
+    nnunets: int = 1
     fitted_weights: tuple[float, ...] = ()
     volume_scales: tuple[float, ...] = ()
     details: dict[str, float] = field(default_factory=dict)
@@ -137,7 +139,7 @@ class Comparison:
 
     def predict(self) -> None:
         """Predicts what is not predicted yet."""
-        for data in self.members:
+        for data in self.members[: self.nnunets]:
             self._predict(data, STOCK, self.options)
         self.details = fit_detail_without_each(tables_of(self.data, self.device), self.data.validation, self.groups)
         for steps in (None, *self.more_steps):
@@ -215,11 +217,13 @@ class Comparison:
 
     def judge(self, case: str) -> CaseResult:
         """All figures of one case."""
-        stock = [self.load(case, member) for member in range(len(self.members))]
+        stock = [self.load(case, member) for member in range(self.nnunets)]
         ours, (references, spacing) = self.load(case, trainer=OURS), self.references(case)
         w = self.fitted_weights[self._half(case)]
-        p: dict[str, NDArray] = {"nnunet": stock[0].deterministic, "nndiffseg": w * ours.deterministic + (1 - w) * ours.sampled}
-        samples = {"nnunet": stock[0].labels, "nndiffseg": ours.labels}
+        p: dict[str, NDArray] = {"nndiffseg": w * ours.deterministic + (1 - w) * ours.sampled}
+        samples = {"nndiffseg": ours.labels}
+        if stock:
+            p["nnunet"], samples["nnunet"] = stock[0].deterministic, stock[0].labels
         if len(stock) > 1:
             p["ensemble"] = np.stack([s.deterministic for s in stock]).mean(axis=0)
             samples["ensemble"] = np.stack([self.labels(s.deterministic) for s in stock])

@@ -55,7 +55,8 @@ def _parser() -> Parser:
     add("--iterations", type=int, help="length of every training")
     add("--planner", default="M", metavar="S|M|L", help="size of the plans, which both sides share (default: %(default)s)")
     add("--seed", type=int, default=0, help="of both trainings; the ensemble's are SEED, SEED + 1, ... (default: 0)")
-    add("--ensemble", type=int, default=3, metavar="N", help="nnU-Nets in the third column; 1 for none (default: 3)")
+    add("--ensemble", type=int, default=3, metavar="N", help="nnU-Nets in the third column; 1 for a single nnU-Net, 0 for none "
+        "at all, to see what a change in nndiffseg does (default: 3)")
     add("--samples", type=int, default=16, help="that are judged (default: %(default)s)")
     add("--more_steps", type=int, nargs="*", default=[10], metavar="N",
         help="also the Dice of the mean of samples of so many sampling steps (default: 10)")
@@ -98,7 +99,11 @@ def _check(args: argparse.Namespace) -> None:
         choose("side", args.only, ["nnunet", "nndiffseg"])
     if not args.speed_only and args.iterations is None:
         raise UserError("Give the length of the trainings with --iterations, or --speed_only to leave them out.")
-    for flag in ("iterations", "ensemble", "samples", "cases", "tolerance"):
+    if args.ensemble < 0:
+        raise UserError(f"--ensemble must not be negative, not {args.ensemble}.")
+    if args.ensemble == 0 and not args.no_speed:
+        raise UserError("With --ensemble 0 there is nothing to compare the time with; add --no_speed.")
+    for flag in ("iterations", "samples", "cases", "tolerance"):
         value = getattr(args, flag)
         if value is not None and not value > 0:
             raise UserError(f"--{flag} must be positive, not {value}.")
@@ -145,7 +150,7 @@ def _members(args: argparse.Namespace, fold: int) -> list[Data]:
 
     data = data_from(argparse.Namespace(**{**vars(args), "plans": PLANS[args.planner], "fold": fold}))
     folder = data.results / FOLDER / f"{args.iterations}_iterations{'_same_precision' * args.same_precision}"
-    return [replace(data, results=folder / f"seed_{args.seed + i}") for i in range(args.ensemble)]
+    return [replace(data, results=folder / f"seed_{args.seed + i}") for i in range(max(1, args.ensemble))]
 
 
 def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.device) -> dict[str, list[dict[str, Any]]]:
@@ -155,7 +160,7 @@ def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.devi
     from benchmarks.versus_accuracy import OURS, results_in
 
     jobs = {"nndiffseg": [(OURS, args.seed, members[0])],
-            "nnunet": [(STOCK, args.seed + i, data) for i, data in enumerate(members)]}
+            "nnunet": [(STOCK, args.seed + i, data) for i, data in enumerate(members[:args.ensemble])]}
     done: dict[str, list[dict[str, Any]]] = {}
     for side, trainings in jobs.items():
         for trainer, seed, data in trainings if args.only in (None, side) else []:
@@ -179,7 +184,7 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
     from benchmarks.versus_accuracy import OURS, Comparison
 
     comparisons = [Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
-                              args.truth == "raters", tuple(args.more_steps)) for members in folds]
+                              args.truth == "raters", tuple(args.more_steps), args.ensemble) for members in folds]
     results, groups = {}, []
     for comparison in comparisons:
         comparison.predict()
@@ -202,10 +207,11 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
         rows += versus_table.speed_rows(result["speed"])
     numbers = ", ".join(map(str, args.fold))
     header = [f"{data.dataset}, {data.configuration}, fold {numbers}, {len(results)} cases, {args.iterations} iterations",
-              "nnU-Net", "nndiffseg", f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-", "nndiffseg - nnU-Net",
-              "nndiffseg - nnU-Nets"]
+              "nnU-Net" if args.ensemble else "-", "nndiffseg",
+              f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-", "nndiffseg - nnU-Net", "nndiffseg - nnU-Nets"]
+    variant = "_same_precision" * args.same_precision + "_alone" * (args.ensemble == 0)
     name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{''.join(map(str, args.fold))}_"
-                         f"{args.iterations}_seed{args.seed}{'_same_precision' * args.same_precision}")
+                         f"{args.iterations}_seed{args.seed}{variant}")
     tell(name, rows, header, {**_described(folds), **_setup(args, data.plans), "iterations": args.iterations,
                               "seed": args.seed, "ensemble": args.ensemble, "mirroring": not args.disable_tta,
                               "samples": args.samples, "tolerance_mm": args.tolerance, "truth": args.truth,

@@ -72,7 +72,7 @@ def figures(structures: Sequence[str], results: Sequence[CaseResult], groups: Se
 
 
 def _ours_against_stock(weights: NDArray, results: Sequence[CaseResult], name: str) -> dict[str, NDArray]:
-    values = {"nndiffseg": name, "nnunet": "nnunet"}
+    values = {"nndiffseg": name, "nnunet": "nnunet"} if "nnunet" in results[0].dice else {"nndiffseg": name}
     return {m: means(weights, np.stack([r.dice[key] for r in results])).mean(1) for m, key in values.items()}
 
 

@@ -63,6 +63,11 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, tiny_folders, resul
     assert versus_nnunet.main(flags) == 0
     assert " s (" not in capsys.readouterr().out
     assert json.loads((results_elsewhere / "tiny.json").read_text())["figures"] == figures
+    # Alone it has the same figures.
+    alone = [*flags[:flags.index("--ensemble") + 1], "0", *flags[flags.index("--ensemble") + 2:]]
+    assert versus_nnunet.main(alone) == 0
+    for name, figure in json.loads((results_elsewhere / "tiny.json").read_text())["figures"].items():
+        assert figure["values"] == {"nndiffseg": figures[name]["values"]["nndiffseg"]} and not figure["nndiffseg_minus"]
 
 
 def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes, tmp_path):
@@ -111,6 +116,8 @@ def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_else
 @pytest.mark.parametrize(("flags", "message"), [
     ([], "--iterations, or --speed_only"),
     (["--iterations", "0"], "must be positive, not 0"),
+    (["--iterations", "2", "--ensemble", "-1"], "must not be negative, not -1"),
+    (["--iterations", "2", "--ensemble", "0"], "add --no_speed"),
     (["--iterations", "2", "--only", "nnU-Net"], "Unknown side nnU-Net (did you mean nnunet?)"),
     (["--iterations", "2", "--fold", "5"], "no fold 5"),
     (["--iterations", "2", "--fold", "0", "0"], "a fold twice"),

@@ -136,7 +136,7 @@ class Judge:
             references, _ = references_of(self.data, case)
             d, s = torch.from_numpy(prediction.deterministic), torch.from_numpy(prediction.sampled)
             tables[half_of[case]] += [fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions)
-                                   for r in references]
+                                      for r in references]
         fitted = [fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])]
         return {case: fitted[half] for case, half in half_of.items()}
 

@@ -196,7 +196,7 @@ class Comparison:
                     tables[half].append(fusion_table(d, s, onehot, regions=self.manager.has_regions))
         self.fitted_weights = fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])
         first, second = (fit_volume_scale(half, self.groups) for half in volumes)
-        self.volume_scales = second if volumes[1] else first, first
+        self.volume_scales = second, first
 
     def _half(self, case: str) -> int:
         return 0 if case in self.halves[0] else 1

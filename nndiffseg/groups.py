@@ -20,6 +20,8 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sklearn.model_selection import GroupKFold
+
 from nndiffseg.errors import UserError
 
 FILE = "cases.csv"
@@ -87,16 +89,13 @@ def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
     Raises:
         UserError: there are fewer groups than folds.
     """
-    names = list(dict.fromkeys(groups))
-    if len(names) < folds:
-        raise UserError(f"{len(names)} groups of images cannot be divided into {folds} folds; the dataset is incomplete.")
-    sizes = [0] * folds
-    fold_of: dict[str, int] = {}
-    for name in sorted(names, key=lambda g: -groups.count(g)):  # sorted() is stable
-        fold = sizes.index(min(sizes))
-        fold_of[name] = fold
-        sizes[fold] += groups.count(name)
-    return [fold_of[g] for g in groups]
+    if (number := len(set(groups))) < folds:
+        raise UserError(f"{number} groups of images cannot be divided into {folds} folds; the dataset is incomplete.")
+    fold_of = [0] * len(groups)
+    for fold, (_, members) in enumerate(GroupKFold(folds).split(groups, groups=groups)):
+        for i in members:
+            fold_of[i] = fold
+    return fold_of
 
 
 def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:

@@ -19,7 +19,7 @@ DARK = ("#1f77b4", "#c77700", "#158765", "#a8497f", "#a39200", "#b34700", "#2c5a
 
 def spread_figure(cases: Mapping[str, Any], structures: Sequence[str]) -> Figure | None:
     """Known versus measured standard deviation of the volumes, a point per case and structure; None if none is known."""
-    figure, ax = _square("known sd of the volume, ml", "sd over the samples, ml")
+    figure, ax = _square("known sd of the volume, ml", "calibrated sd over the samples, ml")
     highest = 0.0
     for i, structure in enumerate(structures):
         rows = [case["volumes"][structure] for case in cases.values()]

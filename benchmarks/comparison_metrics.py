@@ -186,15 +186,15 @@ class Agreement(NamedTuple):
     coverage: float | None
 
 
-def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scale: float = 1.0
-              ) -> Agreement:
+def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]],
+              volume_scales: Sequence[float] = (1.0,)) -> Agreement:
     """How samples agree with one another and with the annotations.
 
     Args:
         samples: label maps ``(N, *image)``.
         references: annotations ``(M, *image)``.
         structures: labels of each structure.
-        volume_scale: of the samples' volumes around their mean.
+        volume_scales: of the samples' volumes around their mean, one for each structure or a single one for all.
     """
     n = len(samples)
     overlap = PairwiseOverlap(n + len(references), structures)
@@ -203,15 +203,15 @@ def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequen
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
     return Agreement(expected_dice(own), float(overlap.dice()[:, :n, n:].mean()), energy.squared, energy.cross,
                      energy.within_samples, energy.within_references, spread(own), spread(others),
-                     volume_coverage(own.counts, others.counts, volume_scale))
+                     volume_coverage(own.counts, others.counts, volume_scales))
 
 
-def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) -> float | None:
+def volume_coverage(samples: NDArray, references: NDArray, volume_scales: Sequence[float]) -> float | None:
     """Share of the true volumes ``(K, M)`` inside the 90 % interval of the samples' ``(K, N)``; None with one sample."""
     if samples.shape[1] < 2:
         return None
     volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML,  # as if in ml
-                                [volume_scale])
+                                [volume_scales])
     low, high = np.array([v["calibrated_interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())
 

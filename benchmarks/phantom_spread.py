@@ -66,14 +66,14 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
         ratios.append([volumes[s]["calibrated_sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
-    return {"fitted": fitted, "detail_scale": float(scales[0]), "volume_scale": float(scales[1]), "cases": len(ratios),
+    return {"fitted": fitted, "detail_scale": float(scales[0]), "volume_scale": scales[1].tolist(), "cases": len(ratios),
             "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
             "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True))}
 
 
 def _unscaled(result: dict[str, Any]) -> bool:
     """Whether the fit left the samples as they were, so that there is nothing to compare."""
-    return bool(result["detail_scale"] == result["volume_scale"] == 1.0)
+    return {result["detail_scale"], *result["volume_scale"]} == {1.0}
 
 
 def main() -> None:
@@ -99,7 +99,8 @@ def main() -> None:
             else:
                 got = judge(model, folder / "fresh" / NAME, args.device, fitted)
             results.append({"seed": seed, **got})
-            rows.append([seed, "fitted" if fitted else "none", f"{got['detail_scale']:.2f}", f"{got['volume_scale']:.2f}",
+            rows.append([seed, "fitted" if fitted else "none", f"{got['detail_scale']:.2f}",
+                         ", ".join(f"{r:.2f}" for r in got["volume_scale"]),
                          *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                          *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])
     report(args.name, rows, ["seed", "scales", "details", "volumes", *(f"sd / known, {s}" for s in STRUCTURES),

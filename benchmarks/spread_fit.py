@@ -49,8 +49,8 @@ class Rule:
 
 
 RULES = (Rule(48, 1.0), Rule(48), Rule(largest_detail=1.6), Rule(), Rule(prior_sd=0.5), Rule(prior_sd=1.0))
-#: standard deviations of the prior of log r, the volume scale's; with 0 it is left at 1
-VOLUME_PRIORS = (0.0, 0.2, 0.5, 1.0)
+#: standard deviations of the priors of the volumes' common log r (0: left at 1) and of a structure's around it (0: all alike)
+VOLUME_PRIORS = ((0.0, 0.0), (0.2, 0.2), (0.5, 0.0), (0.5, 0.1), (0.5, 0.2), (0.5, 0.4), (1.0, 0.2))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,10 +77,12 @@ def _main(argv: Sequence[str] | None) -> None:
     groups = read_groups(data.preprocessed)
     volumes = predicted_volumes(data, device, args.samples, args.seed)
     details = [{**asdict(rule), **fitted_details(tables, groups, rule, args.rounds, args.seed)} for rule in RULES]
-    stretched = [{"prior_sd": sd, **fitted_volumes(volumes, groups, sd, args.rounds, args.seed)} for sd in VOLUME_PRIORS]
+    stretched = [{"prior_sd": sd, "structure_sd": own, **fitted_volumes(volumes, groups, (sd, own), args.rounds, args.seed)}
+                 for sd, own in VOLUME_PRIORS]
     rows = [["details", r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}", _about(r["scale"]), _about(r["ratio"]),
              ""] for r in details]
-    rows += [["volumes", "", "", f"{r['prior_sd']:g}" if r["prior_sd"] else "left at 1", _about(r["scale"]), _about(r["ratio"]),
+    rows += [["volumes", "", "", f"{r['prior_sd']:g}, {r['structure_sd']:g}" if r["prior_sd"] else "left at 1",
+              _about(r["scale"]), _about(r["ratio"]),
               f"{np.mean(r['covered']):.2f}"] for r in stretched]
     error, spread = (sum(getattr(t, side).sum(0) for t in tables) for side in ("error", "spread"))
     report(args.name, rows, ["scale of", "patches", "largest", "prior sd", "fitted", "spread / error, other cases",
@@ -151,22 +153,22 @@ def predicted_volumes(data: Data, device: torch.device, samples: int, seed: int)
     return found
 
 
-def fitted_volumes(tables: Sequence[VolumeTable], groups: dict[str, str], prior_sd: float, rounds: int, seed: int
-                   ) -> dict[str, list[float]]:
-    """Fits on random halves; ``scale``, the other halves' ``ratio`` and share ``covered``, a value per round."""
+def fitted_volumes(tables: Sequence[VolumeTable], groups: dict[str, str], priors: tuple[float, float], rounds: int,
+                   seed: int) -> dict[str, list[float]]:
+    """Fits on random halves; ``scale``, mean over structures, the other halves' ``ratio`` and share ``covered``, per round."""
     from benchmarks.comparison_metrics import volume_coverage
     from nndiffseg.training import volume_scale
-    from nndiffseg.training.volume_scale import fit_volume_scale, ratio_of
+    from nndiffseg.training.volume_scale import fit_volume_scales, ratio_of
 
     by_case = {t.case: t for t in tables}
     found: dict[str, list[float]] = {"scale": [], "ratio": [], "covered": []}
     for half, others in _halves(sorted(by_case), groups, rounds, seed):
-        with patch.object(volume_scale, "PRIOR_SD", prior_sd):
-            scale = fit_volume_scale([by_case[c] for c in half], groups) if prior_sd else 1.0
+        with patch.multiple(volume_scale, PRIOR_SD=priors[0], STRUCTURE_SD=max(priors[1], 1e-9)):
+            scales = fit_volume_scales([by_case[c] for c in half], groups) if priors[0] else (1.0,)
         judged = [by_case[c] for c in others]
-        found["scale"].append(scale)
-        found["ratio"].append(ratio_of(judged, scale))
-        found["covered"].append(float(np.mean([volume_coverage(t.sampled, t.true, scale) for t in judged])))
+        found["scale"].append(float(np.mean(scales)))
+        found["ratio"].append(ratio_of(judged, scales))
+        found["covered"].append(float(np.mean([volume_coverage(t.sampled, t.true, scales) for t in judged])))
     return found
 
 

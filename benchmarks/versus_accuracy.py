@@ -29,10 +29,10 @@ from nndiffseg.errors import UserError
 from nndiffseg.evaluation import DILATION, structures_of
 from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.statistics import label_map
+from nndiffseg.networks.fitted import set_fitted
 from nndiffseg.training.detail_scale import SpreadTable, fit_detail_without_each, spread_tables
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
-from nndiffseg.training.validation import set_fitted
-from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scale, structure_voxels
+from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scales, structure_voxels
 from nndiffseg.uncertainty import entropy, region_of_interest
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -109,7 +109,7 @@ class Comparison:
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
         nnunets: so many of the members hold an nnU-Net.
-        fitted_weights, volume_scales: of the two halves of the cases, each fitted on the other half.
+        fitted_weights, volume_scales: of the two halves of the cases, each fitted on the other half; a scale per structure.
         details: scale of the samples' details, for each case, fitted on all other groups.
     """
 
@@ -121,7 +121,7 @@ class Comparison:
     more_steps: tuple[int, ...] = ()
     nnunets: int = 1
     fitted_weights: tuple[float, ...] = ()
-    volume_scales: tuple[float, ...] = ()
+    volume_scales: tuple[tuple[float, ...], ...] = ()
     details: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -182,7 +182,7 @@ class Comparison:
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """For each half, the weight of the deterministic head and the scale of the volumes that fit the other half."""
+        """For each half, the weight of the deterministic head and the scales of the volumes that fit the other half."""
         tables: list[list[FusionTable]] = [[], []]
         volumes: list[list[VolumeTable]] = [[], []]
         for half, cases in enumerate(self.halves):
@@ -195,7 +195,7 @@ class Comparison:
                     onehot = torch.from_numpy(np.stack([np.isin(reference, labels) for labels in self.heads]))
                     tables[half].append(fusion_table(d, s, onehot, regions=self.manager.has_regions))
         self.fitted_weights = fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])
-        first, second = (fit_volume_scale(half, self.groups) for half in volumes)
+        first, second = (fit_volume_scales(half, self.groups) for half in volumes)
         self.volume_scales = second, first
 
     def _half(self, case: str) -> int:
@@ -242,7 +242,7 @@ class Comparison:
                                     [hard[name] != r for r in references]) for name, values in p.items()}
         structures = list(self.structures.values())
         scales = {"nndiffseg": self.volume_scales[self._half(case)]}
-        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, 1.0))
+        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, (1.0,)))
                                               for n, s in samples.items()})
 
     def _dice(self, labels: Sequence[NDArray] | NDArray, references: NDArray) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from nndiffseg.inference.staple import consensus_of
 from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics
 from nndiffseg.uncertainty.agreement import mean_pairwise_dice
-from nndiffseg.uncertainty.volumes import MM3_PER_ML
+from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
 
 MAPS = ("total", "aleatoric", "epistemic")
 #: Cases are written here first. Hidden, and in the output folder, so that moving a file is atomic.
@@ -278,9 +278,10 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
         restored = geometry.maps_to_image(values.numpy()[None])[0]
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
+    folds = [by_structure(fold, summary["structures"]) for fold in statistics.volume_scales]
     summary = {"case": case_id, **summary,
                "settings": {**job.settings, "fusion_weight": list(statistics.fusion_weights),
-                            "volume_scale": list(statistics.volume_scales)}}
+                            "volume_scale": {name: [fold[name] for fold in folds] for name in summary["structures"]}}}
     write_json(summary, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):

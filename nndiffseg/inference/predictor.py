@@ -23,7 +23,7 @@ from nndiffseg.inference.precision import default_precision
 from nndiffseg.inference.staple import check_fusion
 from nndiffseg.inference.statistics import CaseStatistics, FoldSums
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
-from nndiffseg.networks.fitted import volume_scale_of
+from nndiffseg.networks.fitted import volume_scales_of
 from nndiffseg.settings import DiffusionSettings
 from nndiffseg.uncertainty import Decomposition
 
@@ -251,13 +251,13 @@ class Predictor:
         labels = np.zeros((self.number_of_samples, *shape), np.uint16 if wide else np.uint8)
         decomposition = Decomposition(regions=self.label_manager.has_regions)
         weights: list[float] = []
-        scales: list[float] = []
+        scales: list[tuple[float, ...]] = []
         for fold in range(folds):
             if self.model.weights and (folds > 1):
                 self.network.load_state_dict(self.model.weights[fold])
             sampler = self._sampler(on_tile)
             weights.append(float(self.network.fusion_weight))
-            scales.append(volume_scale_of(self.network))
+            scales.append(volume_scales_of(self.network))
             sums = FoldSums(self.label_manager.num_segmentation_heads, shape, sampler.sums_device(data),
                             None if keep_parts and folds == 1 else weights[-1])
             sampler.run(data, case_id, samples_of_fold(self.options.samples, fold, folds), sums, labels)

@@ -54,7 +54,8 @@ class CaseStatistics:
         fusion_weights: weight of the deterministic head in the fused probability, one per fold.
         deterministic, sampled: the two parts of ``probabilities``; None unless they were kept apart.
         regions: whether the heads are regions.
-        volume_scales: of the samples' volumes around their mean, one per fold (:mod:`nndiffseg.training.volume_scale`).
+        volume_scales: of the samples' volumes around their mean, for each fold one for each structure or a single one for all
+            (:mod:`nndiffseg.training.volume_scale`).
     """
 
     probabilities: Tensor
@@ -64,30 +65,30 @@ class CaseStatistics:
     deterministic: Tensor | None = None
     sampled: Tensor | None = None
     regions: bool = False
-    volume_scales: tuple[float, ...] = (1.0,)
+    volume_scales: tuple[tuple[float, ...], ...] = ((1.0,),)
 
     @classmethod
-    def of_one_fold(cls, sums: FoldSums, weight: float, labels: np.ndarray, regions: bool, volume_scale: float = 1.0
-                    ) -> CaseStatistics:
+    def of_one_fold(cls, sums: FoldSums, weight: float, labels: np.ndarray, regions: bool,
+                    volume_scales: Sequence[float] = (1.0,)) -> CaseStatistics:
         """With one fold, nothing can be told about disagreement between folds: aleatoric equals total."""
         deterministic, sampled = sums.deterministic.cpu(), sums.sampled.cpu()
         apart = sums.weight is None
         fused = torch.lerp(sampled, deterministic, weight) if apart else deterministic
         total = entropy(fused, regions=regions)
         return cls(fused, {"total": total, "aleatoric": total}, labels, (weight,), deterministic if apart else None,
-                   sampled if apart else None, regions, (volume_scale,))
+                   sampled if apart else None, regions, (tuple(volume_scales),))
 
     @classmethod
     def of_folds(cls, decomposition: Decomposition, weights: Sequence[float], labels: np.ndarray,
-                 volume_scales: Sequence[float] = (1.0,)) -> CaseStatistics:
+                 volume_scales: Sequence[Sequence[float]] = ((1.0,),)) -> CaseStatistics:
         """``decomposition`` holds the fused probabilities of two or more folds."""
         maps = {name: torch.as_tensor(values).cpu() for name, values in decomposition.maps().items()}
         probabilities = torch.as_tensor(decomposition.probabilities).cpu()
         return cls(probabilities, maps, labels, tuple(weights), regions=decomposition.regions,
-                   volume_scales=tuple(volume_scales))
+                   volume_scales=tuple(tuple(fold) for fold in volume_scales))
 
-    def with_fitted(self, fusion_weight: float, volume_scale: float) -> CaseStatistics:
-        """The same samples of one fold, fused with another weight and with another scale of their volumes.
+    def with_fitted(self, fusion_weight: float, volume_scales: Sequence[float]) -> CaseStatistics:
+        """The same samples of one fold, fused with another weight and with other scales of their volumes.
 
         Raises:
             ValueError: the two parts were not kept apart.
@@ -97,7 +98,7 @@ class CaseStatistics:
         fused = torch.lerp(self.sampled, self.deterministic, fusion_weight)
         total = entropy(fused, regions=self.regions)
         return replace(self, probabilities=fused, maps={"total": total, "aleatoric": total}, fusion_weights=(fusion_weight,),
-                       volume_scales=(volume_scale,))
+                       volume_scales=(tuple(volume_scales),))
 
 
 def label_map(probabilities: Tensor, label_manager: LabelManager) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ class FittedNumbers(nn.Module):
     Attributes:
         fusion_weight: of the deterministic head in the fused probability, in [0, 1], ``(1,)``;
             :mod:`nndiffseg.training.fusion`.
-        volume_scale: of the samples' volumes around their mean, where volumes are reported, ``(1,)``;
-            :mod:`nndiffseg.training.volume_scale`.
+        volume_scale: of the samples' volumes around their mean, where volumes are reported, one for each structure; ``(1,)``
+            until they are fitted; :mod:`nndiffseg.training.volume_scale`.
     """
 
     fusion_weight: Tensor
@@ -27,11 +28,18 @@ class FittedNumbers(nn.Module):
         self.register_buffer("volume_scale", torch.tensor([1.0]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}volume_scale", torch.ones(1))  # checkpoints of before it existed
+        scales = state_dict.setdefault(f"{prefix}volume_scale", torch.ones(1))  # checkpoints of before it existed
+        self.volume_scale = self.volume_scale.new_ones(scales.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def volume_scale_of(network: Any) -> float:
-    """1 for a network of someone's own trainer that has none."""
-    scale = getattr(network, "volume_scale", None)
-    return 1.0 if scale is None else float(scale)
+def set_fitted(network: Any, fitted: Mapping[str, float | Sequence[float]]) -> None:
+    """Puts fitted numbers into the buffers of these names, as far as the network has them."""
+    for name, value in fitted.items():
+        if name in dict(network.named_buffers(recurse=False)):
+            setattr(network, name, getattr(network, name).new_tensor(value).reshape(-1))
+
+
+def volume_scales_of(network: Any) -> tuple[float, ...]:
+    """One for each structure, or a single one for all; 1 for a network of someone's own that is no :class:`FittedNumbers`."""
+    return tuple(network.volume_scale.tolist()) if isinstance(network, FittedNumbers) else (1.0,)

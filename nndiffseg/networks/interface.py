@@ -38,7 +38,7 @@ class SampleNetwork(Protocol):
         map_strides: stride of each map that ``encode`` returns; the first map is the deterministic logits at stride 1.
         halo: cells of the noise grid that ``decode`` must see on each side so that a slab equals the whole.
         fusion_weight: weight of the deterministic head in the fused probability, a buffer with one element in [0, 1].
-            A buffer ``volume_scale`` is optional (:class:`nndiffseg.networks.fitted.FittedNumbers` has both).
+            A network that inherits from :class:`nndiffseg.networks.fitted.FittedNumbers` has it, and calibrated volumes too.
         default_sampler, default_steps: what ``sample`` does when it is told nothing else.
     """
 

@@ -25,12 +25,13 @@ from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.export import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.statistics import CaseStatistics
+from nndiffseg.networks.fitted import FittedNumbers, set_fitted
 from nndiffseg.networks.model import LatentDiffusionSegmenter
 from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.detail_scale import SpreadTable, fit_detail, fit_detail_without_each, spread_tables
 from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scale, structure_voxels
-from nndiffseg.uncertainty.volumes import MM3_PER_ML
+from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
@@ -70,7 +71,8 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
     groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
     tables = _predict_in_halves(trainer, predictor, job, spreads, groups)
-    fitted = _fit(network, tables, groups)
+    weight, scales = _fit(network, tables, groups)
+    fitted: dict[str, float | Sequence[float]] = {"fusion_weight": weight, "volume_scale": scales}
     if spreads:
         fitted["detail_scale"] = fit_detail(spreads, groups=groups)
     for each in (network, trainer.bare_network):
@@ -79,20 +81,14 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted, network)
 
 
-def _fit(network: Any, tables: Sequence[CaseTables], groups: dict[str, str]) -> dict[str, float]:
-    """The numbers that need predictions. The network of someone's own trainer may have no scale of the volumes."""
-    scale = fit_volume_scale([t.volumes for t in tables], groups) if hasattr(network, "volume_scale") else 1.0
-    return {"fusion_weight": fit_fusion_weight([t.fusion for t in tables]), "volume_scale": scale}
+def _fit(network: Any, tables: Sequence[CaseTables], groups: dict[str, str]) -> tuple[float, tuple[float, ...]]:
+    """Fusion weight and volume scales: the numbers that need predictions."""
+    calibrated = isinstance(network, FittedNumbers)  # the network of someone's own trainer may be something else
+    scales = fit_volume_scales([t.volumes for t in tables], groups) if calibrated else (1.0,)
+    return fit_fusion_weight([t.fusion for t in tables]), scales
 
 
-def set_fitted(network: Any, fitted: dict[str, float]) -> None:
-    """Puts fitted numbers into those buffers of these names that the network has."""
-    for name, value in fitted.items():
-        if hasattr(network, name):
-            getattr(network, name).fill_(value)
-
-
-def _store_fitted(path: Path, fitted: dict[str, float], network: Any) -> None:
+def _store_fitted(path: Path, fitted: dict[str, float | Sequence[float]], network: Any) -> None:
     """Puts the fitted numbers into the checkpoint that was validated, and changes nothing else in it."""
     if not path.is_file():
         return
@@ -100,7 +96,7 @@ def _store_fitted(path: Path, fitted: dict[str, float], network: Any) -> None:
     for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
         weights.pop("spread_scale", None)  # of checkpoints of before volumes had a scale of their own
         for name in fitted.keys() & dict(network.named_buffers()).keys():
-            weights[name] = torch.full_like(weights["fusion_weight"], fitted[name])
+            weights[name] = weights["fusion_weight"].new_tensor(fitted[name]).reshape(-1)
     save_atomically(checkpoint, path)
 
 
@@ -120,12 +116,12 @@ def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: Exp
         first = _fit(predictor.network, tables[0], groups)
         for key, statistics, table, properties in _predict(trainer, predictor, halves[1], details):
             tables[1].append(table)
-            export_case(job, key, statistics.with_fitted(**first), properties)
+            export_case(job, key, statistics.with_fitted(*first), properties)
         # With a single group there is no other half; its own weight is then the only one there is.
         second = _fit(predictor.network, tables[1] or tables[0], groups)
         for key in halves[0]:
             statistics, properties = _restore(cache / key)
-            export_case(job, key, statistics.with_fitted(**second), properties)
+            export_case(job, key, statistics.with_fitted(*second), properties)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     return tables[0] + tables[1]
@@ -178,7 +174,8 @@ def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
     return statistics, saved["properties"]
 
 
-def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], fitted: dict[str, float]) -> None:
+def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable],
+           fitted: dict[str, float | Sequence[float]]) -> None:
     manager = trainer.label_manager
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     metrics = compute_metrics_on_folder(
@@ -188,7 +185,8 @@ def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], f
         chill=True, num_processes=1)
     by_weight = mean_dice(tables)
     uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
-    result = {**fitted, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
+    scales = by_structure(np.atleast_1d(fitted["volume_scale"]).tolist(), structures_of(trainer.dataset_json))
+    result = {**fitted, "volume_scale": scales, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
               "dice_deterministic": by_weight[-1], "dice_samples": by_weight[0], **uncertainty}
     write_json(result, folder / "uncertainty.json")
     for label in metrics["mean"]:
@@ -197,5 +195,6 @@ def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], f
     trainer.print_to_log_file(
         f"Mean Validation Dice:  {metrics['foreground_mean']['Dice']:.4f} (deterministic head alone {by_weight[-1]:.4f}, "
         f"mean of samples alone {by_weight[0]:.4f}); fitted: "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in fitted.items()),
+        + ", ".join(f"{name.replace('_', ' ')} {'/'.join(f'{v:.2f}' for v in np.atleast_1d(value))}"
+                    for name, value in fitted.items()),
         also_print_to_console=True)

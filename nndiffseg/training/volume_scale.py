@@ -3,19 +3,23 @@
 Samples can be right voxel by voxel, agree with each other as well as with the truth, and still vary too much or too little in
 the volume of a whole structure: what all voxels of a structure have in common is one draw per case, and a training sees few
 of them. Moving the samples until their volumes are right ruins their outlines (docs/ablations.md). So samples stay as
-they are, and their volumes are stretched where they are reported, v' = mean + r (v - mean), with one *volume scale* r.
+they are, and their volumes are stretched where they are reported, v' = mean + r (v - mean), with a *volume scale* r for each
+structure.
 
 For a calibrated r the mean distance of two volumes equals that of a volume and the true one (as in
 :mod:`nndiffseg.training.scores`, with d = |a - b|). Within a structure distances are summed in ml, so that what counts
-are cases where a volume may be far off; structures of very different size count alike, by the mean of their log ratios. r
-is the mode of a posterior, see :mod:`nndiffseg.training.posterior`.
+are cases where a volume may be far off. First a common r is fitted to the mean of the structures' log ratios, so that
+structures of very different size count alike; then each structure's own one to the difference that is left between its log
+ratio and their mean. What a case's structures have in common drops out of that difference, and a structure that few
+cases have, or unlike ones, stays at the common r: both steps are modes of posteriors, see
+:mod:`nndiffseg.training.posterior`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +31,9 @@ SMALLEST, LARGEST = 0.25, 4.0
 #: standard deviation of log r that is expected before any case is seen. Volumes of first trainings (phantoms, hippocampus,
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
+#: that of log r of one structure around the common one. Two structures of one training differed by up to 0.6 on phantoms and by
+#: 0.02 on the hippocampus (docs/ablations.md).
+STRUCTURE_SD = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,16 +60,20 @@ def structure_voxels(labels: NDArray, structures: Iterable[Sequence[int]]) -> ND
     return np.stack([counts[s].sum(0) for s in tuples])
 
 
-def fit_volume_scale(tables: Sequence[VolumeTable], groups: Mapping[str, str] | None = None) -> float:
-    """r at which spread and error of the volumes agree best, nearer to 1 where few groups of cases or unlike ones say so.
+def fit_volume_scales(tables: Sequence[VolumeTable], groups: Mapping[str, str] | None = None) -> tuple[float, ...]:
+    """r of each structure at which spread and error of its volumes agree best.
+
+    The common one is nearer to 1, and each one nearer to the common one, where few groups of cases or unlike ones say so.
 
     Args:
         tables: one for each case.
         groups: case -> group; a case that is not in it is a group of its own.
 
     Returns:
-        A number from :data:`SMALLEST` to :data:`LARGEST`; 1 with one sample, fewer than two groups or where nothing differs.
+        K numbers from :data:`SMALLEST` to :data:`LARGEST`; 1 with one sample, fewer than two groups or where nothing
+        differs. A structure that fewer than two groups have gets the common one. Without cases, a single 1.
     """
+    structures = len(tables[0].true) if tables else 1
     log_r = candidates(SMALLEST, LARGEST)
     sums: dict[str, NDArray] = {}  # group -> spread and error (2, candidates, K)
     for table in tables:
@@ -70,20 +81,40 @@ def fit_volume_scale(tables: Sequence[VolumeTable], groups: Mapping[str, str] | 
             group = (groups or {}).get(table.case, table.case)
             sums[group] = sums.get(group, 0) + _distances(table, np.exp(log_r))
     if len(sums) < 2:
-        return 1.0
+        return (1.0,) * structures
     each = np.stack(list(sums.values()))  # (groups, 2, candidates, K)
     without = each.sum(0) - each  # the sums with one group left out
     known = (without > 0).all((0, 1, 2))  # structures that two groups at least have, and whose samples differ
     if not known.any():
-        return 1.0
-    ratio = _log_ratio(each.sum(0)[..., known])
-    return math.exp(mode(log_r, ratio, _log_ratio(without[..., known])[:, log_r == 0][:, 0], PRIOR_SD))
+        return (1.0,) * structures
+    ratios = _log_ratios(each.sum(0)[..., known])  # (candidates, known)
+    left_out = _log_ratios(without[..., known])[:, log_r == 0][:, 0]  # (groups, known), at r = 1
+    common = mode(log_r, ratios.mean(1), left_out.mean(1), PRIOR_SD)
+    found = np.full(structures, common)
+    apart = left_out - left_out.mean(1, keepdims=True)
+    for i, structure in enumerate(np.flatnonzero(known)):
+        has = each[..., structure].any((1, 2))  # groups without it say nothing about how uncertain its ratio is
+        difference = ratios[:, i] - ratios[log_r == common].mean()
+        found[structure] += mode(log_r - common, difference, apart[has, i], STRUCTURE_SD)
+    return tuple(np.exp(found).tolist())
 
 
-def ratio_of(tables: Sequence[VolumeTable], scale: float) -> float:
-    """Spread / error of the volumes of these cases, geometric mean over structures, when they are stretched by ``scale``."""
-    sums = np.sum([_distances(t, np.array([scale])) for t in tables], axis=0)
-    return math.exp(_log_ratio(sums[..., (sums > 0).all((0, 1))]).item())
+def ratio_of(tables: Sequence[VolumeTable], scales: Sequence[float]) -> float:
+    """Spread / error of the volumes of these cases, geometric mean over structures, when they are stretched.
+
+    Args:
+        tables: of the cases.
+        scales: r of each structure, or a single one for all.
+    """
+    apart = [replace(t, sampled=stretched(t.sampled, scales)) for t in tables]
+    sums = np.sum([_distances(t, np.ones(1)) for t in apart], axis=0)
+    return math.exp(_log_ratios(sums[..., (sums > 0).all((0, 1))]).mean())
+
+
+def stretched(volumes: NDArray, scales: Sequence[float]) -> NDArray[np.float64]:
+    """Volumes ``(K, N)`` around their mean over the samples, by K scales or a single one for all."""
+    mean = volumes.mean(1, keepdims=True)
+    return mean + np.asarray(scales, dtype=float)[:, None] * (volumes - mean)
 
 
 def _distances(table: VolumeTable, r: NDArray) -> NDArray:
@@ -97,6 +128,6 @@ def _distances(table: VolumeTable, r: NDArray) -> NDArray:
     return np.stack([r[:, None] * spread, error])
 
 
-def _log_ratio(sums: NDArray) -> NDArray:
-    """``(..., 2, candidates, K)`` -> mean over structures of log(spread / error) ``(..., candidates)``."""
-    return np.log(sums[..., 0, :, :] / sums[..., 1, :, :]).mean(-1)
+def _log_ratios(sums: NDArray) -> NDArray:
+    """``(..., 2, candidates, K)`` -> log(spread / error) ``(..., candidates, K)``."""
+    return np.log(sums[..., 0, :, :] / sums[..., 1, :, :])

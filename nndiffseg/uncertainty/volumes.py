@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 MM3_PER_ML = 1000.0
 
 
-def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float, scales: Sequence[float] = (1.0,)
-                      ) -> dict[str, dict[str, Any]]:
+def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float,
+                      scales: Sequence[Sequence[float]] = ((1.0,),)) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation and 90 % interval of every structure's volume over samples, as drawn and calibrated.
 
     Calibrated means first that volumes are stretched around their mean by ``scales``
@@ -25,8 +25,8 @@ def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float
         voxel_counts: name of the structure -> its number of voxels in each sample, ``(N,)``; see
             :attr:`nndiffseg.uncertainty.agreement.PairwiseOverlap.counts`.
         voxel_volume: of one voxel, in mm^3: the product of the spacing.
-        scales: one for each of F folds that drew the samples in turn (0, F, 2F, ... are the first one's); each fold's volumes
-            are stretched around their own mean.
+        scales: for each of F folds that drew the samples in turn (0, F, 2F, ... are the first one's) one for each structure,
+            in their order, or a single one for all; each fold's volumes are stretched around their own mean.
 
     Returns:
         JSON-ready, name -> ``{"mean_ml", "sd_ml", "interval_90_ml", "calibrated_sd_ml", "calibrated_interval_90_ml",
@@ -39,8 +39,19 @@ def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float
     """
     if voxel_volume <= 0:
         raise ValueError(f"The volume of a voxel must be positive, got {voxel_volume}.")
-    return {name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, scales)
+    folds = [by_structure(fold, voxel_counts) for fold in scales]
+    return {name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, [fold[name] for fold in folds])
             for name, counts in voxel_counts.items()}
+
+
+def by_structure(scales: Sequence[float], names: Iterable[str]) -> dict[str, float]:
+    """Scales of the volumes, one for each structure or a single one for all, as name -> scale.
+
+    Raises:
+        ValueError: another number of scales.
+    """
+    keys = list(names)
+    return dict(zip(keys, np.broadcast_to(scales, len(keys)).tolist(), strict=True))
 
 
 def _statistics(volumes: np.ndarray, scales: Sequence[float]) -> dict[str, Any]:

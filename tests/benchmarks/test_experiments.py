@@ -184,7 +184,7 @@ def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(m
     assert fitted["spread_ratio"] == {"front lobe": pytest.approx(2.0), "rear lobe": pytest.approx(4.0)}
     assert without["spread_ratio"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
     assert without["mean_volume_rms_error_ml"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
-    assert (fitted["volume_scale"], fitted["detail_scale"], without["detail_scale"]) == (0.5, 2.0, 1.0)
+    assert (fitted["volume_scale"], fitted["detail_scale"], without["detail_scale"]) == ([0.5], 2.0, 1.0)
 
 
 # ---- fits of the spread -------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
 def test_a_fitted_volume_scale_calibrates_other_cases_and_without_one_volumes_stay():
     rng = np.random.default_rng(0)
     wide = [VolumeTable(str(i), 10 + 2 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for i in range(200)]
-    fitted, left = (spread_fit.fitted_volumes(wide, {}, sd, 4, 0) for sd in (0.5, 0.0))
+    fitted, left = (spread_fit.fitted_volumes(wide, {}, (sd, 0.2), 4, 0) for sd in (0.5, 0.0))
     assert left["scale"] == [1.0] * 4 and min(left["ratio"]) > 1.15 and min(left["covered"]) > 0.95
     assert max(fitted["scale"]) < 0.7 and np.mean(fitted["ratio"]) == pytest.approx(1.0, abs=0.03)
     assert np.mean(fitted["covered"]) == pytest.approx(15 / 17, abs=0.04)
@@ -215,7 +215,7 @@ def test_a_fitted_volume_scale_calibrates_other_cases_and_without_one_volumes_st
 def test_the_rule_in_use_is_among_the_rules():
     rule = spread_fit.Rule()
     assert rule in spread_fit.RULES and (rule.largest_detail, rule.prior_sd) == (DETAILS[-1], PRIOR_SD)
-    assert volume_scale.PRIOR_SD in spread_fit.VOLUME_PRIORS
+    assert (volume_scale.PRIOR_SD, volume_scale.STRUCTURE_SD) in spread_fit.VOLUME_PRIORS
 
 
 def test_a_rule_fits_on_its_own_number_of_patches_only():

@@ -102,14 +102,14 @@ def test_fusion_weight_and_volume_scale_can_be_fitted_afterwards(predictor, imag
     data = torch.from_numpy(image)
     apart = predictor.predict_preprocessed(data, "x")
     torch.testing.assert_close(apart.probabilities, 0.5 * apart.deterministic + 0.5 * apart.sampled)
-    fitted = apart.with_fitted(1.0, 2.5)
+    fitted = apart.with_fitted(1.0, (2.5,))
     torch.testing.assert_close(fitted.probabilities, apart.deterministic)
-    assert (apart.volume_scales, fitted.volume_scales) == ((1.0,), (2.5,)) and fitted.labels is apart.labels
+    assert (apart.volume_scales, fitted.volume_scales) == (((1.0,),), ((2.5,),)) and fitted.labels is apart.labels
     streamed = predictor.predict_preprocessed(data, "x", keep_parts=False)
     torch.testing.assert_close(streamed.probabilities, apart.probabilities, atol=1e-6, rtol=0)
     assert streamed.deterministic is None
     with pytest.raises(ValueError, match="kept apart"):
-        streamed.with_fitted(0.3, 1.0)
+        streamed.with_fitted(0.3, (1.0,))
 
 
 def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(model_folder, image):

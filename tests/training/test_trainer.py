@@ -24,6 +24,7 @@ from nndiffseg.training.volume_scale import LARGEST, SMALLEST
 PLANS = "nnDiffSegPlansS"
 #: set by the validation after the training
 FITTED = ("fusion_weight", "detail_scale", "volume_scale")
+STRUCTURES = {"shell", "core"}
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,13 @@ def test_training_learns_and_writes_nnunets_files(folders):
     assert any(not torch.equal(raw[k], averaged[k]) for k in raw), "the average must not be the live weights"
     judged = json.loads((out / "validation" / "uncertainty.json").read_text())
     for name in FITTED:
-        assert float(averaged[name]) == pytest.approx(judged[name])
+        assert averaged[name].tolist() == pytest.approx([*judged[name].values()] if name == "volume_scale" else [judged[name]])
     assert 0 <= judged["fusion_weight"] <= 1
-    for name, first, last in (("detail_scale", DETAILS[0], DETAILS[-1]), ("volume_scale", SMALLEST, LARGEST)):
-        assert first - 1e-6 <= judged[name] <= last + 1e-6
+    assert DETAILS[0] - 1e-6 <= judged["detail_scale"] <= DETAILS[-1] + 1e-6
+    assert judged["volume_scale"].keys() == STRUCTURES and all(
+        SMALLEST - 1e-6 <= r <= LARGEST + 1e-6 for r in judged["volume_scale"].values())
     cases = [json.loads(f.read_text()) for f in sorted((out / "validation" / "uncertainty").glob("*.json"))]
-    assert len(cases) == 3 and all(SMALLEST <= c["settings"]["volume_scale"][0] <= LARGEST for c in cases)
+    assert len(cases) == 3 and all(c["settings"]["volume_scale"].keys() == STRUCTURES for c in cases)
 
 
 def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
@@ -93,7 +95,7 @@ def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
     finally:
         file.unlink()
     judged = json.loads((fold(folders, "learn") / "validation" / "uncertainty.json").read_text())
-    assert judged["detail_scale"] == judged["volume_scale"] == 1.0
+    assert {judged["detail_scale"], *judged["volume_scale"].values()} == {1.0}
 
 
 def test_pretrained_weights_are_where_a_training_begins(folders, capsys):

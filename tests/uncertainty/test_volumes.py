@@ -42,15 +42,25 @@ def test_the_calibrated_interval_holds_a_further_draw_as_often_as_so_many_sample
 
 def test_volumes_are_stretched_around_the_mean_of_each_fold():
     counts = [8.0, 100.0, 12.0, 140.0]  # the first fold drew 8 and 12, the second one 100 and 140
-    found = volume_statistics({"a": counts}, 1000.0, scales=(2.0, 0.5))["a"]
+    found = volume_statistics({"a": counts}, 1000.0, scales=((2.0,), (0.5,)))["a"]
     stretched = np.array([6.0, 110.0, 14.0, 130.0])
     assert found["mean_ml"] == pytest.approx(65.0) and found["sd_ml"] == pytest.approx(np.std(counts, ddof=1))
     assert found["calibrated_sd_ml"] == pytest.approx(stretched.std(ddof=1))
     assert found["calibrated_interval_90_ml"] == pytest.approx([6.0, 130.0])
 
 
+def test_every_structure_has_its_own_scale_or_all_have_the_same():
+    counts = {"a": [1.0, 3.0], "b": [10.0, 30.0]}
+    own, same = (volume_statistics(counts, 1000.0, scales=[scales]) for scales in ((2.0, 0.5), (2.0,)))
+    sd = np.std([1, 3], ddof=1)
+    assert [v["calibrated_sd_ml"] for v in own.values()] == pytest.approx([2 * sd, 5 * sd])
+    assert [v["calibrated_sd_ml"] for v in same.values()] == pytest.approx([2 * sd, 20 * sd])
+    with pytest.raises(ValueError):
+        volume_statistics(counts, 1000.0, scales=[(1.0, 1.0, 1.0)])
+
+
 def test_no_interval_reaches_below_zero():
-    found = volume_statistics({"a": [0, 0, 0, 4]}, 1000.0, scales=(3.0,))["a"]
+    found = volume_statistics({"a": [0, 0, 0, 4]}, 1000.0, scales=((3.0,),))["a"]
     assert found["mean_ml"] == 1.0 and found["calibrated_interval_90_ml"][0] == 0.0
 
 

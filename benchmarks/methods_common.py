@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.common import RESULTS, tree_memory
 from nndiffseg.cli.common import Parser
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import write_json
+from nndiffseg.files import write_json
 
 STOCK = "nnUNetTrainer"
 TRAINERS = (STOCK, "nnDiffSegTrainer", "nnDiffSegTrainerLDSeg", "nnDiffSegTrainerCDAL", "nnDiffSegTrainerMedSegDiffV2")

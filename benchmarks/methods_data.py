@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.methods_common import Measurements, clock_name
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import write_json
+from nndiffseg.files import write_json
 from nndiffseg.folders import configure_folders
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from benchmarks.methods_data import Data, data_from, image_files
 from benchmarks.methods_training import FINAL
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import write_json
+from nndiffseg.files import write_json
 from nndiffseg.inference.cases import Case, channel_count, preprocess, read_case
 from nndiffseg.inference.export import CaseGeometry
 from nndiffseg.inference.precision import default_precision

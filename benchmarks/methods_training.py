@@ -33,7 +33,7 @@ from benchmarks.methods_common import (
 from benchmarks.methods_data import Data, data_from
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import write_json
+from nndiffseg.files import write_json
 from nndiffseg.inference.precision import autocast_for
 from nndiffseg.training.loader import batches_from, seed_of
 

@@ -31,6 +31,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 from numpy.typing import NDArray
 
 from nndiffseg.errors import UserError
+from nndiffseg.files import write_json
 from nndiffseg.uncertainty.calibration import ReliabilityAccumulator, region_of_interest
 from nndiffseg.uncertainty.volumes import error_bars
 
@@ -259,21 +260,6 @@ def nanmean(values: Iterable[float | None]) -> float:
     """Mean of the numbers that are there; NaN when there is none."""
     numbers = [float(v) for v in values if v is not None and not np.isnan(v)]
     return float(np.mean(numbers)) if numbers else float("nan")
-
-
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Writes strict JSON (NaN becomes null), whole or not at all."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def format_table(evaluation: dict[str, Any]) -> str:

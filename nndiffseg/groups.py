@@ -143,3 +143,27 @@ def others(case: str, cases: Sequence[str], groups: Mapping[str, str]) -> list[s
     """The cases of other groups."""
     own = groups.get(case, case)
     return [c for c in cases if groups.get(c, c) != own]
+
+
+def contiguous_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
+    """Cuts a sequence into blocks of nearly equal length, one for each fold, never inside a group.
+
+    Args:
+        groups: group of each item, in the items' order.
+
+    Returns:
+        The fold of each item.
+
+    Raises:
+        UserError: the groups leave too few places to cut.
+    """
+    n = len(groups)
+    places = [i for i in range(1, n) if not set(groups[:i]) & set(groups[i:])]
+    if len(places) < folds - 1:
+        raise UserError(f"{n} images in {len(set(groups))} groups are too few for {folds} folds; the dataset is incomplete.")
+    cuts: list[int] = []
+    for k in range(1, folds):
+        left = [p for p in places if not cuts or p > cuts[-1]]
+        # of the places that are left, each later cut needs one
+        cuts.append(min(left[: len(left) - (folds - 1 - k)], key=lambda p: abs(p - k * n / folds)))
+    return [sum(i >= c for c in cuts) for i in range(n)]

@@ -20,22 +20,12 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.dataset_check import Case, channel_names
+from nndiffseg.files import write_json
 from nndiffseg.images import find_reader
 from nndiffseg.parallel import map_cases
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
-
-
-def write_json(content: Any, file: Path) -> None:
-    """Writes JSON so that ``file`` never holds half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=4))
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def extract_fingerprint(
@@ -89,7 +79,7 @@ def extract_fingerprint(
         "foreground_intensity_properties_per_channel": statistics,
         "median_relative_size_after_cropping": float(np.median(relative_sizes)),
     }
-    write_json(fingerprint, file)
+    write_json(fingerprint, file, strict=False)
 
 
 def _analyze(*arguments: Any) -> Any:

@@ -19,6 +19,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.errors import UserError
+from nndiffseg.files import write_json
 from nndiffseg.fingerprint import cost
 from nndiffseg.fingerprint.labels import Label, load_labels, resample_label
 from nndiffseg.fingerprint.rate_distortion import rate_distortion
@@ -35,7 +36,6 @@ from nndiffseg.planners.decisions import (
     latent_stages,
     paper_latent_reason,
 )
-from nndiffseg.preprocessing import write_json
 from nndiffseg.training import memory
 
 #: the trainer that patch and batch of the plans are made for
@@ -197,7 +197,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         notes.extend(text for name in sorted(configurations) for text in self._fit_trainers(name, plans))
         self._keep_data_apart(plans)
         configurations.update({k: v for k, v in custom.items() if k not in STANDARD})
-        write_json(plans, plans_file)
+        write_json(plans, plans_file, strict=False)
         self.report = "\n".join(notes)
 
     def _custom_configurations(self, plans_file: Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from nndiffseg.evaluation import (
     evaluate_predictions,
     format_table,
     structures_of,
-    write_json,
 )
 
 
@@ -122,9 +121,3 @@ def test_table_shows_the_numbers_of_each_structure(evaluation):
     table = format_table(evaluation)
     assert f"{evaluation['summary']['dice']['rear lobe']:.3f}" in table
     assert f"{evaluation['summary']['error_auroc']:.3f}" in table
-
-
-def test_json_is_strict(tmp_path):
-    write_json({"a": float("nan"), "b": [1.0, float("inf")]}, tmp_path / "x.json")
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.0, None]}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

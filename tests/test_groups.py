@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nndiffseg.errors import UserError
-from nndiffseg.groups import FILE, copy_groups, divided_group, grouped, grouped_folds, halves_of, others, read_groups
+from nndiffseg.groups import (
+    FILE,
+    balanced_folds,
+    contiguous_folds,
+    copy_groups,
+    divided_group,
+    grouped,
+    grouped_folds,
+    halves_of,
+    others,
+    read_groups,
+)
 
 PAIRS = {f"eye_{i:02d}": f"child_{i // 2}" for i in range(12)}
 
@@ -101,3 +113,37 @@ def test_the_copy_follows_the_raw_dataset(tmp_path):
     (raw / FILE).unlink()
     copy_groups(raw, preprocessed)
     assert not (preprocessed / FILE).exists()
+
+
+def test_contiguous_folds_are_blocks_of_nearly_equal_length():
+    folds = contiguous_folds([str(i) for i in range(32)])
+    assert folds == sorted(folds)
+    assert sorted(np.bincount(folds)) == [6, 6, 6, 7, 7]
+
+
+def test_contiguous_folds_do_not_cut_groups():
+    groups = list("aaabbbbbccdeeefghh")
+    folds = contiguous_folds(groups)
+    assert sorted(set(folds)) == [0, 1, 2, 3, 4]
+    assert folds == sorted(folds)
+    assert all(len({f for g, f in zip(groups, folds, strict=True) if g == name}) == 1 for name in set(groups))
+
+
+def test_contiguous_folds_do_not_cut_a_group_whose_members_are_apart():
+    groups = list("abacdefg")  # a stands around b
+    folds = contiguous_folds(groups)
+    assert folds[0] == folds[1] == folds[2]
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(UserError, match="too few for 5 folds"):
+        contiguous_folds(list("aabbccdd"))
+    with pytest.raises(UserError, match="cannot be divided into 5 folds"):
+        balanced_folds(list("aabbccdd"))
+
+
+def test_balanced_folds_fill_the_smallest_fold_with_whole_groups():
+    groups = ["x"] * 7 + ["a", "b", "c", "d"] * 2 + ["e"]
+    folds = balanced_folds(groups)
+    assert sorted(np.bincount(folds)) == [2, 2, 2, 3, 7]
+    assert len(set(zip(groups, folds, strict=True))) == len(set(groups))

@@ -25,7 +25,6 @@ from nndiffseg.preprocessing import (
     copy_ground_truth,
     extract_fingerprint,
     preprocess_configuration,
-    write_json,
 )
 
 Planned = tuple[list[Case], dict[str, Any], dict[str, Any], Path]
@@ -141,12 +140,3 @@ def test_ground_truth_is_copied_and_refreshed(planned: Planned, tmp_path: Path) 
     os.utime(copy, (0, 0))
     copy_ground_truth(cases, tmp_path, content["file_ending"])
     assert copy.read_bytes() == Path(cases[0].label).read_bytes()
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = tmp_path / "sub" / "x.json"
-    write_json({"a": 1}, file)
-    with pytest.raises(TypeError):
-        write_json({"a": object()}, file)
-    assert json.loads(file.read_text()) == {"a": 1}
-    assert [f.name for f in file.parent.iterdir()] == ["x.json"]

@@ -174,7 +174,8 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
 
 def _judge(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
     """Evaluation, report, ``summary.json`` and the closing table."""
-    from nndiffseg.evaluation import evaluate_predictions, format_table, number, write_json
+    from nndiffseg.evaluation import evaluate_predictions, format_table, number
+    from nndiffseg.files import write_json
     from nndiffseg.uncertainty.report import write_demo_report
 
     truth = dataset / "truth.json"

@@ -76,6 +76,7 @@ def _main(argv: Sequence[str] | None) -> None:
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
     from nndiffseg import dataset_check, groups, planners, preprocessing
+    from nndiffseg.files import write_json
 
     planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
     if args.overwrite_plans_name is not None:
@@ -103,7 +104,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     print(planner.report)
     print(f"Plans: {preprocessed / planner.plans_identifier}.json")
     if folds is not None:
-        preprocessing.write_json(folds, splits)
+        write_json(folds, splits)
         print(f"{splits}: five folds that divide none of the {len(set(belonging.values()))} groups of {groups.FILE}.")
     elif splits.is_file() and (problem := groups.divided_group(splits, belonging)):
         print(f"Warning: {problem}")

@@ -24,7 +24,8 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import structures_of, write_json
+from nndiffseg.evaluation import structures_of
+from nndiffseg.files import write_json
 from nndiffseg.inference.staple import consensus_of
 from nndiffseg.inference.statistics import CaseStatistics
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics

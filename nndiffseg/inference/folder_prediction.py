@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import write_json
+from nndiffseg.files import write_json
 from nndiffseg.inference.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.inference.export import ExportJob, export_case, remove_staging
 from nndiffseg.inference.staple import check_fusion

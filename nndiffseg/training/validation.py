@@ -20,7 +20,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
-from nndiffseg.evaluation import evaluate_predictions, structures_of, write_json
+from nndiffseg.evaluation import evaluate_predictions, structures_of
+from nndiffseg.files import write_json
 from nndiffseg.groups import halves_of, read_groups
 from nndiffseg.inference.export import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor

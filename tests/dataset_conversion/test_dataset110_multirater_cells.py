@@ -12,7 +12,7 @@ from PIL import Image
 
 from nndiffseg.cli import plan_and_preprocess
 from nndiffseg.dataset_conversion import Dataset110_MultiraterCells as cells
-from nndiffseg.dataset_conversion.common import area_resize
+from nndiffseg.dataset_conversion.pixels import area_resize
 from nndiffseg.errors import UserError
 
 

@@ -1,0 +1,38 @@
+"""JSON files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+    """Writes JSON under a temporary name and renames it; folders that are missing are made.
+
+    Args:
+        content: JSON-ready; floats may be NaN or infinite.
+        path: of the file.
+        strict: NaN and infinity become null, as the standard asks. False keeps them, as nnU-Net's own files do: its planner
+            reads NaN from the fingerprint of a dataset without foreground.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    text = json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)
+    try:
+        temporary.write_text(f"{text}\n", encoding="utf8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -27,12 +27,11 @@ from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import batches_from, seed_of
 from nndiffseg.training.memory import adapted_plans
+from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, judge_patches, mean_over_structures
 from nndiffseg.training.pretrained import load_pretrained_weights
 
 #: seconds between two checkpoints within an epoch
 CHECKPOINT_SECONDS = 240.0
-#: a spread between seeds below this share of the samples' error means that the latent is dead
-DEAD_SPREAD = 0.1
 
 
 class DiffusionTrainer(nnUNetTrainer):
@@ -255,32 +254,11 @@ class DiffusionTrainer(nnUNetTrainer):
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation", self.current_epoch))
         with autocast_for(self.device), torch.no_grad():
             logits, samples = self.predict_patch(self.average.network, data, generator)
-        p_det = self._probabilities(logits)
-        p = self._probabilities(samples.flatten(0, 1)).unflatten(0, samples.shape[:2])  # (2, B, heads, *patch)
-        first = 0 if self.label_manager.has_regions else 1
-        truth = onehot[:, first:] > 0.5
-        seeds = [self._hard(s)[:, first:] for s in p]
-        counts = {"deterministic": _overlap(self._hard(p_det)[:, first:], truth),
-                  "samples": _overlap(self._hard(p.mean(0))[:, first:], truth),
-                  "fused": _overlap(self._hard((p.mean(0) + p_det) / 2)[:, first:], truth),
-                  "seeds": _overlap(seeds[0], seeds[1]), "sample": _overlap(seeds[0], truth)}
-        loss = F.binary_cross_entropy(p_det.clamp(1e-6, 1 - 1e-6), onehot)
-        return {"loss": float(loss), **{k: v.cpu().numpy() for k, v in counts.items()}}
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.float().sigmoid() if self.label_manager.has_regions else logits.float().softmax(1)
-
-    def _hard(self, p: Tensor) -> Tensor:  # (B, heads, *patch) -> bool
-        if self.label_manager.has_regions:
-            return p > 0.5
-        return F.one_hot(p.argmax(1), p.shape[1]).movedim(-1, 1).bool()
+        return judge_patches(logits, samples, onehot, regions=self.label_manager.has_regions)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        dice = {}
-        for name in ("deterministic", "samples", "fused", "seeds", "sample"):
-            both, sizes = np.sum([o[name] for o in val_outputs], 0)  # (2, structures)
-            dice[name] = np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), np.nan)
-        mean = {name: float(np.nanmean(values)) if np.isfinite(values).any() else 0.0 for name, values in dice.items()}
+        dice = dice_of_batches(val_outputs)
+        mean = {name: mean_over_structures(values) for name, values in dice.items()}
         for key, value in (("mean_fg_dice", mean["fused"]),
                            ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
                            ("val_losses", float(np.mean([o["loss"] for o in val_outputs])))):
@@ -436,9 +414,3 @@ class DiffusionTrainer(nnUNetTrainer):
         grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
         draw = PatchNoise(len(data), grid, generator, self.device)
         return maps[0], torch.stack([network.decode(network.sample(maps, draw), maps) for _ in range(2)])
-
-
-def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection and sum of sizes over the batch: bool ``(B, structures, *spatial)`` -> ``(2, structures)``."""
-    axes = [0, *range(2, a.ndim)]
-    return torch.stack([(a & b).sum(axes), a.sum(axes) + b.sum(axes)]).double()

@@ -32,7 +32,7 @@ SMALLEST, LARGEST = 0.25, 4.0
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
 #: that of log r of one structure around the common one. Two structures of one training differed by up to 0.6 on phantoms and by
-#: 0.02 on the hippocampus (docs/ablations.md).
+#: 0.02 on the hippocampus' fold 3 (docs/ablations.md).
 STRUCTURE_SD = 0.2
 
 

@@ -10,7 +10,7 @@ stay together. The checkpoint gets the numbers fitted on all cases.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,15 +89,15 @@ def _fit(network: Any, tables: Sequence[CaseTables], groups: dict[str, str]) -> 
     return fit_fusion_weight([t.fusion for t in tables]), scales
 
 
-def _store_fitted(path: Path, fitted: dict[str, float | Sequence[float]], network: Any) -> None:
+def _store_fitted(path: Path, fitted: Iterable[str], network: Any) -> None:
     """Puts the fitted numbers into the checkpoint that was validated, and changes nothing else in it."""
     if not path.is_file():
         return
     checkpoint = load_checkpoint(path)
     for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
         weights.pop("spread_scale", None)  # of checkpoints of before volumes had a scale of their own
-        for name in fitted.keys() & dict(network.named_buffers()).keys():
-            weights[name] = weights["fusion_weight"].new_tensor(fitted[name]).reshape(-1)
+        buffers = dict(network.named_buffers(recurse=False))
+        weights |= {name: buffers[name].cpu() for name in fitted if name in buffers}
     save_atomically(checkpoint, path)
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nndiffseg.training.posterior import candidates, mode
+from nndiffseg.uncertainty.volumes import stretched
 
 #: r lies between these
 SMALLEST, LARGEST = 0.25, 4.0
@@ -106,15 +107,9 @@ def ratio_of(tables: Sequence[VolumeTable], scales: Sequence[float]) -> float:
         tables: of the cases.
         scales: r of each structure, or a single one for all.
     """
-    apart = [replace(t, sampled=stretched(t.sampled, scales)) for t in tables]
+    apart = [replace(t, sampled=stretched(t.sampled, np.reshape(scales, (-1, 1)))) for t in tables]
     sums = np.sum([_distances(t, np.ones(1)) for t in apart], axis=0)
     return math.exp(_log_ratios(sums[..., (sums > 0).all((0, 1))]).mean())
-
-
-def stretched(volumes: NDArray, scales: Sequence[float]) -> NDArray[np.float64]:
-    """Volumes ``(K, N)`` around their mean over the samples, by K scales or a single one for all."""
-    mean = volumes.mean(1, keepdims=True)
-    return mean + np.asarray(scales, dtype=float)[:, None] * (volumes - mean)
 
 
 def _distances(table: VolumeTable, r: NDArray) -> NDArray:

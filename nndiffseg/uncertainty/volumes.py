@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 MM3_PER_ML = 1000.0
 
@@ -44,6 +44,12 @@ def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float
             for name, counts in voxel_counts.items()}
 
 
+def stretched(volumes: NDArray, scales: ArrayLike) -> NDArray[np.float64]:
+    """Volumes ``(..., N)`` of N samples, moved away from their mean or towards it by scales that broadcast to ``(..., 1)``."""
+    mean = volumes.mean(-1, keepdims=True)
+    return mean + np.asarray(scales) * (volumes - mean)
+
+
 def by_structure(scales: Sequence[float], names: Iterable[str]) -> dict[str, float]:
     """Scales of the volumes, one for each structure or a single one for all, as name -> scale.
 
@@ -58,16 +64,15 @@ def _statistics(volumes: np.ndarray, scales: Sequence[float]) -> dict[str, Any]:
     if volumes.ndim != 1 or volumes.size == 0:
         raise ValueError(f"Expected one voxel count per sample, got an array of shape {volumes.shape}.")
     several = volumes.size > 1
-    stretched = volumes.copy()
+    calibrated = volumes.copy()
     for fold, scale in enumerate(scales):
-        own = volumes[fold :: len(scales)]
-        stretched[fold :: len(scales)] = own.mean() + scale * (own - own.mean())
-    interval = np.quantile(stretched, [0.05, 0.95], method="weibull").clip(0)
+        calibrated[fold :: len(scales)] = stretched(volumes[fold :: len(scales)], scale)
+    interval = np.quantile(calibrated, [0.05, 0.95], method="weibull").clip(0)
     return {
         "mean_ml": float(volumes.mean()),
         "sd_ml": float(volumes.std(ddof=1)) if several else None,
         "interval_90_ml": np.percentile(volumes, [5, 95]).tolist() if several else None,
-        "calibrated_sd_ml": float(stretched.std(ddof=1)) if several else None,
+        "calibrated_sd_ml": float(calibrated.std(ddof=1)) if several else None,
         "calibrated_interval_90_ml": interval.tolist() if several else None,
         "samples": int(volumes.size),
     }

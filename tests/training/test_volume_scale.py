@@ -14,9 +14,9 @@ from nndiffseg.training.volume_scale import (
     VolumeTable,
     fit_volume_scales,
     ratio_of,
-    stretched,
     structure_voxels,
 )
+from nndiffseg.uncertainty.volumes import stretched
 
 
 def normal_cases(rng: np.random.Generator, cases: int, sd: float, samples: int = 16, means=(50.0,)) -> list[VolumeTable]:
@@ -98,7 +98,7 @@ def test_what_structures_of_a_case_have_in_common_is_no_difference_between_them(
     def difference(shared: bool, rng: np.random.Generator) -> float:
         one = normal_cases(rng, 8, 1.0)
         other = one if shared else normal_cases(rng, 8, 1.0)
-        wide = [VolumeTable(t.case, stretched(t.sampled, (2.0,)), t.true) for t in other]
+        wide = [VolumeTable(t.case, stretched(t.sampled, 2.0), t.true) for t in other]
         return float(np.log(np.divide(*fit_volume_scales(joined(one, wide)))))
 
     rng = np.random.default_rng(9)

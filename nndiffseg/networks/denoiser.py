@@ -1,4 +1,4 @@
-"""Denoiser on the latent grid: v-prediction, conditioned on the image, optionally driven by auxiliary noise."""
+"""Denoiser on the latent grid: conditioned on the image, around a first guess, optionally driven by auxiliary noise."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from nndiffseg.networks.layers import (
     zero,
 )
 
+#: s of an untrained network, and the least s: a cell may be surer than any training can tell
+FIRST_DEVIATION, LEAST_DEVIATION = 0.5, 0.05
+
 
 class _Level(nn.ModuleList):
     """Residual blocks in a row, all with the same time embedding."""
@@ -34,18 +37,26 @@ class _Level(nn.ModuleList):
 class Denoiser(nn.Module):
     """A U-Net whose work lies mostly below the latent grid.
 
-    The network output F is turned into ``x0 = alpha z_t - sigma F + sigma^2 prior``: v-prediction (Salimans & Ho 2022,
-    eq. 7 and appendix D) around a first guess. At t = 1 the network predicts the difference between x0 and the guess,
-    near t = 0 it hardly has to do anything.
+    It corrects what is known without it. Around a first guess, the prior m, let z0 be normal with deviation s; then z0 given
+    z_t is normal too, and the network output F is scaled accordingly,
+
+        x0 = m + alpha s^2 / tau^2 (z_t - alpha m) - sigma / tau F,    tau^2 = alpha^2 s^2 + sigma^2:
+
+    the preconditioning of Karras et al. (arXiv 2206.00364, eq. 7 and appendix B.6) for a variance-preserving z_t, with the
+    data's deviation from the prior in place of that from 0. With s = 1 and m = 0 it is v-prediction (Salimans & Ho 2022,
+    eq. 7 and appendix D). Most cells are far surer than that: with s = 1 the noise of z_t would pass into their x0 by
+    alpha sigma, and a network that normalises its channels hardly learns to remove it (docs/ablations.md).
+
+    At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """
 
     def __init__(self, dim: int, latent_channels: int, noise_channels: int, channels: Sequence[int],
                  strides: Sequence[Sequence[int]], schedule: Schedule, embedding: int = 64,
-                 blocks: Sequence[int] = (1, 3)):
+                 blocks: Sequence[int] = (1, 3), learned_deviation: bool = False):
         """``channels[0]`` lies on the latent grid, ``strides[i]`` leads from level i to i + 1.
 
         ``blocks[0]`` residual blocks run before and after the coarser levels at every level but the deepest, which
-        has ``blocks[1]``.
+        has ``blocks[1]``. ``learned_deviation`` estimates s from the condition; without it s = 1.
         """
         super().__init__()
         self.schedule = schedule
@@ -65,6 +76,27 @@ class Denoiser(nn.Module):
         self.norm = ChannelNorm(channels[0])
         # Zero: an untrained denoiser answers with the prior at t = 1, and spread grows from there.
         self.head = zero(conv(dim, channels[0], latent_channels))
+        self.to_deviation: nn.Module | None = None
+        if learned_deviation:
+            self.to_deviation = conv(dim, channels[0], 1, 1)
+            self.load_state_dict(self.fixed_deviation(FIRST_DEVIATION), strict=False)
+
+    def deviation(self, condition: Tensor) -> Tensor:
+        """s, how far z0 is expected to lie from the prior: ``(N, C_0, *grid)`` -> ``(N, 1, *grid)``, a value for all channels.
+
+        Trained by its own score (:func:`nndiffseg.training.scores.deviation_score`): the condition is an input, and no
+        gradient reaches it.
+        """
+        if self.to_deviation is None:
+            return condition.new_ones(1, dtype=torch.float32)
+        return LEAST_DEVIATION + F.softplus(self.to_deviation(condition.detach()).float())
+
+    def fixed_deviation(self, deviation: float = 1.0) -> dict[str, Tensor]:
+        """Entries of a ``state_dict`` with which s is the same everywhere; none where it is not learned."""
+        if self.to_deviation is None:
+            return {}
+        zeros = {f"to_deviation.{name}": torch.zeros_like(p) for name, p in self.to_deviation.named_parameters()}
+        return zeros | {"to_deviation.bias": torch.tensor([math.log(math.expm1(deviation - LEAST_DEVIATION))])}
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor, prior: Tensor, xi: Tensor | None = None) -> Tensor:
         """Denoises.
@@ -90,10 +122,12 @@ class Denoiser(nn.Module):
         for i in range(len(self.pool) - 1, -1, -1):
             h = crop_to(upsample(self.merge[i](h), self.strides[i]), skips[i].shape[2:]) + skips[i]
             h = self.up[i](h, embedding)
-        v = self.head(F.silu(self.norm(h))).float()
+        correction = self.head(F.silu(self.norm(h))).float()
         view = (-1, *[1] * (z.ndim - 1))
         alpha, sigma = self.schedule.alpha(t).view(view), self.schedule.sigma(t).view(view)
-        return alpha * z + sigma * (sigma * prior.float() - v)
+        prior, variance = prior.float(), self.deviation(condition).detach().square()
+        tau2 = alpha**2 * variance + sigma**2
+        return prior + alpha * variance / tau2 * (z - alpha * prior) - sigma / tau2.sqrt() * correction
 
 
 def _bounded(xi: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class TrainingOutput(NamedTuple):
         logits: deterministic logits, full resolution first, ``(B, heads, *patch / stride_s)`` each.
         reconstruction: logits decoded from the (jittered) true latent ``(B, heads, *patch)``.
         z0: true latent, detached ``(B, C_z, *latent)``.
+        prior: latent of the deterministic segmentation, detached, of the same shape.
+        deviation: how far z0 was expected to lie from the prior ``(B, 1, *latent)``.
         x0: denoised latents ``(M, B, C_z, *latent)``.
         samples: logits decoded from ``x0`` ``(M, B, heads, *patch)``.
         pure: which items were denoised from pure noise, t = 1, bool ``(B,)``.
@@ -41,6 +43,8 @@ class TrainingOutput(NamedTuple):
     logits: list[Tensor]
     reconstruction: Tensor
     z0: Tensor
+    prior: Tensor
+    deviation: Tensor
     x0: Tensor
     samples: Tensor
     pure: Tensor
@@ -78,7 +82,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         self.image_network = ImageNetwork(unet)
         self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
         self.denoiser = Denoiser(dim, settings.latent_channels, xi_channels, settings.denoiser_channels,
-                                 settings.denoiser_strides, self.schedule)
+                                 settings.denoiser_strides, self.schedule, learned_deviation=True)
         self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
@@ -98,6 +102,8 @@ class LatentDiffusionSegmenter(FittedNumbers):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of before it existed
+        for name, value in self.denoiser.fixed_deviation().items():  # the same
+            state_dict.setdefault(f"{prefix}denoiser.{name}", value)
         scale = state_dict.pop(f"{prefix}spread_scale", None)  # of before volumes had a scale of their own
         if scale is not None and float(scale) != 1:
             warnings.warn("The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "
@@ -120,7 +126,8 @@ class LatentDiffusionSegmenter(FittedNumbers):
         z0 = z0.detach()
         x0, t = self._denoise_training(z0, condition, prior, generator)
         samples = self.decode(x0.flatten(0, 1), [g.repeat(len(x0), *[1] * (g.ndim - 1)) for g in guides])
-        return TrainingOutput(out.logits, reconstruction, z0, x0, samples.unflatten(0, x0.shape[:2]), t == 1)
+        return TrainingOutput(out.logits, reconstruction, z0, prior, self.denoiser.deviation(condition), x0,
+                              samples.unflatten(0, x0.shape[:2]), t == 1)
 
     def _reconstruct(self, z0: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
         """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nndiffseg.networks.model import TrainingOutput
 from nndiffseg.settings import DiffusionSettings
-from nndiffseg.training.scores import KernelDistances, energy_distances, jaccard_distances
+from nndiffseg.training.scores import KernelDistances, deviation_score, energy_distances, jaccard_distances
 from nndiffseg.training.spread_control import SpreadControl
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
@@ -19,7 +19,7 @@ LABEL_SCALES = (1, 4, 16, 0)
 
 
 class DiffusionLoss(nn.Module):
-    """Sum of the deterministic, reconstruction, latent and label terms.
+    """Sum of the deterministic, reconstruction, deviation, latent and label terms.
 
     Args:
         deterministic: nnU-Net's loss with deep supervision ``(list of logits, list of targets) -> scalar``.
@@ -46,6 +46,7 @@ class DiffusionLoss(nn.Module):
         terms = {
             "deterministic": self.deterministic([x.float() for x in out.logits], targets),
             "reconstruction": self.segmentation(out.reconstruction.float(), targets[0]),
+            "deviation": deviation_score(out.z0, out.prior, out.deviation),
         }
         if self.settings.objective == "mean":
             terms["latent"] = (out.x0[0] - out.z0).square().mean()

@@ -76,7 +76,7 @@ def test_every_parameter_takes_part_in_a_training_step(objective):
         p.data += 0.01 * torch.randn_like(p)
     out = model(torch.randn(2, 1, 16, 16, 16), onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
     assert out.x0.shape[0] == (2 if objective == "energy" else 1)
-    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.x0, out.samples])
+    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.deviation, out.x0, out.samples])
     loss.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
@@ -201,6 +201,19 @@ def test_a_checkpoint_with_the_earlier_spread_scale_loads_and_says_what_to_do(sc
     network.load_state_dict(old)
     assert network.volume_scale.tolist() == [1.0]
     assert [("--val" in str(w.message)) for w in recwarn] == [True] * (scale != 1)
+
+
+def test_a_checkpoint_from_before_the_deviation_was_learned_samples_as_it_did():
+    network = make().eval()
+    torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
+    network.denoiser.load_state_dict(network.denoiser.fixed_deviation(1.0), strict=False)
+    maps = network.encode(torch.randn(1, 1, 16, 16, 16))
+    before = network.sample(maps, draw_for(2, maps[2].shape[2:]))
+    old = {k: v for k, v in network.state_dict().items() if "to_deviation" not in k}
+    again = make().eval()
+    again.load_state_dict(old)
+    torch.testing.assert_close(again.denoiser.deviation(maps[1]), torch.ones_like(maps[1][:, :1]))
+    torch.testing.assert_close(again.sample(maps, draw_for(2, maps[2].shape[2:])), before)
 
 
 def test_details_of_samples_are_rescaled_with_the_fitted_number():

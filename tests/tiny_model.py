@@ -52,6 +52,7 @@ def write_model(make_dataset: Callable[..., Path], results: Path, configuration:
         with torch.random.fork_rng():
             torch.manual_seed(fold)
             network = build_latent_diffusion(manager, 2, 3)
+            torch.nn.init.normal_(network.denoiser.head.weight, std=0.5)  # an untrained one answers with the prior
         for module in network.label_decoder.modules():  # lively samples
             if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
                 module.weight.data *= 2

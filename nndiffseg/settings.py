@@ -30,9 +30,11 @@ class DiffusionSettings:
         objective: ``energy`` (a proper scoring rule: the denoiser samples from p(z0 | z_t)) or ``mean`` (the denoiser
             predicts E[z0 | z_t], as in DDPM).
         schedule: noise schedule, see :mod:`nndiffseg.diffusion.schedules`.
+        learned_deviation: preconditions the denoiser by a deviation of z0 from the prior that is learned for every cell,
+            instead of 1 (:class:`nndiffseg.networks.denoiser.Denoiser`). Not planned; docs/ablations.md has when it helps.
         input_scale: factor on z0 before noising; below 1 the schedule is harder (arXiv 2301.10972).
         sampler: default sampler of the predictor.
-        steps: default number of sampling steps; the ``mean`` objective needs many.
+        steps: default number of sampling steps.
         samples: default number of samples per case and fold set.
     """
 
@@ -47,9 +49,10 @@ class DiffusionSettings:
     noise_channels: int = 2
     objective: str = "energy"
     schedule: str = "cosine"
+    learned_deviation: bool = False
     input_scale: float = 1.0
     sampler: str = "ancestral"
-    steps: int = 1
+    steps: int = 2
     samples: int = 16
 
     def __post_init__(self) -> None:

@@ -22,10 +22,6 @@ MAX_LATENT_STAGE = 4
 ENCODER_CHANNELS = (16, 32, 64, 64)
 DECODER_CHANNELS = (8, 12, 24, 32, 32)
 SAMPLES = 16
-#: sampling steps: a denoiser that draws from p(z0 | z_t) samples in one, and more were no better (docs/ablations.md)
-STEPS = 1
-#: steps for which the denoiser's width must be within the budget, so that a second one can be afforded
-WIDTH_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,18 @@ class Size:
 
     Attributes:
         widths: denoiser widths (at a latent grid of about 4-fold stride, at the level below it), narrowest first.
-        budget: how many passes of the image network 16 samples of :data:`WIDTH_STEPS` steps may cost.
+        budget: how many passes of the image network 16 samples may cost.
+        max_steps: most sampling steps to plan for.
     """
 
     widths: tuple[tuple[int, int], ...]
     budget: float
+    max_steps: int
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A latent at one stage of the image network, with the widest denoiser that the budget allows.
+    """A latent at one stage of the image network, with the widest denoiser and most steps that the budget allows.
 
     ``settings.latent_channels`` is a placeholder until :func:`choose` has decided.
     """
@@ -101,9 +99,9 @@ def denoiser_levels(arch: Architecture, stage: int, width: tuple[int, int]) -> t
 
 
 def candidate(arch: Architecture, stage: int, size: Size, latent_channels: int = MAX_LATENT_CHANNELS) -> Candidate:
-    """The widest denoiser that the budget allows, :data:`STEPS` steps and what they cost."""
+    """Widest denoiser that the budget allows with two steps, then as many steps as it allows."""
 
-    def settings(width: tuple[int, int], steps: int = STEPS) -> DiffusionSettings:
+    def settings(width: tuple[int, int], steps: int) -> DiffusionSettings:
         channels, strides = denoiser_levels(arch, stage, width)
         return DiffusionSettings(
             latent_stage=stage,
@@ -117,8 +115,10 @@ def candidate(arch: Architecture, stage: int, size: Size, latent_channels: int =
             samples=SAMPLES,
         )
 
-    affordable = [w for w in size.widths if arch.ratio(settings(w, WIDTH_STEPS)) <= size.budget]
-    chosen = settings(affordable[-1] if affordable else size.widths[0])
+    affordable = [w for w in size.widths if arch.ratio(settings(w, 2)) <= size.budget]
+    width = affordable[-1] if affordable else size.widths[0]
+    steps = [n for n in range(2, size.max_steps + 1) if arch.ratio(settings(width, n)) <= size.budget]
+    chosen = settings(width, steps[-1] if steps else 2)
     return Candidate(chosen, arch.ratio(chosen), bool(affordable))
 
 
@@ -165,8 +165,8 @@ def choose(
         f"Stride {cross(settings.latent_stride)} with {point.channels} channels: {why}. "
         f"Worst structure: {point.worst}, 5th percentile {point.worst_p5:.3f}, mean {point.worst_mean:.3f} (linear "
         f"code; the trained one does better). Denoiser of {'-'.join(map(str, settings.denoiser_channels))} channels "
-        f"and {settings.steps} step: {SAMPLES} samples cost {final.ratio:.2f} passes of the image network (budget with "
-        f"{WIDTH_STEPS} steps: {size.budget:g})."
+        f"and {settings.steps} steps: {SAMPLES} samples cost {final.ratio:.2f} passes of the image network (budget "
+        f"{size.budget:g})."
     )
 
 

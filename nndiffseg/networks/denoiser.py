@@ -44,8 +44,9 @@ class Denoiser(nn.Module):
 
     the preconditioning of Karras et al. (arXiv 2206.00364, eq. 7 and appendix B.6) for a variance-preserving z_t, with the
     data's deviation from the prior in place of that from 0. With s = 1 and m = 0 it is v-prediction (Salimans & Ho 2022,
-    eq. 7 and appendix D). Most cells are far surer than that: with s = 1 the noise of z_t would pass into their x0 by
-    alpha sigma, and a network that normalises its channels hardly learns to remove it (docs/ablations.md).
+    eq. 7 and appendix D). Most cells are far surer than that: with s = 1 the noise of z_t passes into their x0 by
+    alpha sigma, and a network that normalises its channels hardly learns to remove it. Whether a learned s makes better samples
+    depends on the dataset (docs/ablations.md), so it is off by default.
 
     At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """
@@ -78,8 +79,8 @@ class Denoiser(nn.Module):
         self.head = zero(conv(dim, channels[0], latent_channels))
         self.to_deviation: nn.Module | None = None
         if learned_deviation:
-            self.to_deviation = conv(dim, channels[0], 1, 1)
-            self.load_state_dict(self.fixed_deviation(FIRST_DEVIATION), strict=False)
+            self.to_deviation = zero(conv(dim, channels[0], 1, 1))
+            nn.init.constant_(self.to_deviation.bias, deviation_bias(FIRST_DEVIATION))  # type: ignore[arg-type]
 
     def deviation(self, condition: Tensor) -> Tensor:
         """s, how far z0 is expected to lie from the prior: ``(N, C_0, *grid)`` -> ``(N, 1, *grid)``, a value for all channels.
@@ -88,15 +89,8 @@ class Denoiser(nn.Module):
         gradient reaches it.
         """
         if self.to_deviation is None:
-            return condition.new_ones(1, dtype=torch.float32)
+            return condition.new_ones((len(condition), 1, *condition.shape[2:]), dtype=torch.float32)
         return LEAST_DEVIATION + F.softplus(self.to_deviation(condition.detach()).float())
-
-    def fixed_deviation(self, deviation: float = 1.0) -> dict[str, Tensor]:
-        """Entries of a ``state_dict`` with which s is the same everywhere; none where it is not learned."""
-        if self.to_deviation is None:
-            return {}
-        zeros = {f"to_deviation.{name}": torch.zeros_like(p) for name, p in self.to_deviation.named_parameters()}
-        return zeros | {"to_deviation.bias": torch.tensor([math.log(math.expm1(deviation - LEAST_DEVIATION))])}
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor, prior: Tensor, xi: Tensor | None = None) -> Tensor:
         """Denoises.
@@ -137,3 +131,8 @@ def _bounded(xi: Tensor) -> Tensor:
     training to be learnt and would make a few samples in a hundred fail altogether; a uniform variable has no tails.
     """
     return math.sqrt(3) * torch.erf(xi / math.sqrt(2))
+
+
+def deviation_bias(deviation: float) -> float:
+    """The bias with which :meth:`Denoiser.deviation` is ``deviation`` everywhere, while its weights are zero."""
+    return math.log(math.expm1(deviation - LEAST_DEVIATION))

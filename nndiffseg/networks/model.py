@@ -82,7 +82,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         self.image_network = ImageNetwork(unet)
         self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
         self.denoiser = Denoiser(dim, settings.latent_channels, xi_channels, settings.denoiser_channels,
-                                 settings.denoiser_strides, self.schedule, learned_deviation=True)
+                                 settings.denoiser_strides, self.schedule, learned_deviation=settings.learned_deviation)
         self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
@@ -102,8 +102,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of before it existed
-        for name, value in self.denoiser.fixed_deviation().items():  # the same
-            state_dict.setdefault(f"{prefix}denoiser.{name}", value)
         scale = state_dict.pop(f"{prefix}spread_scale", None)  # of before volumes had a scale of their own
         if scale is not None and float(scale) != 1:
             warnings.warn("The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "

@@ -46,8 +46,9 @@ class DiffusionLoss(nn.Module):
         terms = {
             "deterministic": self.deterministic([x.float() for x in out.logits], targets),
             "reconstruction": self.segmentation(out.reconstruction.float(), targets[0]),
-            "deviation": deviation_score(out.z0, out.prior, out.deviation),
         }
+        if self.settings.learned_deviation:
+            terms["deviation"] = deviation_score(out.z0, out.prior, out.deviation)
         if self.settings.objective == "mean":
             terms["latent"] = (out.x0[0] - out.z0).square().mean()
             terms["label"] = self.segmentation(out.samples[0].float(), targets[0])

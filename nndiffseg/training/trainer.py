@@ -369,10 +369,7 @@ class DiffusionTrainer(nnUNetTrainer):
         except RuntimeError:
             raise UserError("The checkpoint's network differs from the plans; the plans were changed after this training "
                             "began, so restore them or train anew without --c.") from None
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        except ValueError:  # a checkpoint of an earlier version, whose network had fewer parameters
-            self.print_to_log_file("The checkpoint is of an earlier version: the optimiser starts afresh.")
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.average.updates = checkpoint["ema_updates"]

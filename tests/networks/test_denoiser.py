@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nndiffseg.diffusion.schedules import add_noise, schedule_by_name
-from nndiffseg.networks.denoiser import FIRST_DEVIATION, LEAST_DEVIATION, Denoiser
+from nndiffseg.networks.denoiser import FIRST_DEVIATION, LEAST_DEVIATION, Denoiser, deviation_bias
 
 SCHEDULE = schedule_by_name("cosine")
 
@@ -31,7 +31,7 @@ def latents(n: int, deviation: float, t: float) -> tuple[Tensor, Tensor, Tensor,
 def test_untrained_it_answers_with_the_mean_of_a_normal_posterior(t, deviation):
     """The least mean squared error that any function of z_t can have is the posterior's variance."""
     network = make()
-    network.load_state_dict(network.fixed_deviation(deviation), strict=False)
+    network.to_deviation.bias.data.fill_(deviation_bias(deviation))
     prior, z0, z_t, times = latents(64, deviation, t)
     alpha, sigma = SCHEDULE.alpha(times[0]), SCHEDULE.sigma(times[0])
     with torch.no_grad():
@@ -70,7 +70,3 @@ def test_the_deviation_learns_from_its_own_score_alone():
     prior, _, z_t, times = latents(2, 1.0, 0.6)
     network(z_t, times, condition, prior).square().sum().backward()
     assert network.to_deviation.weight.grad is None and network.head.weight.grad is not None
-
-
-def test_a_uniform_deviation_needs_one_that_is_learned():
-    assert make(learned_deviation=False).fixed_deviation() == {}

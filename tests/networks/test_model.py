@@ -13,7 +13,8 @@ from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
 
 
-def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet):
+def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet,
+         learned_deviation: bool = False):
     torch.manual_seed(0)
     features = [8, 12, 16, 16]
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
@@ -25,7 +26,7 @@ def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2),
     settings = DiffusionSettings(
         latent_stage=2, latent_stride=latent_stride, latent_channels=4, denoiser_channels=(8, 16),
         denoiser_strides=(tuple(strides[2]),), encoder_channels=(8, 8), decoder_channels=(4, 6, 8), objective=objective,
-        noise_scales=(1, 4), sampler="ancestral" if objective == "energy" else "ddim")
+        learned_deviation=learned_deviation, noise_scales=(1, 4), sampler="ancestral" if objective == "energy" else "ddim")
     return LatentDiffusionSegmenter(image_network, strides, 3, settings)
 
 
@@ -67,15 +68,17 @@ def test_evaluation_mode_gives_the_same_logits_as_the_wrapped_unet():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("learned_deviation", [False, True])
 @pytest.mark.parametrize("objective", ["energy", "mean"])
-def test_every_parameter_takes_part_in_a_training_step(objective):
-    model = make(objective)
+def test_every_parameter_takes_part_in_a_training_step(objective, learned_deviation):
+    model = make(objective, learned_deviation=learned_deviation)
     onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
     # Residual branches start at zero, so the parameters behind them get a gradient only once these have moved.
     for p in model.parameters():
         p.data += 0.01 * torch.randn_like(p)
     out = model(torch.randn(2, 1, 16, 16, 16), onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
     assert out.x0.shape[0] == (2 if objective == "energy" else 1)
+    assert out.deviation.shape == (2, 1, 4, 4, 4) and out.prior.shape == out.z0.shape
     loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.deviation, out.x0, out.samples])
     loss.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
@@ -201,19 +204,6 @@ def test_a_checkpoint_with_the_earlier_spread_scale_loads_and_says_what_to_do(sc
     network.load_state_dict(old)
     assert network.volume_scale.tolist() == [1.0]
     assert [("--val" in str(w.message)) for w in recwarn] == [True] * (scale != 1)
-
-
-def test_a_checkpoint_from_before_the_deviation_was_learned_samples_as_it_did():
-    network = make().eval()
-    torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
-    network.denoiser.load_state_dict(network.denoiser.fixed_deviation(1.0), strict=False)
-    maps = network.encode(torch.randn(1, 1, 16, 16, 16))
-    before = network.sample(maps, draw_for(2, maps[2].shape[2:]))
-    old = {k: v for k, v in network.state_dict().items() if "to_deviation" not in k}
-    again = make().eval()
-    again.load_state_dict(old)
-    torch.testing.assert_close(again.denoiser.deviation(maps[1]), torch.ones_like(maps[1][:, :1]))
-    torch.testing.assert_close(again.sample(maps, draw_for(2, maps[2].shape[2:])), before)
 
 
 def test_details_of_samples_are_rescaled_with_the_fitted_number():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -99,23 +98,21 @@ def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
     assert {judged["detail_scale"], *judged["volume_scale"].values()} == {1.0}
 
 
-def test_a_checkpoint_from_before_the_deviation_was_learned_is_validated_and_goes_on(folders):
-    """Runs after the trainings above, on a copy of one."""
-    shutil.copytree(folders / "learn", folders / "old")
-    out = fold(folders, "old")
-    old = load_checkpoint(out / "checkpoint_final.pth")
-    names = list(old["network_weights_raw"])
-    for key in ("network_weights", "network_weights_raw"):
-        old[key] = {name: v for name, v in old[key].items() if "to_deviation" not in name}
-    assert len(old["network_weights"]) == len(names) - 2
-    state = old["optimizer_state"]
-    state["param_groups"][0]["params"] = state["param_groups"][0]["params"][:-2]
-    torch.save(old, out / "checkpoint_final.pth")
-    assert train.main(arguments(folders, "old", "--val")) == 0
-    torch.save(old, out / "checkpoint_latest.pth")
-    (out / "checkpoint_final.pth").unlink()
-    assert train.main(arguments(folders, "old", "--c", "--epochs", "4", "--iterations_per_epoch", "12")) == 0
-    assert "the optimiser starts afresh" in max(out.glob("training_log*.txt")).read_text()
+def test_a_learned_deviation_is_switched_on_in_the_plans(folders):
+    base = folders / "preprocessed" / "Dataset901_Tiny"
+    plans = json.loads((base / f"{PLANS}.json").read_text())
+    plans["plans_name"] = "Deviation"
+    settings = plans["configurations"]["3d_fullres"]["diffusion"]["settings"]
+    assert settings["learned_deviation"] is False
+    settings["learned_deviation"] = True
+    (base / "Deviation.json").write_text(json.dumps(plans))
+    command = arguments(folders, "deviation", "--epochs", "1", "--iterations_per_epoch", "3")
+    assert train.main([a if a != PLANS else "Deviation" for a in command]) == 0
+    out = folders / "deviation" / "Dataset901_Tiny" / "nnDiffSegTrainer__Deviation__3d_fullres" / "fold_0"
+    assert log.read(out)[-1]["losses"]["deviation"] > 0
+    weights = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
+    assert weights["denoiser.to_deviation.weight"].abs().max() > 0, "it learns"
+    assert (out / "validation" / "summary.json").is_file()
 
 
 def test_pretrained_weights_are_where_a_training_begins(folders, capsys):

@@ -43,10 +43,12 @@ class Denoiser(nn.Module):
         x0 = m + alpha s^2 / tau^2 (z_t - alpha m) - sigma / tau F,    tau^2 = alpha^2 s^2 + sigma^2:
 
     the preconditioning of Karras et al. (arXiv 2206.00364, eq. 7 and appendix B.6) for a variance-preserving z_t, with the
-    data's deviation from the prior in place of that from 0. With s = 1 and m = 0 it is v-prediction (Salimans & Ho 2022,
-    eq. 7 and appendix D). Most cells are far surer than that: with s = 1 the noise of z_t passes into their x0 by
-    alpha sigma, and a network that normalises its channels hardly learns to remove it. Whether a learned s makes better samples
-    depends on the dataset (docs/ablations.md), so it is off by default.
+    data's deviation from the prior in place of that from 0, and without the factor s of F, which brought nothing. With s = 1
+    and m = 0 it is v-prediction (Salimans & Ho 2022, eq. 7 and appendix D).
+
+    Most cells are far surer than s = 1: the noise of z_t then passes into their x0 by alpha sigma, and a network that
+    normalises its channels hardly learns to remove it. Whether a learned s makes better samples depends on the dataset
+    (docs/ablations.md), so it is off by default.
 
     At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """

@@ -34,7 +34,7 @@ class TrainingOutput(NamedTuple):
         reconstruction: logits decoded from the (jittered) true latent ``(B, heads, *patch)``.
         z0: true latent, detached ``(B, C_z, *latent)``.
         prior: latent of the deterministic segmentation, detached, of the same shape.
-        deviation: how far z0 was expected to lie from the prior ``(B, 1, *latent)``.
+        deviation: how far z0 was expected to lie from the prior ``(B, 1, *latent)``; 1 where that is not learned.
         x0: denoised latents ``(M, B, C_z, *latent)``.
         samples: logits decoded from ``x0`` ``(M, B, heads, *patch)``.
         pure: which items were denoised from pure noise, t = 1, bool ``(B,)``.

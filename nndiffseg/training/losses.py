@@ -19,7 +19,7 @@ LABEL_SCALES = (1, 4, 16, 0)
 
 
 class DiffusionLoss(nn.Module):
-    """Sum of the deterministic, reconstruction, deviation, latent and label terms.
+    """Sum of the deterministic, reconstruction, latent and label terms, and that of the deviation where it is learned.
 
     Args:
         deterministic: nnU-Net's loss with deep supervision ``(list of logits, list of targets) -> scalar``.

@@ -89,7 +89,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
     latent = "planned"
 
     UNet_vram_target_GB: float
-    size = Size(widths=((16, 48), (16, 64), (24, 64), (24, 96)), budget=1.0, max_steps=4)
+    size = Size(widths=((16, 48), (16, 64), (24, 64), (24, 96)), budget=1.0)
     batch_size_cap: dict[int, int] = {}  # noqa: RUF012  # dimension of the configuration -> largest batch
 
     def __init__(

@@ -9,7 +9,7 @@ from nndiffseg.planners.DiffSegPlanner import DiffSegPlanner
 class DiffSegPlannerL(DiffSegPlanner):
     """Larger patches and batches, as nnU-Net's ``nnUNetPlannerResEncL``, and a wider denoiser."""
 
-    size = Size(widths=((16, 48), (16, 64), (24, 64), (24, 96), (32, 128), (48, 192)), budget=1.0, max_steps=4)
+    size = Size(widths=((16, 48), (16, 64), (24, 64), (24, 96), (32, 128), (48, 192)), budget=1.0)
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ class DiffSegPlannerS(DiffSegPlanner):
     The image network is so small that a full-resolution decoder weighs in, so 16 samples may cost three of its passes.
     """
 
-    size = Size(widths=((16, 48), (16, 64), (24, 64)), budget=3.0, max_steps=2)
+    size = Size(widths=((16, 48), (16, 64), (24, 64)), budget=3.0)
     batch_size_cap = {2: 16, 3: 2}  # noqa: RUF012
 
     def __init__(

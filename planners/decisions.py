@@ -22,6 +22,8 @@ MAX_LATENT_STAGE = 4
 ENCODER_CHANNELS = (16, 32, 64, 64)
 DECODER_CHANNELS = (8, 12, 24, 32, 32)
 SAMPLES = 16
+#: One step makes worse samples, more make them too alike and no better (docs/ablations.md, "How many steps").
+STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,15 @@ class Size:
     Attributes:
         widths: denoiser widths (at a latent grid of about 4-fold stride, at the level below it), narrowest first.
         budget: how many passes of the image network 16 samples may cost.
-        max_steps: most sampling steps to plan for.
     """
 
     widths: tuple[tuple[int, int], ...]
     budget: float
-    max_steps: int
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A latent at one stage of the image network, with the widest denoiser and most steps that the budget allows.
+    """A latent at one stage of the image network, with the widest denoiser that the budget allows.
 
     ``settings.latent_channels`` is a placeholder until :func:`choose` has decided.
     """
@@ -99,9 +99,9 @@ def denoiser_levels(arch: Architecture, stage: int, width: tuple[int, int]) -> t
 
 
 def candidate(arch: Architecture, stage: int, size: Size, latent_channels: int = MAX_LATENT_CHANNELS) -> Candidate:
-    """Widest denoiser that the budget allows with two steps, then as many steps as it allows."""
+    """Widest denoiser that the budget allows."""
 
-    def settings(width: tuple[int, int], steps: int) -> DiffusionSettings:
+    def settings(width: tuple[int, int]) -> DiffusionSettings:
         channels, strides = denoiser_levels(arch, stage, width)
         return DiffusionSettings(
             latent_stage=stage,
@@ -111,14 +111,12 @@ def candidate(arch: Architecture, stage: int, size: Size, latent_channels: int =
             denoiser_strides=strides,
             encoder_channels=ENCODER_CHANNELS[:stage],
             decoder_channels=DECODER_CHANNELS[: stage + 1],
-            steps=steps,
+            steps=STEPS,
             samples=SAMPLES,
         )
 
-    affordable = [w for w in size.widths if arch.ratio(settings(w, 2)) <= size.budget]
-    width = affordable[-1] if affordable else size.widths[0]
-    steps = [n for n in range(2, size.max_steps + 1) if arch.ratio(settings(width, n)) <= size.budget]
-    chosen = settings(width, steps[-1] if steps else 2)
+    affordable = [w for w in size.widths if arch.ratio(settings(w)) <= size.budget]
+    chosen = settings(affordable[-1] if affordable else size.widths[0])
     return Candidate(chosen, arch.ratio(chosen), bool(affordable))
 
 

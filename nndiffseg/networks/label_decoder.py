@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,18 +57,23 @@ class LabelDecoder(nn.Module):
         return self._finest(h, guides[0])
 
     def _finest(self, h: Tensor, guide: Tensor | None) -> Tensor:
-        """``GAIN head(silu(finest(h) + guide))`` as matrix products. What has fewer channels is put in the order of voxels."""
+        """``GAIN head(silu(finest(h) + guide))`` as matrix products. What has fewer channels is put in the order of voxels.
+
+        The bias is added to the guide, once for all samples, and what is added to or activated is overwritten where no
+        gradient needs it: at full resolution every pass through the memory counts.
+        """
         stride, grid = self.strides[0], h.shape[2:]
-        bias, head_bias = self.finest.get_parameter("bias"), GAIN * self.head.get_parameter("bias")  # (C_0,), (heads,)
-        head = GAIN * self.head.get_parameter("weight").flatten(1)  # (heads, C_0)
+        bias = self.finest.get_parameter("bias").to(h.dtype).view(-1, *[1] * len(grid))  # (C_0, 1, ...)
+        head, head_bias = GAIN * self.head.get_parameter("weight").flatten(1), GAIN * self.head.get_parameter("bias")
         n, voxels, channels, heads = len(h), math.prod(stride), len(bias), len(head)
+        overwrite = not torch.is_grad_enabled()
         # (C_1, C_0, *stride) -> (voxels C_0, C_1)
         weight = self.finest.get_parameter("weight").flatten(2).permute(2, 1, 0).flatten(0, 1)
-        x = product(h.flatten(2), weight, bias.repeat(voxels)).view(n, voxels, channels, *grid)
+        x = product(h.flatten(2), weight).view(n, voxels, channels, *grid)
         if heads < channels:
-            x = F.silu(x if guide is None else x + split_blocks(guide, stride))
+            x = F.silu(x.add_(bias if guide is None else split_blocks(guide + bias, stride)), inplace=overwrite)
             logits = product(x.reshape(n * voxels, channels, -1), head, head_bias)
             return join_blocks(logits.view(n, voxels, heads, *grid), stride)
         x = join_blocks(x, stride)
-        x = F.silu(x if guide is None else x + guide)
+        x = F.silu(x.add_(bias if guide is None else guide + bias), inplace=overwrite)
         return product(x.flatten(2), head, head_bias).view(n, heads, *x.shape[2:])

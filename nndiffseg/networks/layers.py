@@ -94,13 +94,13 @@ def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=[n * s for n, s in zip(x.shape[2:], stride, strict=True)], mode="nearest")
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``weight x + bias`` at every voxel: x ``(N, C, V)``, weight ``(K, C)``, bias ``(K,)`` -> ``(N, K, V)``.
 
     A 1^d convolution as one matrix product, which spares oneDNN's change of memory layout (docs/ablations.md).
     """
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    return torch.baddbmm(bias.view(1, -1, 1), weight.expand(len(x), -1, -1), x)
+    weight = weight.to(x.dtype).expand(len(x), -1, -1)
+    return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), weight, x)
 
 
 def split_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -169,6 +169,11 @@ def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads,
     for mine, reference in zip(torch.autograd.grad((result * probe).sum(), weights),
                                torch.autograd.grad((expected * probe).sum(), weights), strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
+    inputs = [h, h if guide is None else guide]
+    before = [x.clone() for x in inputs]
+    with torch.no_grad():  # overwrites its intermediate results, never what it was given
+        torch.testing.assert_close(decoder._finest(h, guide), result)
+    assert all(torch.equal(x, b) for x, b in zip(inputs, before, strict=True))
 
 
 def test_more_steps_draw_distinct_noise_streams():

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.networks.layers import ChannelNorm, conv, join_blocks, product, split_blocks, transposed, upsample
+from nndiffseg.networks.layers import (
+    ChannelNorm,
+    add_shared,
+    conv,
+    join_blocks,
+    product,
+    split_blocks,
+    transposed,
+    upsample,
+)
 
 #: Factor of the logits. The optimiser moves every weight at one rate, so they grow sharp that much sooner; samples that are
 #: still soft have smaller volumes than their segmentations, and the scores then ask for too much spread (docs/ablations.md).
@@ -46,34 +55,43 @@ class LabelDecoder(nn.Module):
         return 1 + len(self.strides)
 
     def forward(self, latent: Tensor, guides: Sequence[Tensor | None]) -> Tensor:
-        """latent ``(N, C_z, *latent)``, ``guides[s]`` ``(1 or N, C_s, *stage s)`` or None -> logits ``(N, heads, *)``."""
+        """Decodes.
+
+        Args:
+            latent: ``(N, C_z, *latent)``.
+            guides: of stage s ``(G, C_s, *stage s)`` or None; G images have N / G samples each, item i is of image i mod G.
+
+        Returns:
+            Logits ``(N, heads, *patch)``.
+        """
         h = self.stem(latent)
         for s in range(len(self.strides), 0, -1):
             if s < len(self.strides):
                 h = upsample(self.narrow[s - 1](h), self.strides[s])
             if (guide := guides[s]) is not None:
-                h = h + guide
+                h = add_shared(h, guide)
             h = h + self.convs[s - 1](F.silu(self.norms[s - 1](h)))
         return self._finest(h, guides[0])
 
     def _finest(self, h: Tensor, guide: Tensor | None) -> Tensor:
         """``GAIN head(silu(finest(h) + guide))`` as matrix products. What has fewer channels is put in the order of voxels.
 
-        The bias is added to the guide, once for all samples, and what is added to or activated is overwritten where no
-        gradient needs it: at full resolution every pass through the memory counts.
+        The bias is added to the guide, once for all samples of an image, and without gradients the activation overwrites its
+        input: at full resolution every pass through memory counts.
         """
         stride, grid = self.strides[0], h.shape[2:]
         bias = self.finest.get_parameter("bias").to(h.dtype).view(-1, *[1] * len(grid))  # (C_0, 1, ...)
         head, head_bias = GAIN * self.head.get_parameter("weight").flatten(1), GAIN * self.head.get_parameter("bias")
         n, voxels, channels, heads = len(h), math.prod(stride), len(bias), len(head)
+        shared = bias[None] if guide is None else guide + bias  # (G, C_0, *patch), or (1, C_0, 1, ...)
         overwrite = not torch.is_grad_enabled()
         # (C_1, C_0, *stride) -> (voxels C_0, C_1)
         weight = self.finest.get_parameter("weight").flatten(2).permute(2, 1, 0).flatten(0, 1)
         x = product(h.flatten(2), weight).view(n, voxels, channels, *grid)
         if heads < channels:
-            x = F.silu(x.add_(bias if guide is None else split_blocks(guide + bias, stride)), inplace=overwrite)
+            x = F.silu(add_shared(x, shared if guide is None else split_blocks(shared, stride)), inplace=overwrite)
             logits = product(x.reshape(n * voxels, channels, -1), head, head_bias)
             return join_blocks(logits.view(n, voxels, heads, *grid), stride)
         x = join_blocks(x, stride)
-        x = F.silu(x.add_(bias if guide is None else guide + bias), inplace=overwrite)
+        x = F.silu(add_shared(x, shared), inplace=overwrite)
         return product(x.flatten(2), head, head_bias).view(n, heads, *x.shape[2:])

@@ -103,6 +103,21 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), weight, x)
 
 
+def pointwise(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 1^d convolution computed by :func:`product`: x ``(N, C, *spatial)`` -> ``(N, K, *spatial)``."""
+    weight, bias = conv.get_parameter("weight").flatten(1), conv.get_parameter("bias")
+    return product(x.flatten(2), weight, bias).unflatten(2, x.shape[2:])
+
+
+def add_shared(x: Tensor, shared: Tensor) -> Tensor:
+    """Adds what items share: x ``(N, C, *spatial)``, shared ``(G, C, *spatial)``; item i gets ``shared[i mod G]``.
+
+    Overwrites x where no gradient is recorded, which spares a pass through memory.
+    """
+    x = x.unflatten(0, (-1, len(shared)))
+    return (x + shared if torch.is_grad_enabled() else x.add_(shared)).flatten(0, 1)
+
+
 def split_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
     """Cuts into blocks of ``stride`` voxels: ``(B, C, *grid * stride)`` -> ``(B, voxels of a block, C, *grid)``."""
     dim = len(stride)

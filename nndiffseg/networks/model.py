@@ -18,7 +18,7 @@ from nndiffseg.networks.image_network import ImageNetwork
 from nndiffseg.networks.interface import NoiseSource
 from nndiffseg.networks.label_decoder import LabelDecoder
 from nndiffseg.networks.label_encoder import LabelEncoder
-from nndiffseg.networks.layers import ChannelNorm, box_mean, conv
+from nndiffseg.networks.layers import ChannelNorm, box_mean, conv, pointwise
 from nndiffseg.networks.noise import correlated_noise
 from nndiffseg.settings import DiffusionSettings
 
@@ -123,7 +123,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         reconstruction = self._reconstruct(z0, guides, generator)
         z0 = z0.detach()
         x0, t = self._denoise_training(z0, condition, prior, generator)
-        samples = self.decode(x0.flatten(0, 1), [g.repeat(len(x0), *[1] * (g.ndim - 1)) for g in guides])
+        samples = self.decode(x0.flatten(0, 1), guides)
         return TrainingOutput(out.logits, reconstruction, z0, prior, self.denoiser.deviation(condition), x0,
                               samples.unflatten(0, x0.shape[:2]), t == 1)
 
@@ -168,7 +168,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
     # ---- prediction -----------------------------------------------------------------------------------------------
 
     def _guides(self, features: list[Tensor]) -> list[Tensor]:
-        guides = [project(f) for project, f in zip(self.to_guides, features, strict=False)]
+        guides = [pointwise(project, f) for project, f in zip(self.to_guides, features, strict=False)]
         return [self.guide_norm(guides[0]), *guides[1:]]
 
     def _condition(self, features: list[Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -225,6 +225,9 @@ class LatentDiffusionSegmenter(FittedNumbers):
         return prior + smooth + detail * (deviation - smooth)
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
-        """latents ``(N, C_z, *slab)``; ``maps`` as from :meth:`encode`, or the guides alone -> logits."""
+        """latents ``(N, C_z, *slab)``; ``maps`` of G images as from :meth:`encode`, or the guides alone -> logits.
+
+        Latent i belongs to image i mod G.
+        """
         guides = list(maps)[-len(self.to_guides):]
         return self.label_decoder(latent / self.settings.input_scale, guides)

@@ -88,7 +88,9 @@ class DiffusionTrainer(nnUNetTrainer):
         return self.device.type == "cuda" and os.environ.get("nnUNet_compile", "f").lower() in ("true", "1", "t")
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
-        return torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay), None
+        fused = self.device.type in ("cpu", "cuda")  # one pass through memory instead of ten
+        return torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay,
+                                 fused=fused), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Deep supervision is an argument of the network's forward, so there is nothing to switch."""

@@ -176,6 +176,18 @@ def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads,
     assert all(torch.equal(x, b) for x, b in zip(inputs, before, strict=True))
 
 
+@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
+def test_samples_of_several_images_share_their_images_guides(heads):
+    torch.manual_seed(0)
+    decoder = LabelDecoder(2, heads, ((2, 2), (2, 2)), (4, 6, 8), 4)
+    latents = torch.randn(6, 4, 3, 4)  # three samples of two images, sample after sample
+    guides = [torch.randn(2, c, 3 * s, 4 * s) for c, s in ((4, 4), (6, 2), (8, 1))]
+    expected = torch.cat([decoder(latents[i : i + 1], [g[i % 2 : i % 2 + 1] for g in guides]) for i in range(6)])
+    torch.testing.assert_close(decoder(latents, guides), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(latents, guides), expected)
+
+
 def test_more_steps_draw_distinct_noise_streams():
     model = make().eval()
     maps = model.encode(torch.randn(1, 1, 16, 16, 16))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, join_blocks, split_blocks, upsample
+from nndiffseg.networks.layers import ChannelNorm, ResidualBlock, conv, join_blocks, pointwise, split_blocks, upsample
 from nndiffseg.networks.noise import correlated_noise, interpolate_nodes, node_shape
 from nndiffseg.networks.whitening import RunningWhitening
 
@@ -94,3 +94,10 @@ def test_blocks_hold_the_voxels_of_their_cell(stride):
     window = tuple(slice(c * s, (c + 1) * s) for c, s in zip(cell, stride, strict=True))
     torch.testing.assert_close(blocks[(0, slice(None), 1, *cell)], x[(0, 1, *window)].flatten())
     torch.testing.assert_close(join_blocks(blocks, stride), x)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_pointwise_convolution_is_one_product(dim):
+    torch.manual_seed(0)
+    module, x = conv(dim, 5, 3, 1), torch.randn(2, 5, *(4, 3, 6)[:dim])
+    torch.testing.assert_close(pointwise(module, x), module(x))

@@ -81,7 +81,8 @@ class LabelDecoder(nn.Module):
         """
         stride, grid = self.strides[0], h.shape[2:]
         bias = self.finest.get_parameter("bias").to(h.dtype).view(-1, *[1] * len(grid))  # (C_0, 1, ...)
-        head, head_bias = GAIN * self.head.get_parameter("weight").flatten(1), GAIN * self.head.get_parameter("bias")
+        head = GAIN * self.head.get_parameter("weight").flatten(1)  # (heads, C_0)
+        head_bias = GAIN * self.head.get_parameter("bias")  # (heads,)
         n, voxels, channels, heads = len(h), math.prod(stride), len(bias), len(head)
         shared = bias[None] if guide is None else guide + bias  # (G, C_0, *patch), or (1, C_0, 1, ...)
         overwrite = not torch.is_grad_enabled()

@@ -101,7 +101,7 @@ def write_untrained(base: str, dataset: str, plans_name: str, configuration: str
     import torch
 
     from nndiffseg.cli.train import find_trainer
-    from nndiffseg.folders import configure_folders
+    from nndiffseg.data.folders import configure_folders
 
     folders = configure_folders(*(f"{base}/{kind}" for kind in ("raw", "preprocessed", "results")))
     source = folders.preprocessed / dataset

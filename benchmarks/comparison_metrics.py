@@ -3,7 +3,7 @@
 All figures are functions of how often each case is drawn, so one set of resamples serves them all, and a difference of
 two methods is formed within a resample: the interval is that of the paired difference (Efron & Tibshirani 1993, An
 Introduction to the Bootstrap, sections 6 and 13, percentile intervals). It covers the choice of the cases (groups of them,
-see :mod:`nndiffseg.groups`), not that of the training's seed.
+see :mod:`nndiffseg.data.groups`), not that of the training's seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nndiffseg.evaluation import ErrorHistogram
 from nndiffseg.uncertainty import (
     PairwiseOverlap,
     ReliabilityAccumulator,
@@ -24,6 +23,7 @@ from nndiffseg.uncertainty import (
     spread,
     volume_statistics,
 )
+from nndiffseg.uncertainty.evaluation import ErrorHistogram
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 RESAMPLES = 5000

@@ -33,14 +33,14 @@ from benchmarks.methods_data import data_from, result_name
 from benchmarks.methods_figures import new_figure, save_figure
 from nndiffseg.cli.common import choose, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import number
-from nndiffseg.networks.cdal import CDALGenerator, layout_from
+from nndiffseg.methods.cdal.generator import CDALGenerator, layout_from
 from nndiffseg.trainers import (
     nnDiffSegTrainer,
     nnDiffSegTrainerCDAL,
     nnDiffSegTrainerLDSeg,
     nnDiffSegTrainerMedSegDiffV2,
 )
+from nndiffseg.uncertainty.evaluation import number
 
 # ---- variants -----------------------------------------------------------------------------------------------------
 

@@ -22,9 +22,9 @@ from benchmarks.methods_data import Data, data_from, measurements_of, result_nam
 from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import nanmean, number
-from nndiffseg.inference.staple import FUSIONS, staple
-from nndiffseg.inference.statistics import label_map
+from nndiffseg.export.staple import FUSIONS, staple
+from nndiffseg.uncertainty.evaluation import nanmean, number
+from nndiffseg.uncertainty.statistics import label_map
 
 SIZES = (1, 2, 4, 8, 16)
 

@@ -11,8 +11,8 @@ import os
 import re
 
 from benchmarks.common import RESULTS, report
-from nndiffseg.folders import configure_folders
-from nndiffseg.training import log
+from nndiffseg.data.folders import configure_folders
+from nndiffseg.training import epoch_log as log
 
 
 def main() -> None:

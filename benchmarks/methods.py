@@ -45,7 +45,7 @@ from benchmarks.methods_data import Data, data_from, result_name
 from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import number
+from nndiffseg.uncertainty.evaluation import number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

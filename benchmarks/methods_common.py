@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks.common import RESULTS, tree_memory
 from nndiffseg.cli.common import Parser
+from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
 
 STOCK = "nnUNetTrainer"
 TRAINERS = (STOCK, "nnDiffSegTrainer", "nnDiffSegTrainerLDSeg", "nnDiffSegTrainerCDAL", "nnDiffSegTrainerMedSegDiffV2")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.methods_common import Measurements, clock_name
+from nndiffseg.data.files import write_json
+from nndiffseg.data.folders import configure_folders
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.folders import configure_folders
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.label_handling.label_handling import LabelManager

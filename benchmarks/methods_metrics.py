@@ -13,10 +13,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_prediction import CasePrediction, Model, Options, predict_case
-from nndiffseg.evaluation import ErrorHistogram, dilated_foreground, nanmean, structures_of
-from nndiffseg.groups import halves_of, read_groups
-from nndiffseg.inference.statistics import label_map
-from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.data.groups import halves_of, read_groups
 from nndiffseg.uncertainty import (
     PairwiseOverlap,
     ReliabilityAccumulator,
@@ -25,6 +23,8 @@ from nndiffseg.uncertainty import (
     generalised_energy_distance,
     matched_iou,
 )
+from nndiffseg.uncertainty.evaluation import ErrorHistogram, dilated_foreground, nanmean, structures_of
+from nndiffseg.uncertainty.statistics import label_map
 
 #: nnU-Net's readers give 2D images one slice of a huge thickness
 THICK = 900

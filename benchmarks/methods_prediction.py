@@ -23,14 +23,14 @@ from benchmarks.methods_common import STOCK, clock_of, data_parser, find_class
 from benchmarks.methods_data import Data, data_from, image_files
 from benchmarks.methods_training import FINAL
 from nndiffseg.cli.common import pick_device, run
+from nndiffseg.data.cases import Case, channel_count, preprocess, read_case
+from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.inference.cases import Case, channel_count, preprocess, read_case
-from nndiffseg.inference.export import CaseGeometry
-from nndiffseg.inference.precision import default_precision
+from nndiffseg.export.writer import CaseGeometry
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.inference.statistics import CaseStatistics, label_map
+from nndiffseg.nn.precision import default_precision
 from nndiffseg.training.loader import seed_of
+from nndiffseg.uncertainty.statistics import CaseStatistics, label_map
 
 SETTINGS = "settings.json"
 

@@ -32,9 +32,9 @@ from benchmarks.methods_common import (
 )
 from benchmarks.methods_data import Data, data_from
 from nndiffseg.cli.common import pick_device, run
+from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.inference.precision import autocast_for
+from nndiffseg.nn.precision import autocast_for
 from nndiffseg.training.loader import batches_from, seed_of
 
 FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"

@@ -23,8 +23,8 @@ from benchmarks.methods_figures import colour_of, new_figure, save_figure
 from benchmarks.sampling_steps import means
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import number
 from nndiffseg.training.loader import seed_of
+from nndiffseg.uncertainty.evaluation import number
 
 VARIANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 

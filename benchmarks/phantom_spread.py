@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import command, report
+from nndiffseg.data.phantom import STRUCTURES, write_phantom_dataset
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.phantom import STRUCTURES, write_phantom_dataset
 
 PLANS, TRAINER, CONFIGURATION = "nnDiffSegPlansS", "nnDiffSegTrainer", "3d_fullres"
 NAME = "Dataset999_Phantom"

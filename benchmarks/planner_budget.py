@@ -3,7 +3,7 @@
     python -m benchmarks.planner_budget [--datasets 4 110 ...] [--planners S M] [--device cpu]
 
 Networks are untrained. For every configuration: the measured ratio, the ratio that operations alone promise, and the one
-of the planner's own measure (:attr:`nndiffseg.fingerprint.cost.Cost.time`). A second table says how well a number of
+of the planner's own measure (:attr:`nndiffseg.planning.cost.Cost.time`). A second table says how well a number of
 operations per element of memory traffic explains the parts (denoiser step, label decoder, relative to the image network).
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.common import report
 from benchmarks.versus_nnunet import PLANNERS, PLANS, dataset_name, planned
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
-from nndiffseg.evaluation import number
+from nndiffseg.uncertainty.evaluation import number
 
 PARTS = ("denoiser_step", "label_decoder")
 TRIED = (0, 100, 200, 300, 500, 1000, 2000)
@@ -61,7 +61,7 @@ def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
     from benchmarks.rivals import Rivals
     from benchmarks.speed import parts
-    from nndiffseg.fingerprint import cost
+    from nndiffseg.planning import cost
 
     rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
     settings = rivals.trainers["nndiffseg"].settings

@@ -133,7 +133,7 @@ class Rivals:
 @contextmanager
 def temporary_folders() -> Iterator[Path]:
     """nnU-Net's three folders in a temporary place, the variables restored afterwards."""
-    from nndiffseg.folders import configure_folders
+    from nndiffseg.data.folders import configure_folders
 
     before = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
     with tempfile.TemporaryDirectory() as folder:

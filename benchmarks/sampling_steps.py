@@ -21,8 +21,8 @@ from benchmarks.methods_data import data_from, measurements_of, result_name
 from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import nanmean, number
-from nndiffseg.settings import SAMPLERS
+from nndiffseg.methods.settings import SAMPLERS
+from nndiffseg.uncertainty.evaluation import nanmean, number
 
 STEPS = (1, 2, 3, 5, 10, 15, 20, 50)
 

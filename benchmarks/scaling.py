@@ -121,7 +121,7 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     """
     import nndiffseg.planners as planners
     from benchmarks.versus_nnunet import PLANNERS, PLANS
-    from nndiffseg.planners.decisions import Architecture, candidate
+    from nndiffseg.planning.decisions import Architecture, candidate
 
     patch = (min(point.size, LARGEST_PATCH[point.axes]),) * point.axes
     first, largest, blocks = WIDTHS[planner]

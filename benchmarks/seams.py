@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import report
-from nndiffseg.inference.cases import Case, preprocess, read_case
+from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.inference.tiling import common_multiple, tile_starts
+from nndiffseg.nn.tiling import common_multiple, tile_starts
 
 
 def mirrored(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -35,7 +35,7 @@ def _other_precision(device: torch.device, stock: Callable[[], Any]) -> dict[str
 
     On a GPU both compute in 16 bits.
     """
-    from nndiffseg.inference.precision import default_precision
+    from nndiffseg.nn.precision import default_precision
 
     def task() -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -91,9 +91,9 @@ def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, fl
 @torch.inference_mode()
 def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
     """Measured seconds of image network, denoiser step and label decoder on one patch, beside the planned GFLOP."""
-    from nndiffseg.inference.precision import autocast_for
+    from nndiffseg.diffusion.noise.interpolation import PatchNoise
     from nndiffseg.inference.volume_sampler import CPU_BATCH_BYTES, FLOATS_PER_VOXEL
-    from nndiffseg.networks.noise import PatchNoise
+    from nndiffseg.nn.precision import autocast_for
 
     device, network = rivals.device, rivals.trainers["nndiffseg"].average.network
     image = rivals.batch()["data"][:1].to(device)
@@ -186,7 +186,7 @@ def compare(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     del rivals
     print("Peak memory of predictions ...", flush=True)
     remembered = memory(plans, configuration, dataset_json, device, checkpoints, data.shape[1:], limit)
-    from nndiffseg.inference.precision import default_precision
+    from nndiffseg.nn.precision import default_precision
 
     top: dict[str, Any] = {k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")}
     top |= {"training_ratio": trained.pop("training_ratio")}

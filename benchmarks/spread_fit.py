@@ -26,15 +26,15 @@ import numpy as np
 from benchmarks.common import report
 from benchmarks.methods_common import data_parser
 from nndiffseg.cli.common import pick_device, run
+from nndiffseg.data.groups import grouped, read_groups
 from nndiffseg.errors import UserError
-from nndiffseg.groups import grouped, read_groups
 
 if TYPE_CHECKING:
     import torch
 
     from benchmarks.methods_data import Data
+    from nndiffseg.calibration.volumes import VolumeTable
     from nndiffseg.training.detail_scale import SpreadTable
-    from nndiffseg.training.volume_scale import VolumeTable
 
 PATCHES = 144
 
@@ -157,8 +157,8 @@ def fitted_volumes(tables: Sequence[VolumeTable], groups: dict[str, str], priors
                    seed: int) -> dict[str, list[float]]:
     """Fits on random halves; ``scale``, mean over structures, the other halves' ``ratio`` and share ``covered``, per round."""
     from benchmarks.comparison_metrics import volume_coverage
-    from nndiffseg.training import volume_scale
-    from nndiffseg.training.volume_scale import fit_volume_scales, ratio_of
+    from nndiffseg.calibration import volumes as volume_scale
+    from nndiffseg.calibration.volumes import fit_volume_scales, ratio_of
 
     by_case = {t.case: t for t in tables}
     found: dict[str, list[float]] = {"scale": [], "ratio": [], "covered": []}

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import command, report
-from nndiffseg.folders import configure_folders
+from nndiffseg.data.folders import configure_folders
 
 
 def main() -> None:

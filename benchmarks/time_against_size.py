@@ -26,7 +26,7 @@ from benchmarks.methods_data import Data, data_from, measurements_of, result_nam
 from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import number
+from nndiffseg.uncertainty.evaluation import number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def check_sizes(data: Data, sizes: Sequence[int], whole: bool) -> None:
 def measure(data: Data, trainer: str, size: int, args: Any) -> list[float]:
     """Seconds of each repetition."""
     from benchmarks.methods_prediction import Options, build_model
-    from nndiffseg.inference.cases import channel_count
+    from nndiffseg.data.cases import channel_count
 
     dim = len(data.plans["configurations"][data.configuration]["patch_size"])
     if args.whole:

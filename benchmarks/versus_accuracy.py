@@ -25,15 +25,15 @@ from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_metrics import THICK, dice_of, surface_dice
 from benchmarks.methods_prediction import CasePrediction, Options, load_model, predict_case
 from benchmarks.methods_training import FINAL
+from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.calibration.volumes import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.data.groups import halves_of, read_groups
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import DILATION, structures_of
-from nndiffseg.groups import halves_of, read_groups
-from nndiffseg.inference.statistics import label_map
-from nndiffseg.networks.fitted import set_fitted
+from nndiffseg.methods.fitted import set_fitted
 from nndiffseg.training.detail_scale import SpreadTable, fit_detail_without_each, spread_tables
-from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table
-from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scales, structure_voxels
 from nndiffseg.uncertainty import entropy, region_of_interest
+from nndiffseg.uncertainty.evaluation import DILATION, structures_of
+from nndiffseg.uncertainty.statistics import label_map
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 OURS = "nnDiffSegTrainer"

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import report
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
+from nndiffseg.data.folders import Folders
 from nndiffseg.errors import UserError
-from nndiffseg.evaluation import number
-from nndiffseg.folders import Folders
+from nndiffseg.uncertainty.evaluation import number
 
 if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
     import torch

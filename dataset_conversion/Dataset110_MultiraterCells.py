@@ -21,12 +21,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from nndiffseg.data.files import write_json
+from nndiffseg.data.groups import FOLDS, contiguous_folds
 from nndiffseg.dataset_conversion.command import command
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage, annotation_folders, write_multirater
 from nndiffseg.dataset_conversion.raw_dataset import dataset_json, new_dataset, read_csv
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.groups import FOLDS, contiguous_folds
 
 NUMBER = 110
 SIZE = 96

@@ -14,14 +14,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from nndiffseg.data.files import write_json
+from nndiffseg.data.groups import contiguous_folds
+from nndiffseg.data.parallel import map_cases
 from nndiffseg.dataset_conversion.command import command
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage
 from nndiffseg.dataset_conversion.pixels import matching_mask, read_array, resize_image, resize_mask, write_png
 from nndiffseg.dataset_conversion.raw_dataset import ENDING, dataset_json, link, new_dataset, write_csv
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.groups import contiguous_folds
-from nndiffseg.parallel import map_cases
 
 NUMBER = 111
 LABEL = "observer1"

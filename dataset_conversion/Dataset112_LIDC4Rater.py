@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from nndiffseg.data.files import write_json
+from nndiffseg.data.groups import balanced_folds
 from nndiffseg.dataset_conversion.command import command
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage, annotation_folders, write_multirater
 from nndiffseg.dataset_conversion.raw_dataset import dataset_json, new_dataset, read_csv
-from nndiffseg.files import write_json
-from nndiffseg.groups import balanced_folds
 
 NUMBER = 112
 

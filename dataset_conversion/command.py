@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from nndiffseg.cli.common import Parser, run
+from nndiffseg.data.folders import configure_folders
 from nndiffseg.errors import UserError
-from nndiffseg.folders import configure_folders
 
 
 def command(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nndiffseg.data.files import write_json
+from nndiffseg.data.parallel import map_cases
 from nndiffseg.dataset_conversion.pixels import matching_mask, read_array, resize_image, resize_mask, write_png
 from nndiffseg.dataset_conversion.raw_dataset import ENDING, link, write_csv
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.parallel import map_cases
 
 #: seed of the draw of one annotation for each validation image
 SEED = 12345

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nndiffseg.data.folders import Folders, dataset_id
 from nndiffseg.errors import UserError
-from nndiffseg.folders import Folders, dataset_id
 
 ENDING = ".png"
 

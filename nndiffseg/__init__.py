@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+# In a checkout the leaves (planners, trainers, dataset_conversion) lie beside this folder, not in it. A program that
+# starts in the checkout's root imports this folder, whatever is installed, and must find them too.
+if (_root := Path(__file__).resolve().parents[1]).joinpath("trainers", "nnDiffSegTrainer.py").is_file():
+    __path__.append(str(_root))
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]

@@ -18,14 +18,11 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
-from nndiffseg.files import write_json
-from nndiffseg.fingerprint import cost
-from nndiffseg.fingerprint.labels import Label, load_labels, resample_label
-from nndiffseg.fingerprint.rate_distortion import rate_distortion
-from nndiffseg.fingerprint.thickness import thickness
-from nndiffseg.networks import ldseg_latent
-from nndiffseg.planners.decisions import (
+from nndiffseg.methods.ldseg import latent as ldseg_latent
+from nndiffseg.planning import cost, memory
+from nndiffseg.planning.decisions import (
     Architecture,
     Candidate,
     Size,
@@ -36,7 +33,9 @@ from nndiffseg.planners.decisions import (
     latent_stages,
     paper_latent_reason,
 )
-from nndiffseg.training import memory
+from nndiffseg.planning.labels import Label, load_labels, resample_label
+from nndiffseg.planning.rate_distortion import rate_distortion
+from nndiffseg.planning.thickness import thickness
 
 #: the trainer that patch and batch of the plans are made for
 FLAGSHIP = "nnDiffSegTrainer"
@@ -78,7 +77,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
 
     The plans keep nnU-Net's own names for preprocessor, resampling, reader, label manager and network, so stock
     nnU-Net trains on them too. Each configuration gets ``diffusion``: ``settings``
-    (:class:`nndiffseg.settings.DiffusionSettings`), ``rate_distortion`` (the whole curve), ``reason``, ``cost``,
+    (:class:`nndiffseg.methods.settings.DiffusionSettings`), ``rate_distortion`` (the whole curve), ``reason``, ``cost``,
     ``thickness`` and, where memory is scarce, ``trainers``: patch and batch of the other methods.
 
     Attributes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nndiffseg.planners.decisions import Size
 from nndiffseg.planners.DiffSegPlanner import DiffSegPlanner
+from nndiffseg.planning.decisions import Size
 
 
 class DiffSegPlannerL(DiffSegPlanner):

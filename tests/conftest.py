@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nndiffseg.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
+from nndiffseg.data.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
 
 ROOT = Path(__file__).resolve().parents[1]

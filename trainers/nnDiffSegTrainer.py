@@ -8,8 +8,8 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nndiffseg.networks.build import build_latent_diffusion
-from nndiffseg.training.losses import DiffusionLoss
+from nndiffseg.methods.latent.build import build_latent_diffusion
+from nndiffseg.methods.latent.losses import DiffusionLoss
 from nndiffseg.training.trainer import DiffusionTrainer
 
 

@@ -3,11 +3,11 @@
 Part of the method -> where it is
     label map as one channel per head in [-1, 1], T steps (section 2) -> ``steps``; x0 = 2 onehot - 1
     variance-preserving schedule, beta 0.1 to 20 -> :class:`nndiffseg.diffusion.schedules.Linear`
-    generator p(x0 | x_t, image, z), latent embedding z -> :class:`nndiffseg.networks.cdal.CDALGenerator`
-    posterior q(x_{t-1} | x_t, x0) (DDPM, arXiv 2006.11239, eq. 6 and 7) -> :mod:`nndiffseg.networks.cdal_pairs` in training,
+    generator p(x0 | x_t, image, z), latent embedding z -> :class:`nndiffseg.methods.cdal.generator.CDALGenerator`
+    posterior q(x_{t-1} | x_t, x0) (DDPM, arXiv 2006.11239, eq. 6 and 7) -> :mod:`nndiffseg.methods.cdal.pairs` in training,
         :func:`nndiffseg.diffusion.ancestral.sample_ancestral` in prediction
     discriminator D(x_{t-1}, x_t, t), softplus loss, R1 (DDGAN, arXiv 2112.07804)
-        -> :mod:`nndiffseg.networks.cdal_discriminator`
+        -> :mod:`nndiffseg.methods.cdal.discriminator`
     attention from the discriminator's features, training only -> ``Discriminator.attention``, ``loss_terms``
 
 Departures, and why
@@ -38,10 +38,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from nndiffseg.diffusion.schedules import add_noise
-from nndiffseg.inference.precision import autocast_for
-from nndiffseg.networks.cdal import VECTOR, build_cdal_generator, layout_from
-from nndiffseg.networks.cdal_discriminator import Discriminator, discriminator_loss, r1_penalty
-from nndiffseg.networks.cdal_pairs import posterior_sample, random_steps, real_pair
+from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
+from nndiffseg.methods.cdal.generator import VECTOR, build_cdal_generator, layout_from
+from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
+from nndiffseg.nn.precision import autocast_for
 from nndiffseg.training.loader import seed_of
 from nndiffseg.training.trainer import DiffusionTrainer
 

@@ -2,11 +2,11 @@
 
 | paper | here |
 |---|---|
-| label encoder, latent standardised | ``nndiffseg.networks.label_encoder``, with ``RunningWhitening`` |
-| image encoder, residual blocks with group norm and attention | ``nndiffseg.networks.ldseg_parts.ImageEncoder`` |
-| conditional denoiser, two residual blocks a level, both latents concatenated | ``nndiffseg.networks.denoiser`` |
-| label decoder without skips | ``nndiffseg.networks.ldseg_parts.LabelDecoder`` |
-| cosine schedule (s = 0.008), T = 1000 | ``nndiffseg.networks.ldseg.OffsetCosine``, t in {1/T, ..., 1} |
+| label encoder, latent standardised | ``nndiffseg.nn.label_encoder``, with ``RunningWhitening`` |
+| image encoder, residual blocks with group norm and attention | ``nndiffseg.methods.ldseg.parts.ImageEncoder`` |
+| conditional denoiser, two residual blocks a level, both latents concatenated | ``nndiffseg.nn.denoiser`` |
+| label decoder without skips | ``nndiffseg.methods.ldseg.parts.LabelDecoder`` |
+| cosine schedule (s = 0.008), T = 1000 | ``nndiffseg.methods.ldseg.network.OffsetCosine``, t in {1/T, ..., 1} |
 | CE + 2 Dice on the decoded denoised latent | ``segmentation`` in the log |
 | MSE on the noise | ``noise`` in the log |
 | DDIM, eta 0, 15 evenly spaced steps | ``ddim``, 15 steps, the defaults of ``nndiffseg_predict`` |
@@ -50,8 +50,8 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nndiffseg.networks.ldseg import build_ldseg
-from nndiffseg.networks.noise import PatchNoise
+from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.methods.ldseg.network import build_ldseg
 from nndiffseg.training.trainer import DiffusionTrainer
 
 #: steps of the samples that are drawn after every epoch to watch the training; prediction takes the full number

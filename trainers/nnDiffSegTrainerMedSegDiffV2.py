@@ -4,8 +4,8 @@
 |---|---|
 | condition model, a U-Net on the image | nnU-Net's planned U-Net, ``MedSegDiff.condition_model`` |
 | diffusion model, a U-Net on the noisy label | ``DiffusionModel``: the same stages, half the features |
-| anchor condition, U-SA | ``nndiffseg.networks.uncertain_attention`` |
-| semantic condition, SS-Former with NBP-filter | ``nndiffseg.networks.ss_former`` |
+| anchor condition, U-SA | ``nndiffseg.methods.medsegdiff.uncertain_attention`` |
+| semantic condition, SS-Former with NBP-filter | ``nndiffseg.methods.medsegdiff.ss_former`` |
 | anchor loss, Dice + CE on the condition model | ``anchor`` in the log |
 | noise loss | ``denoising`` in the log |
 | T = 1000, linear schedule | ``nndiffseg.diffusion.schedules.Linear``, t in {1/T, ..., 1}, evenly spread over a batch |
@@ -23,7 +23,7 @@ The authors never released the code of U-SA and SS-Former, and the paper leaves 
   does not see t, so that this changes the loss's weight only. And it is nnU-Net's own loss, so CE weighs 1 where the
   paper has 10: this head is the deterministic answer, which must equal nnU-Net's. ``ce_weight`` changes it.
 - Both of an SS-Former block's cross-attentions act in Fourier space. Queries and keys are normalised and carry a code
-  of their frequency, see :class:`~nndiffseg.networks.ss_former.SpectralCrossAttention`.
+  of their frequency, see :class:`~nndiffseg.methods.medsegdiff.ss_former.SpectralCrossAttention`.
 - The Gaussian of U-SA learns its width along each axis; where voxels are anisotropic no one number would do.
 - AdamW with the learning rate 1e-3, decaying to zero, and an average of decay 0.999 (paper: 1e-4, constant, 0.9999): the
   published values need hundreds of thousands of iterations.
@@ -38,7 +38,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-from nndiffseg.networks.medsegdiff import build_medsegdiff
+from nndiffseg.methods.medsegdiff.network import build_medsegdiff
 from nndiffseg.training.trainer import DiffusionTrainer
 
 #: steps of the samples that are drawn after every epoch to watch the training; prediction takes the full number

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
+from nndiffseg.data.folders import Folders, configure_folders
 from nndiffseg.errors import UserError
-from nndiffseg.folders import Folders, configure_folders
 
 if TYPE_CHECKING:  # torch takes seconds to load, so `--help` does without
     import torch
@@ -114,7 +114,7 @@ def add_folder_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def folders_from(args: argparse.Namespace) -> Folders:
-    """The folders of a parsed command line, made known to nnU-Net (:func:`nndiffseg.folders.configure_folders`)."""
+    """The folders of a parsed command line, made known to nnU-Net (:func:`nndiffseg.data.folders.configure_folders`)."""
     return configure_folders(args.raw, args.preprocessed, args.results)
 
 

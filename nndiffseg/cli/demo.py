@@ -139,7 +139,7 @@ def _fresh(output: Path) -> Path:
 def _dataset(demo: Demo) -> Path:
     if demo.args.dataset is not None:
         return demo.args.dataset.resolve()
-    from nndiffseg.phantom import write_phantom_dataset
+    from nndiffseg.data.phantom import write_phantom_dataset
 
     with demo.stage("generate", f"{demo.args.cases} phantoms to train on and {demo.args.test_cases} to predict"):
         return write_phantom_dataset(demo.output / "raw", cases=demo.args.cases, test_cases=demo.args.test_cases,
@@ -174,9 +174,9 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
 
 def _judge(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
     """Evaluation, report, ``summary.json`` and the closing table."""
-    from nndiffseg.evaluation import evaluate_predictions, format_table, number
-    from nndiffseg.files import write_json
-    from nndiffseg.uncertainty.report import write_demo_report
+    from nndiffseg.data.files import write_json
+    from nndiffseg.report.report import write_demo_report
+    from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table, number
 
     truth = dataset / "truth.json"
     dataset_json = json.loads((dataset / "dataset.json").read_text(encoding="utf8"))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
+from nndiffseg.data.folders import Folders
 from nndiffseg.errors import UserError
-from nndiffseg.folders import Folders
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 LATENTS = ("planned", "paper")
@@ -75,8 +75,10 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
-    from nndiffseg import dataset_check, groups, planners, preprocessing
-    from nndiffseg.files import write_json
+    from nndiffseg import planners
+    from nndiffseg.data import check as dataset_check
+    from nndiffseg.data import groups, preprocessing
+    from nndiffseg.data.files import write_json
 
     planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
     if args.overwrite_plans_name is not None:
@@ -117,7 +119,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
 
 
 def _workers(cases: Sequence[Any]) -> int:
-    from nndiffseg.parallel import default_processes
+    from nndiffseg.data.parallel import default_processes
 
     size = sum(Path(file).stat().st_size for case in cases for file in case.images)
     return 1 if size < SMALL_DATASET else default_processes()
@@ -156,7 +158,7 @@ def _preprocess(
     args: argparse.Namespace,
     workers: int,
 ) -> None:
-    from nndiffseg import preprocessing
+    from nndiffseg.data import preprocessing
 
     wanted = args.c or list(CONFIGURATIONS)
     counts = args.np or [workers]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.settings import SAMPLERS
+from nndiffseg.methods.settings import SAMPLERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError("Give the model either as -m FOLDER or by -d, -c, -tr and -p, not both.")
     folders = folders_from(args)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
-    from nndiffseg.inference.cases import find_cases
+    from nndiffseg.data.cases import find_cases
     from nndiffseg.inference.model_folder import choose_model
     from nndiffseg.inference.predictor import Predictor
 

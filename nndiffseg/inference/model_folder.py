@@ -14,8 +14,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.errors import UserError
-from nndiffseg.training.checkpoint import load_checkpoint
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 

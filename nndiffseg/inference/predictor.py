@@ -14,18 +14,18 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 import nndiffseg
+from nndiffseg.data.cases import Case, channel_count, preprocess, read_case
 from nndiffseg.diffusion.samplers import sampler_by_name
 from nndiffseg.errors import UserError
-from nndiffseg.inference.cases import Case, channel_count, preprocess, read_case
-from nndiffseg.inference.export import CaseGeometry, case_summary
+from nndiffseg.export.staple import check_fusion
+from nndiffseg.export.writer import CaseGeometry, case_summary
 from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedModel, load_model
-from nndiffseg.inference.precision import default_precision
-from nndiffseg.inference.staple import check_fusion
-from nndiffseg.inference.statistics import CaseStatistics, FoldSums
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
-from nndiffseg.networks.fitted import volume_scales_of
-from nndiffseg.settings import DiffusionSettings
+from nndiffseg.methods.fitted import volume_scales_of
+from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.nn.precision import default_precision
 from nndiffseg.uncertainty import Decomposition
+from nndiffseg.uncertainty.statistics import CaseStatistics, FoldSums
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prediction:
         total, aleatoric: uncertainty ``(*image)`` in [0, 1].
         epistemic: the same, or None with one fold.
         volumes: per structure ``segmentation_ml``, ``mean_ml``, ``calibrated_sd_ml``, ``calibrated_interval_90_ml`` and more,
-            see :func:`nndiffseg.inference.export.case_summary`.
+            see :func:`nndiffseg.export.writer.case_summary`.
         expected_dice: mean pairwise Dice of the samples, or None with one sample.
         samples: label map of every sample ``(N, *image)``, or None unless asked for.
     """
@@ -99,7 +99,7 @@ class Predictor:
             mirroring: mirror the image for some of the samples, along the axes that the training allowed.
             precision: ``"bfloat16"``, ``"float16"``, ``"float32"`` or None for the device's best.
             fuse: how samples become the segmentation: ``"mean"``, or ``"staple"`` for their consensus
-                (:mod:`nndiffseg.inference.staple`). Maps and probabilities are those of the mean either way.
+                (:mod:`nndiffseg.export.staple`). Maps and probabilities are those of the mean either way.
 
         Raises:
             UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
@@ -281,8 +281,8 @@ class Predictor:
     # ---- a folder -------------------------------------------------------------------------------------------------
 
     def predict_folder(self, input_folder: str | Path, output_folder: str | Path, **options: Any) -> list[str]:
-        """Predicts every case of a folder; see :func:`nndiffseg.inference.folder_prediction.predict_folder`."""
-        from nndiffseg.inference.folder_prediction import predict_folder
+        """Predicts every case of a folder; see :func:`nndiffseg.inference.folder.predict_folder`."""
+        from nndiffseg.inference.folder import predict_folder
 
         return predict_folder(self, input_folder, output_folder, **options)
 

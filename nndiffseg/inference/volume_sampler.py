@@ -13,11 +13,11 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nndiffseg.inference.noise import NoiseField, draw_samples
-from nndiffseg.inference.precision import DTYPES, autocast_for, default_precision
-from nndiffseg.inference.statistics import FoldSums, label_map
-from nndiffseg.inference.tiling import Frame, common_multiple, encode_tiled, tile_starts
-from nndiffseg.networks.interface import SampleNetwork
+from nndiffseg.diffusion.noise.field import NoiseField, draw_samples
+from nndiffseg.nn.precision import DTYPES, autocast_for, default_precision
+from nndiffseg.nn.sample_network import SampleNetwork
+from nndiffseg.nn.tiling import Frame, common_multiple, encode_tiled, tile_starts
+from nndiffseg.uncertainty.statistics import FoldSums, label_map
 
 # Rough numbers of float32 values that are alive at once, per cell and sample in the denoiser and per voxel and sample
 # in the label decoder. They only choose chunks; results do not depend on them.
@@ -47,7 +47,7 @@ class SamplingOptions:
         seed: equal seeds give equal results.
         step_size: largest step between tiles, as a fraction of the patch.
         mirror_axes: spatial axes of the patch along which test-time mirroring is allowed; empty for none.
-        precision: see :func:`~nndiffseg.inference.precision.autocast_for`.
+        precision: see :func:`~nndiffseg.nn.precision.autocast_for`.
         memory: bytes for activations; None for the device's default.
     """
 
@@ -294,7 +294,7 @@ class _Window:
 
 
 class _Draw:
-    """The noise of a chunk of samples (:class:`nndiffseg.networks.interface.NoiseSource`).
+    """The noise of a chunk of samples (:class:`nndiffseg.nn.sample_network.NoiseSource`).
 
     A mirrored image sees mirrored noise: the noise belongs to the place, not to the pass.
     """

@@ -9,8 +9,8 @@ is to samples what temperature scaling (Guo et al. 2017, arXiv 1706.04599, secti
 the deterministic segmentation: networks learn a variation that is common to a whole structure sooner than local ones.
 
 A calibrated sampler's mean distance between two samples equals the mean distance between a sample and the truth
-(:mod:`nndiffseg.training.scores`). d achieves that nearly for 1 - IoU of the hard labels; it is the mode of a posterior, see
-:mod:`nndiffseg.training.posterior`. Volumes are no business of d: :mod:`nndiffseg.training.volume_scale`.
+(:mod:`nndiffseg.methods.latent.scores`). d achieves that nearly for 1 - IoU of the hard labels; it is the mode of a
+posterior, see :mod:`nndiffseg.calibration.shrinkage`. Volumes are no business of d: :mod:`nndiffseg.calibration.volumes`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 from torch.nn import functional as F
 
-from nndiffseg.groups import others
-from nndiffseg.inference.precision import autocast_for
-from nndiffseg.networks.model import LatentDiffusionSegmenter
-from nndiffseg.networks.noise import PatchNoise
+from nndiffseg.calibration.shrinkage import candidates, mode
+from nndiffseg.data.groups import others
+from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.latent.scores import jaccard_distances
+from nndiffseg.nn.precision import autocast_for
 from nndiffseg.training.loader import seed_of
-from nndiffseg.training.posterior import candidates, mode
-from nndiffseg.training.scores import jaccard_distances
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer

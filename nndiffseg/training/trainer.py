@@ -16,17 +16,17 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 import nndiffseg
+from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.diffusion.noise.interpolation import PatchNoise
 from nndiffseg.errors import UserError
-from nndiffseg.fingerprint.cost import stage_grids
-from nndiffseg.inference.precision import autocast_for, default_precision, training_precision
-from nndiffseg.networks.noise import PatchNoise
-from nndiffseg.settings import DiffusionSettings
-from nndiffseg.training import log
+from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
+from nndiffseg.planning.cost import stage_grids
+from nndiffseg.planning.memory import adapted_plans
+from nndiffseg.training import epoch_log as log
+from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget, learning_rate
-from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
-from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import batches_from, seed_of
-from nndiffseg.training.memory import adapted_plans
 from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, judge_patches, mean_over_structures
 from nndiffseg.training.pretrained import load_pretrained_weights
 

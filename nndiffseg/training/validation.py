@@ -3,7 +3,7 @@
 Fitted on validation cases are the scale of the samples' details, the weight that fuses deterministic head and samples,
 and the scale of the reported volumes. So that no case is judged with a number that it helped to choose (cross-fitting), each
 is predicted with the detail scale of all the others, and exported with the other two fitted on the half that it does not
-belong to: these need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.groups`)
+belong to: these need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.data.groups`)
 stay together. The checkpoint gets the numbers fitted on all cases.
 """
 
@@ -20,18 +20,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
-from nndiffseg.evaluation import evaluate_predictions, structures_of
-from nndiffseg.files import write_json
-from nndiffseg.groups import halves_of, read_groups
-from nndiffseg.inference.export import CaseGeometry, ExportJob, export_case
+from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
+from nndiffseg.calibration.volumes import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.files import write_json
+from nndiffseg.data.groups import halves_of, read_groups
+from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.inference.statistics import CaseStatistics
-from nndiffseg.networks.fitted import FittedNumbers, set_fitted
-from nndiffseg.networks.model import LatentDiffusionSegmenter
-from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.methods.fitted import FittedNumbers, set_fitted
+from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
 from nndiffseg.training.detail_scale import SpreadTable, fit_detail, fit_detail_without_each, spread_tables
-from nndiffseg.training.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.training.volume_scale import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.uncertainty.evaluation import evaluate_predictions, structures_of
+from nndiffseg.uncertainty.statistics import CaseStatistics
 from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
 
 if TYPE_CHECKING:

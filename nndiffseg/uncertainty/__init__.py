@@ -11,14 +11,14 @@ from nndiffseg.uncertainty.agreement import (
     mean_pairwise_dice,
     spread,
 )
-from nndiffseg.uncertainty.calibration import (
+from nndiffseg.uncertainty.maps import Decomposition, entropy
+from nndiffseg.uncertainty.reliability import (
     ReliabilityAccumulator,
     augrc,
     aurc,
     error_detection,
     region_of_interest,
 )
-from nndiffseg.uncertainty.maps import Decomposition, entropy
 from nndiffseg.uncertainty.volumes import volume_statistics
 
 __all__ = [

@@ -16,7 +16,7 @@ def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float
     """Mean, standard deviation and 90 % interval of every structure's volume over samples, as drawn and calibrated.
 
     Calibrated means first that volumes are stretched around their mean by ``scales``
-    (:mod:`nndiffseg.training.volume_scale`), and second that the interval's ends are quantiles in Weibull's sense, with order
+    (:mod:`nndiffseg.calibration.volumes`), and second that the interval's ends are quantiles in Weibull's sense, with order
     statistic k of N at k / (N + 1): a further draw from the same distribution falls into each of the N + 1 gaps with the same
     probability. Such an interval holds it with 90 % for N of at least 19. Fewer samples show too little of the tails; their
     smallest and largest hold it with (N - 1) / (N + 1), 88 % for N = 16, where interpolated percentiles hold 79 %.

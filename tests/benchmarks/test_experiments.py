@@ -20,10 +20,10 @@ from benchmarks import (
     time_against_size,
 )
 from benchmarks.methods_common import class_name, find_class
+from nndiffseg.calibration import volumes as volume_scale
+from nndiffseg.calibration.volumes import VolumeTable
 from nndiffseg.errors import UserError
-from nndiffseg.training import volume_scale
 from nndiffseg.training.detail_scale import DETAILS, LEFT_ALONE, PRIOR_SD, SpreadTable
-from nndiffseg.training.volume_scale import VolumeTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 

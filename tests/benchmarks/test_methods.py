@@ -16,7 +16,7 @@ from benchmarks.methods_common import STOCK, Budget
 from benchmarks.methods_prediction import voxelwise_samples
 from benchmarks.methods_training import FINAL, LATEST, epochs_of, finished_training, train
 from nndiffseg.errors import UserError
-from nndiffseg.inference.precision import default_precision
+from nndiffseg.nn.precision import default_precision
 
 CPU = torch.device("cpu")
 

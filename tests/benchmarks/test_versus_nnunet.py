@@ -14,7 +14,7 @@ from benchmarks import rivals, speed, versus_nnunet
 from benchmarks.methods_training import FINAL
 from benchmarks.rivals import Rivals, in_own_process, peak_memory, rounds
 from benchmarks.versus_table import Figure, Interval, rows
-from nndiffseg.training.checkpoint import load_checkpoint
+from nndiffseg.data.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nndiffseg.cli.plan_and_preprocess import main
-from nndiffseg.networks.ldseg_latent import ldseg_latent
-from nndiffseg.settings import DiffusionSettings
+from nndiffseg.methods.ldseg.latent import ldseg_latent
+from nndiffseg.methods.settings import DiffusionSettings
 
 COMMAND = Path(sys.executable).with_name("nndiffseg_plan_and_preprocess")
 

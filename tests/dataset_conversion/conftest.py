@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nndiffseg.dataset_check import check_dataset
+from nndiffseg.data.check import check_dataset
 
 CELL_SUBSETS = {"ds1_rat_smc": ("b", 2, np.uint8), "ds2A_rabbit_smc": ("p", 3, np.uint8),
                 "ds3_fibroblast": ("m", 3, np.uint16)}

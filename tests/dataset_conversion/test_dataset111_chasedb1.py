@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nndiffseg.data.images import find_reader, read_image
 from nndiffseg.dataset_conversion import Dataset111_CHASEDB1 as chase
 from nndiffseg.errors import UserError
-from nndiffseg.images import find_reader, read_image
 
 
 def pixels(file):

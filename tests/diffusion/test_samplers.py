@@ -7,7 +7,7 @@ import torch
 
 from nndiffseg.diffusion import add_noise, sampler_by_name, timesteps
 from nndiffseg.errors import UserError
-from nndiffseg.settings import SAMPLERS
+from nndiffseg.methods.settings import SAMPLERS
 
 STOCHASTIC = ("ancestral",)
 

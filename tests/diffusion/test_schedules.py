@@ -8,7 +8,7 @@ import torch
 from nndiffseg.diffusion import Cosine, Linear, add_noise, schedule_by_name, timesteps
 from nndiffseg.diffusion.schedules import training_times
 from nndiffseg.errors import UserError
-from nndiffseg.settings import SCHEDULES
+from nndiffseg.methods.settings import SCHEDULES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

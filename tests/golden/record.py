@@ -76,7 +76,7 @@ def _prepare(root: Path, flags: list[str]) -> None:
     try:
         from nndiffseg.data.phantom import write_phantom_dataset
     except ImportError:  # layout of version 0.1
-        from nndiffseg.phantom import write_phantom_dataset
+        from nndiffseg.data.phantom import write_phantom_dataset
     from nndiffseg.cli.plan_and_preprocess import main as plan
 
     write_phantom_dataset(root / "raw", cases=10, test_cases=1, seed=0, draws=50)

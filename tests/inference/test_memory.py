@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nndiffseg
 from nndiffseg.cli.plan_and_preprocess import main as plan
-from nndiffseg.networks.build import build_latent_diffusion
+from nndiffseg.methods.latent.build import build_latent_diffusion
 
 CHANNELS = ("FLAIR", "T1", "T2", "T1POST")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.inference import volume_sampler
-from nndiffseg.inference.noise import NoiseField
-from nndiffseg.inference.statistics import FoldSums
-from nndiffseg.inference.tiling import Frame, common_multiple
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, in_chunks, samples_of_fold
+from nndiffseg.nn.tiling import Frame, common_multiple
+from nndiffseg.uncertainty.statistics import FoldSums
 
 OPTIONS = SamplingOptions(samples=4, precision="float32")
 

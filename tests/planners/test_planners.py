@@ -18,14 +18,14 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg import planners
-from nndiffseg.dataset_check import read_dataset_json, training_cases
+from nndiffseg.data.check import read_dataset_json, training_cases
+from nndiffseg.data.folders import Folders, configure_folders
+from nndiffseg.data.preprocessing import FINGERPRINT, extract_fingerprint
 from nndiffseg.errors import UserError
-from nndiffseg.folders import Folders, configure_folders
-from nndiffseg.networks.build import build_latent_diffusion
+from nndiffseg.methods.latent.build import build_latent_diffusion
+from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.planners import DiffSegPlanner, DiffSegPlannerL, DiffSegPlannerS
-from nndiffseg.preprocessing import FINGERPRINT, extract_fingerprint
-from nndiffseg.settings import DiffusionSettings
-from nndiffseg.training import memory
+from nndiffseg.planning import memory
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, predict, train
+from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.planning import memory
 from nndiffseg.trainers.nnDiffSegTrainerCDAL import nnDiffSegTrainerCDAL
-from nndiffseg.training import log, memory, trainer
-from nndiffseg.training.checkpoint import load_checkpoint
+from nndiffseg.training import epoch_log as log
+from nndiffseg.training import trainer
 
 PLANS, NAME = "nnDiffSegPlansS", "nnDiffSegTrainerCDAL"
 DATASETS = {"Dataset901_Tiny": False, "Dataset902_Regions": True}

@@ -13,10 +13,10 @@ import torch
 import nndiffseg.trainers
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, train
-from nndiffseg.networks import ldseg
+from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.methods.ldseg import network as ldseg
 from nndiffseg.trainers.nnDiffSegTrainerLDSeg import nnDiffSegTrainerLDSeg
-from nndiffseg.training import log
-from nndiffseg.training.checkpoint import load_checkpoint
+from nndiffseg.training import epoch_log as log
 
 TRAINER, PLANS = nnDiffSegTrainerLDSeg.__name__, "nnDiffSegPlansS"
 SETTINGS = [("2d", False, "planned"), ("3d_fullres", True, "paper")]

@@ -11,10 +11,10 @@ import torch
 
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, train
-from nndiffseg.networks import medsegdiff
+from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.methods.medsegdiff import network as medsegdiff
 from nndiffseg.trainers.nnDiffSegTrainerMedSegDiffV2 import nnDiffSegTrainerMedSegDiffV2
-from nndiffseg.training import log
-from nndiffseg.training.checkpoint import load_checkpoint
+from nndiffseg.training import epoch_log as log
 
 TRAINER = nnDiffSegTrainerMedSegDiffV2.__name__
 PLANS = "nnDiffSegPlansS"

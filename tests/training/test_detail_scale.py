@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nndiffseg.networks.model import DETAIL_CELLS, LatentDiffusionSegmenter
+from nndiffseg.calibration.shrinkage import STEP, TOLERANCE
+from nndiffseg.methods.latent.network import DETAIL_CELLS, LatentDiffusionSegmenter
 from nndiffseg.training import detail_scale
 from nndiffseg.training.detail_scale import (
     DETAILS,
@@ -18,7 +19,6 @@ from nndiffseg.training.detail_scale import (
     fit_detail,
     fit_detail_without_each,
 )
-from nndiffseg.training.posterior import STEP, TOLERANCE
 
 #: of the made log ratios of 1 - IoU against log d
 SLOPE = 0.3

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.errors import UserError
-from nndiffseg.training import log
+from nndiffseg.training import epoch_log as log
+from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget, learning_rate
-from nndiffseg.training.checkpoint import load_checkpoint, save_atomically
-from nndiffseg.training.ema import WeightAverage
 from nndiffseg.training.loader import seed_of
 
 

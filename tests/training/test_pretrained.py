@@ -12,8 +12,8 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
 from nndiffseg.errors import UserError
-from nndiffseg.networks.model import LatentDiffusionSegmenter
-from nndiffseg.settings import DiffusionSettings
+from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.training.pretrained import load_pretrained_weights
 
 

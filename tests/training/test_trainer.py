@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nndiffseg.calibration.volumes import LARGEST, SMALLEST
 from nndiffseg.cli import plan_and_preprocess, train
+from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.trainers import nnDiffSegTrainer
-from nndiffseg.training import log
+from nndiffseg.training import epoch_log as log
 from nndiffseg.training.budget import Budget
-from nndiffseg.training.checkpoint import load_checkpoint
 from nndiffseg.training.detail_scale import DETAILS
 from nndiffseg.training.trainer import DiffusionTrainer
-from nndiffseg.training.volume_scale import LARGEST, SMALLEST
 
 PLANS = "nnDiffSegPlansS"
 #: set by the validation after the training

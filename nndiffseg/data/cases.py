@@ -1,0 +1,159 @@
+"""The cases of an input folder: found, checked as far as headers tell, read and preprocessed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nndiffseg.data.images import READ_ERRORS, geometry_mismatch, read_image
+from nndiffseg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case to predict. Its id, the stem of its files' names, is part of the key of its noise."""
+
+    id: str
+    files: tuple[Path, ...]
+
+
+def channel_count(dataset_json: dict[str, Any]) -> int:
+    """Number of image channels of the dataset."""
+    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
+    """The cases of a folder, sorted by id.
+
+    Raises:
+        UserError: no such folder, no images in it, or a case lacks a channel or has one too many.
+    """
+    folder, ending = Path(folder), dataset_json["file_ending"]
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give the folder that holds the images with -i.")
+    found: dict[str, dict[int, Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if match := re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file.name):
+            found.setdefault(match[1], {})[int(match[2])] = file
+    if not found:
+        raise UserError(f"{folder} holds no images; the model expects files named like CASE_0000{ending}.")
+    cases = [Case(name, tuple(files[c] for c in sorted(files))) for name, files in sorted(found.items())]
+    for case in cases:
+        _check_channels(case, found[case.id], channel_count(dataset_json), ending)
+    return cases
+
+
+def _check_channels(case: Case, files: dict[int, Path], channels: int, ending: str) -> None:
+    # One file may hold several channels (colour photographs, 4D NIfTI); then headers or the reader tell.
+    expected = 1 if list(files) == [0] and _channels_in_file(files[0]) > 1 else channels
+    for channel in range(expected):
+        if channel not in files:
+            raise UserError(
+                f"The case {case.id} has no file {case.id}_{channel:04d}{ending}; the model needs {channels} "
+                f"channel{'s' * (channels > 1)} per case."
+            )
+    if len(files) > expected:
+        raise UserError(f"The case {case.id} has {len(files)} channels, but the model was trained with {channels}.")
+
+
+def _channels_in_file(file: Path) -> int:
+    if file.suffix in (".png", ".bmp", ".tif", ".tiff"):
+        return 3  # grey or colour, the reader will tell
+    header = _header(file)
+    return header[3] if header is not None and len(header) == 4 else 1
+
+
+def _header(file: Path) -> tuple[int, ...] | None:
+    """The size along x, y, z from the file's header; None for formats without a cheap header.
+
+    Raises:
+        UserError: unreadable.
+    """
+    try:
+        if file.name.endswith((".nii", ".nii.gz")):
+            image: Any = nibabel.load(file)
+            return tuple(int(n) for n in image.shape)
+        if file.suffix in (".nrrd", ".mha", ".gipl"):
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(file))
+            reader.ReadImageInformation()
+            return tuple(int(n) for n in reader.GetSize())
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[-160:] or type(error).__name__
+        raise UserError(f"{file} cannot be read, it is truncated or not an image ({reason}); replace it.") from None
+    return None
+
+
+def check_headers(cases: Iterable[Case]) -> None:
+    """Finds what headers tell about bad cases, before any prediction starts.
+
+    Raises:
+        UserError: an unreadable file, or channels of different size.
+    """
+    for case in cases:
+        sizes = {file: _header(file) for file in case.files}
+        first = case.files[0]
+        for file, size in sizes.items():
+            if size != sizes[first]:
+                raise UserError(f"{file} has {size} voxels, but {first.name} has {sizes[first]}; a case must "
+                                "lie on one grid.")
+
+
+def read_case(reader: BaseReaderWriter, case: Case, channels: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Image ``(C, *spatial)`` and properties, as nnU-Net's reader gives them.
+
+    Raises:
+        UserError: unreadable, truncated, NaN or infinite voxels, channels of different geometry or number.
+    """
+    images, properties = [], []
+    for file in case.files:
+        image, image_properties = read_image(reader, file)
+        images.append(image)
+        properties.append(image_properties)
+        if (problem := geometry_mismatch(
+                properties[0], image_properties, images[0].shape[1:], image.shape[1:])) is not None:
+            raise UserError(f"{file} and {case.files[0].name} differ in geometry ({problem}); resample them to one "
+                            "grid.")
+    data = np.vstack(images, dtype=np.float32, casting="unsafe") if len(images) > 1 else images[0].astype(np.float32)
+    if len(data) != channels:
+        raise UserError(f"The case {case.id} has {len(data)} channels, but the model was trained with {channels}.")
+    return data, properties[0]
+
+
+def preprocess(data: np.ndarray, properties: dict[str, Any], plans: PlansManager, configuration: str,
+               dataset_json: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """nnU-Net's preprocessing: image ``(C, *image)`` -> ``(C, *grid)`` and the properties that lead back.
+
+    Raises:
+        UserError: the image is all zero.
+    """
+    if not data.any():
+        raise UserError("All voxels of the image are 0; there is nothing to segment.")
+    manager = plans.get_configuration(configuration)
+    preprocessor = manager.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case_npy(data, None, properties, plans, manager, dataset_json)
+    return np.ascontiguousarray(data, dtype=np.float32), properties
+
+
+def read_and_preprocess(case: Case, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+                        ) -> tuple[np.ndarray, dict[str, Any]]:
+    """:func:`read_case`, then :func:`preprocess`; plain arguments, so that worker processes can run it.
+
+    Raises:
+        UserError: what is wrong with the case.
+    """
+    manager = PlansManager(plans)
+    data, properties = read_case(manager.image_reader_writer_class(), case, channel_count(dataset_json))
+    try:
+        return preprocess(data, properties, manager, configuration, dataset_json)
+    except UserError as error:
+        raise UserError(f"The case {case.id} cannot be used: {error}") from None

@@ -1,0 +1,233 @@
+"""Integrity check of a dataset in nnU-Net's raw format: the first defect found, in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
+from nndiffseg.data.parallel import map_cases
+from nndiffseg.errors import UserError
+
+REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+SPLITS = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training case: its image files, channel 0 first, and its label file."""
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+
+
+def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) -> None:
+    """Checks a raw dataset thoroughly: dataset.json, the list of files, and every voxel.
+
+    Args:
+        folder: ``.../DatasetXXX_Name``.
+        processes: worker processes.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: the first defect, in the order of the cases' names.
+    """
+    dataset_json = read_dataset_json(folder)
+    cases = training_cases(folder, dataset_json)
+    if dataset_json["numTraining"] != len(cases):
+        raise UserError(
+            f"dataset.json of {folder.name} says numTraining {dataset_json['numTraining']}, but {folder / 'imagesTr'} "
+            f"holds {len(cases)} cases; set numTraining to {len(cases)} or complete the data."
+        )
+    splits = folder / SPLITS
+    if splits.is_file():
+        check_splits(splits, [c.name for c in cases])
+    reader = find_reader(dataset_json, cases[0].images[0])
+    expected = _label_values(dataset_json)
+    arguments = [(c, reader, len(channel_names(dataset_json)), sorted(expected)) for c in cases]
+    results = map_cases(_check_case, arguments, processes, description="Checking the dataset", progress=progress)
+    for problem, _ in results:
+        if problem:
+            raise UserError(problem)
+    found = set().union(*(labels for _, labels in results))
+    for value, name in sorted(expected.items()):
+        if value not in found and value != 0:
+            raise UserError(
+                f"dataset.json of {folder.name} names the label {name} ({value}), but no file in labelsTr holds it; "
+                "take it out of dataset.json or add cases that show it."
+            )
+
+
+def read_dataset_json(folder: Path) -> dict[str, Any]:
+    """dataset.json with all that nnU-Net needs.
+
+    Raises:
+        UserError: it is missing, not JSON, lacks a key, or its labels are not 0, 1, 2, ...
+    """
+    file = folder / "dataset.json"
+    if not file.is_file():
+        raise UserError(f"{file} is missing; nnU-Net's dataset format needs it ({', '.join(REQUIRED_KEYS)}).")
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold a JSON object with the keys {', '.join(REQUIRED_KEYS)}.")
+    if "channel_names" not in content and "modality" in content:  # nnU-Net still reads the old name
+        content["channel_names"] = content["modality"]
+    if missing := [k for k in REQUIRED_KEYS if k not in content]:
+        raise UserError(f"{file} lacks the key {', '.join(missing)}; add it as nnU-Net's dataset format describes.")
+    for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
+        if not isinstance(content[key], kind) or not content[key]:
+            raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])}.")
+    _check_labels(file, content)
+    return content
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Names of the image channels, channel 0 first."""
+    names = dataset_json.get("channel_names") or dataset_json["modality"]
+    return [str(names[k]) for k in sorted(names, key=int)]
+
+
+def _check_labels(file: Path, content: dict[str, Any]) -> None:
+    if "ignore" in content["labels"]:
+        raise UserError(
+            f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
+        )
+    try:
+        manager = LabelManager(content["labels"], content.get("regions_class_order"))
+        values = [int(v) for v in manager.all_labels]
+        heads = int(manager.num_segmentation_heads)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"{file} has invalid labels: {' '.join(str(error).split()) or 'see the format'}.") from None
+    if values != list(range(len(values))) or heads < 1 or len(values) < 2:
+        raise UserError(f"{file} has the labels {values}; they must be 0 (background), 1, 2, ... without gaps.")
+    order = content.get("regions_class_order")
+    if manager.has_regions and (order is None or len(order) != heads):
+        raise UserError(f"{file} has regions, so regions_class_order must list {heads} labels, one for each region.")
+
+
+def _label_values(dataset_json: Mapping[str, Any]) -> dict[int, str]:
+    """Every label number with a name for it."""
+    names: dict[int, str] = {}
+    for name, value in dataset_json["labels"].items():
+        for v in value if isinstance(value, (list, tuple)) else [value]:
+            names.setdefault(int(v), name)
+    return names
+
+
+def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Case]:
+    """The training cases in the order of their names, as nnU-Net lists them.
+
+    Raises:
+        UserError: a folder, a channel or a label is missing, or there are no cases.
+    """
+    if "dataset" in dataset_json:
+        cases = [_listed_case(folder, str(k), v) for k, v in sorted(dataset_json["dataset"].items())]
+    else:
+        cases = _cases_in_folders(folder, str(dataset_json["file_ending"]))
+    if not cases:
+        raise UserError(f"{folder} has no training cases; put images into imagesTr and labels into labelsTr.")
+    for case in cases:
+        for file in (*case.images, case.label):
+            if not os.path.isfile(file):
+                raise UserError(f"The training case {case.name} lacks {file}; add it or take the case out.")
+    return cases
+
+
+def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> Case:
+    try:
+        images, label = entry["images"], entry["label"]
+    except (KeyError, TypeError):
+        raise UserError(f"The case {name} in dataset.json of {folder.name} needs the keys images and label.") from None
+
+    def resolve(path: str) -> str:
+        return os.path.abspath(folder / os.path.expandvars(path))
+
+    return Case(name, tuple(resolve(i) for i in images), resolve(label))
+
+
+def _cases_in_folders(folder: Path, ending: str) -> list[Case]:
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    for needed in (images, labels):
+        if not needed.is_dir():
+            raise UserError(f"{needed} is missing; training images belong into imagesTr, their labels into labelsTr.")
+    channels: dict[str, list[int]] = {}
+    for file in sorted(p.name for p in images.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")):
+        match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file)
+        if match is None:
+            raise UserError(f"{images / file} lacks a channel number; images are called like CASE_0000{ending}.")
+        channels.setdefault(match.group(1), []).append(int(match.group(2)))
+    cases = []
+    for name, numbers in sorted(channels.items()):
+        files = tuple(str(images / f"{name}_{i:04d}{ending}") for i in range(max(numbers) + 1))
+        cases.append(Case(name, files, str(labels / f"{name}{ending}")))
+    return cases
+
+
+def check_splits(file: Path, known: Iterable[str]) -> None:
+    """Checks a ``splits_final.json``.
+
+    Raises:
+        UserError: it is not a list of ``{"train": [...], "val": [...]}``, names an unknown case, or a fold is empty or
+            trains on its own validation cases.
+    """
+    try:
+        splits = json.loads(file.read_text())
+        folds = [(list(f["train"]), list(f["val"])) for f in splits]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f'{file} must be a JSON list of {{"train": [...], "val": [...]}} ({error}).') from None
+    known = set(known)
+    for i, (train, val) in enumerate(folds):
+        if unknown := sorted({str(c) for c in [*train, *val]} - known):
+            raise UserError(f"Fold {i} of {file} names the unknown case {unknown[0]}; correct or remove the file.")
+        if both := sorted(set(train) & set(val)):
+            raise UserError(f"Fold {i} of {file} has {both[0]} in train and in val; a case can be in one of them only.")
+        if not train or not val:
+            raise UserError(f"Fold {i} of {file} has no {'validation' if train else 'training'} cases.")
+
+
+def _check_case(
+    case: Case, reader_class: type[BaseReaderWriter], n_channels: int, expected: list[int]
+) -> tuple[str | None, set[int]]:
+    """The first defect of one case, or None, and the label numbers that it holds."""
+    reader = reader_class()
+    try:
+        label, label_properties = read_image(reader, case.label, label=True)
+        count = 0
+        for file in case.images:
+            image, properties = read_image(reader, file)
+            difference = geometry_mismatch(properties, label_properties, image.shape[1:], label.shape[1:])
+            if difference:
+                return (
+                    f"{file} and its label {case.label} differ in {difference}; bring the label onto the image's grid."
+                ), set()
+            count += image.shape[0]
+    except UserError as error:
+        return str(error), set()
+    if count != n_channels:
+        return (
+            f"The training case {case.name} has {count} image channels, but dataset.json names {n_channels}; add what "
+            "is missing or correct channel_names."
+        ), set()
+    if label.shape[0] != 1:
+        return f"{case.label} has {label.shape[0]} channels; a label has one, with the label numbers as values.", set()
+    values = np.unique(label)
+    unknown = [v for v in values if v not in expected]
+    if unknown:
+        return (
+            f"{case.label} holds the label {unknown[0]:g}, which dataset.json does not name (it names "
+            f"{', '.join(map(str, expected))}); correct the file or dataset.json."
+        ), set()
+    return None, {int(v) for v in values}

@@ -1,0 +1,235 @@
+"""Predicts every case of a folder and leaves a folder that nnU-Net's own tools understand."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
+from nndiffseg.data.files import write_json
+from nndiffseg.errors import UserError
+from nndiffseg.export.staple import check_fusion
+from nndiffseg.export.writer import ExportJob, export_case, remove_staging
+
+if TYPE_CHECKING:
+    from nndiffseg.inference.predictor import Predictor
+
+T = TypeVar("T")
+
+
+class WorkerKilledError(UserError):
+    """A worker process died: no fault of the case at hand, so the run ends."""
+
+
+def predict_folder(
+    predictor: Predictor,
+    input_folder: str | Path,
+    output_folder: str | Path,
+    *,
+    save_samples: bool = False,
+    save_probabilities: bool = False,
+    fuse: str | None = None,
+    continue_prediction: bool = False,
+    num_parts: int = 1,
+    part_id: int = 0,
+    preprocessing_processes: int = 1,
+    export_processes: int = 1,
+    progress: bool = True,
+    verbose: bool = False,
+) -> list[str]:
+    """Predicts every case of a folder.
+
+    A case's files appear together, the segmentation last, so a killed run leaves whole cases only. Bad headers stop
+    the run before it starts; a case whose voxels turn out to be bad is left out, and named in the error at the end.
+
+    Args:
+        predictor: the model and how to sample.
+        input_folder: images named ``CASE_0000.nii.gz`` (the dataset's file ending).
+        output_folder: made where it does not exist; see DESIGN, section 5, for what it will hold.
+        save_samples: also write every sample's label map.
+        save_probabilities: also write nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
+        fuse: how samples become the segmentation, in place of the predictor's own choice (see
+            :meth:`~nndiffseg.inference.predictor.Predictor.from_folder`).
+        continue_prediction: leave out cases all of whose files exist.
+        num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
+        preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
+        progress: show a progress bar.
+        verbose: one line per case.
+
+    Returns:
+        Ids of the cases that were predicted in this run.
+
+    Raises:
+        UserError: bad input (see above); the other cases are complete then.
+    """
+    output = Path(output_folder)
+    fuse = predictor.fuse if fuse is None else fuse
+    check_fusion(fuse)
+    cases = find_cases(input_folder, predictor.dataset_json)
+    if not (num_parts >= 1 and 0 <= part_id < num_parts):
+        raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")
+    every_case = [case.id for case in cases]
+    cases = cases[part_id::num_parts]
+    job = ExportJob(output, predictor.plans.plans, predictor.model.configuration, predictor.dataset_json, save_samples,
+                    save_probabilities, {**predictor.settings(), "fuse": fuse}, fuse)
+    own_cases = [case.id for case in cases]
+    if continue_prediction:
+        cases = [case for case in cases if not _is_complete(job, case, predictor)]
+    check_headers(cases)
+    _prepare_output(output, Path(input_folder), predictor, job)
+    if verbose:
+        print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
+    try:
+        bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
+    finally:
+        remove_staging(output, own_cases)
+    _write_report(output, Path(input_folder), predictor, every_case)
+    if bad:
+        raise UserError(f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete): "
+                        + " ".join(bad.values()))
+    return [case.id for case in cases]
+
+
+def _predict_cases(predictor: Predictor, job: ExportJob, cases: Sequence[Case], preprocessing_processes: int,
+                   export_processes: int, progress: bool) -> dict[str, str]:
+    """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
+    bad: dict[str, str] = {}
+    arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
+    with _Exporter(export_processes) as exporter:
+        preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes)
+        for case, result in zip(cases, preprocessed, strict=True):
+            try:
+                data, properties = result()
+            except WorkerKilledError:
+                raise
+            except UserError as error:
+                bad[case.id] = str(error)
+                continue
+            statistics = _predict_with_bar(predictor, data, case.id, progress)
+            exporter.submit(job, case.id, statistics, properties)
+            del data, statistics  # before the next case is read
+    return bad
+
+
+def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
+    with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
+        try:
+            return predictor.predict_preprocessed(data, case_id, keep_parts=False, on_tile=bar.update)
+        except torch.cuda.OutOfMemoryError:  # even the smallest chunk did not fit
+            raise UserError(f"The GPU has too little memory for {case_id}; close what else runs on it, or use "
+                            "-device cpu.") from None
+
+
+def _is_complete(job: ExportJob, case: Case, predictor: Predictor) -> bool:
+    files = job.files(case.id, predictor.number_of_samples, len(predictor.model.folds))
+    return all((job.output / file).is_file() for file in files)
+
+
+def _prepare_output(output: Path, input_folder: Path, predictor: Predictor, job: ExportJob) -> None:
+    """The three files beside the segmentations that nnU-Net's evaluation and post-processing read."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; give a folder for the output with -o.")
+    if output.resolve() == input_folder.resolve():
+        raise UserError("Input and output are the same folder; give another one for the output with -o.")
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(predictor.dataset_json, output / "dataset.json")
+    write_json(predictor.plans.plans, output / "plans.json")
+    write_json({"input_folder": str(input_folder), "output_folder": str(output), "save_samples": job.save_samples,
+                "save_probabilities": job.save_probabilities, **job.settings},
+               output / "predict_from_raw_data_args.json")
+
+
+def _write_report(output: Path, input_folder: Path, predictor: Predictor, every_case: Sequence[str]) -> None:
+    ending = predictor.dataset_json["file_ending"]
+    images = {case.id: list(case.files) for case in find_cases(input_folder, predictor.dataset_json)
+              if case.id in every_case and (output / f"{case.id}{ending}").is_file()}
+    if images:
+        from nndiffseg.report.report import write_prediction_report  # loads matplotlib
+
+        write_prediction_report(output, images)
+
+
+def in_order(function: Callable[..., T], arguments: Sequence[tuple], processes: int) -> Iterator[Callable[[], T]]:
+    """Yields, for each argument in turn, a call that gives ``function(*argument)`` or raises what it raised.
+
+    With more than one process, work runs a few items ahead in spawned workers; otherwise each call does the work.
+    """
+    if processes <= 1 or len(arguments) <= 1:
+        for argument in arguments:
+            yield partial(function, *argument)
+        return
+    with _pool(min(processes, len(arguments))) as pool:
+        waiting: deque[Future[T]] = deque()
+        for i in range(len(arguments)):
+            for argument in arguments[i + len(waiting) : i + processes + 1]:
+                waiting.append(_submit(pool, function, argument))
+            yield _result_of(waiting.popleft())
+
+
+def _result_of(future: Future[T]) -> Callable[[], T]:
+    def result() -> T:
+        with _told_when_killed():
+            return future.result()
+
+    return result
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., T], arguments: tuple) -> Future[T]:
+    with _told_when_killed():
+        return pool.submit(function, *arguments)
+
+
+@contextmanager
+def _told_when_killed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise WorkerKilledError("A worker process was killed, most likely for want of memory; try again with -npp 1 "
+                                "-nps 1.") from None
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+
+
+class _Exporter:
+    """Writes cases in this process, or in workers with a bounded queue."""
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self.pool = _pool(processes) if processes > 1 else None
+        self.waiting: deque[Future[None]] = deque()
+
+    def submit(self, *arguments: Any) -> None:
+        """:func:`~nndiffseg.export.writer.export_case`; errors of workers surface here or at the end."""
+        if self.pool is None:
+            export_case(*arguments)
+            return
+        self.waiting.append(_submit(self.pool, export_case, arguments))
+        self._wait(self.waiting.popleft() for _ in range(len(self.waiting) - 2 * self.processes))
+
+    @staticmethod
+    def _wait(futures: Iterable[Future[None]]) -> None:
+        for future in futures:
+            _result_of(future)()
+
+    def __enter__(self) -> _Exporter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self.pool is None:
+            return
+        with self.pool:
+            if kind is None:
+                self._wait(self.waiting)

@@ -1,0 +1,72 @@
+"""The losses of the latent-diffusion trainer (DESIGN, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nndiffseg.methods.latent.network import TrainingOutput
+from nndiffseg.methods.latent.scores import KernelDistances, deviation_score, energy_distances, jaccard_distances
+from nndiffseg.methods.latent.spread_control import SpreadControl
+from nndiffseg.methods.settings import DiffusionSettings
+
+#: block edges of the energy score of latents, in cells (0 = the whole patch)
+LATENT_SCALES = (1, 2, 4, 0)
+#: block edges of the energy score of probabilities, in voxels
+LABEL_SCALES = (1, 4, 16, 0)
+
+
+class DiffusionLoss(nn.Module):
+    """Sum of the deterministic, reconstruction, latent and label terms, and that of the deviation where it is learned.
+
+    Args:
+        deterministic: nnU-Net's loss with deep supervision ``(list of logits, list of targets) -> scalar``.
+        segmentation: nnU-Net's loss at full resolution ``(logits, target) -> scalar``.
+        settings: of the configuration; the objective decides the latent and label terms.
+        regions: sigmoid heads (nnU-Net's region-based training) instead of softmax.
+    """
+
+    def __init__(self, deterministic: Callable[..., Tensor], segmentation: Callable[..., Tensor],
+                 settings: DiffusionSettings, regions: bool):
+        super().__init__()
+        self.deterministic, self.segmentation = deterministic, segmentation
+        self.settings, self.regions = settings, regions
+        self.progress = 1.0
+        self.control = nn.ModuleDict({"latent": SpreadControl(len(LATENT_SCALES)), "label": SpreadControl(len(LABEL_SCALES)),
+                                      "jaccard": SpreadControl(1)})
+
+    def set_progress(self, progress: float) -> None:
+        """Says which share of the training is done; see :mod:`nndiffseg.methods.latent.spread_control`."""
+        self.progress = progress
+
+    def forward(self, out: TrainingOutput, targets: list[Tensor], onehot: Tensor) -> dict[str, Tensor]:
+        """``targets`` as nnU-Net's loader gives them, ``onehot`` ``(B, heads, *patch)``; keys are the terms' names."""
+        terms = {
+            "deterministic": self.deterministic([x.float() for x in out.logits], targets),
+            "reconstruction": self.segmentation(out.reconstruction.float(), targets[0]),
+        }
+        if self.settings.learned_deviation:
+            terms["deviation"] = deviation_score(out.z0, out.prior, out.deviation)
+        if self.settings.objective == "mean":
+            terms["latent"] = (out.x0[0] - out.z0).square().mean()
+            terms["label"] = self.segmentation(out.samples[0].float(), targets[0])
+            return terms
+        logits = out.samples.float()
+        p = torch.sigmoid(logits) if self.regions else logits.softmax(2)  # (2, B, heads, *patch)
+        first = 0 if self.regions else 1
+        terms["latent"] = self._score("latent", out.pure, energy_distances(out.x0, out.z0, LATENT_SCALES))
+        # Most voxels are background: relative to the foreground the score does not depend on the patch size.
+        foreground = onehot[:, first:].amax(1).mean().clamp_min(0.01)
+        terms["label"] = self._score("label", out.pure, energy_distances(p, onehot, LABEL_SCALES)) / foreground
+        terms["jaccard"] = self._score("jaccard", out.pure, jaccard_distances(p[:, :, first:], onehot[:, first:]))
+        return terms
+
+    def _score(self, name: str, pure: Tensor, distances: KernelDistances) -> Tensor:
+        control = self.control[name]
+        assert isinstance(control, SpreadControl)
+        if self.training:
+            # From pure noise alone: that is where all spread comes from, and z_t of other times holds the answer.
+            control.update(distances.error[:, pure], distances.spread[:, pure])
+        return distances.score(control.weight(self.progress))

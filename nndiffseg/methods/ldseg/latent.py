@@ -1,0 +1,84 @@
+"""Which latent an LDSeg model has: the plan's, or the one that LDSeg was published with (arXiv 2407.12952)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nndiffseg.errors import UserError
+from nndiffseg.methods.settings import DiffusionSettings
+
+#: key in a configuration's ``diffusion`` section of the plans
+KEY = "ldseg_latent"
+LATENTS = ("planned", "paper")
+#: the published latent: voxels per cell along each axis, channels
+PAPER_STRIDE, PAPER_CHANNELS = 16, 1
+MAX_IMAGE_CHANNELS = 64
+#: the published widths: label encoder below full resolution, denoiser
+PAPER_ENCODER = (16, 32, 64, 64)
+PAPER_DENOISER = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class LDSegLatent:
+    """Sizes of latent, label encoder and denoiser.
+
+    Attributes:
+        stage: stage of the planned image network whose grid carries the latent.
+        stride: voxels per latent cell along each axis.
+        channels: of the latent.
+        image_channels: of the image latent.
+        encoder_channels: of the label encoder at stages ``1 .. stage``.
+        denoiser_channels: at the latent grid and at every coarser level of the denoiser.
+        denoiser_strides: from each denoiser level to the next.
+    """
+
+    stage: int
+    stride: tuple[int, ...]
+    channels: int
+    image_channels: int
+    encoder_channels: tuple[int, ...]
+    denoiser_channels: tuple[int, ...]
+    denoiser_strides: tuple[tuple[int, ...], ...]
+
+
+def ldseg_latent(configuration: Mapping[str, Any]) -> LDSegLatent:
+    """The latent of one configuration of a plans file (``configuration_manager.configuration``).
+
+    Raises:
+        UserError: the configuration holds no diffusion settings, or names an unknown latent.
+    """
+    settings = DiffusionSettings.from_configuration(dict(configuration))
+    chosen = configuration["diffusion"].get(KEY, "planned")
+    if chosen not in LATENTS:
+        raise UserError(f"The plans ask for the LDSeg latent {chosen!r}; choose one of {', '.join(LATENTS)}.")
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    if chosen == "paper":
+        return paper_latent(kwargs["strides"], configuration["patch_size"])
+    # One number in a cell of a shallow grid would not tell the denoiser what each channel of the latent should be.
+    width = min(MAX_IMAGE_CHANNELS, int(kwargs["features_per_stage"][settings.latent_stage]))
+    return LDSegLatent(settings.latent_stage, settings.latent_stride, settings.latent_channels, width,
+                       settings.encoder_channels, settings.denoiser_channels, settings.denoiser_strides)
+
+
+def paper_latent(strides: Any, patch: Any) -> LDSegLatent:
+    """One channel at the deepest stage of the plan that is at most 16-fold along every axis.
+
+    nnU-Net pools an axis while at least four cells are left, so small patches and thick slices stay below 16.
+
+    Args:
+        strides: of the plan's stages, the first of them all ones ``(stages, dim)``.
+        patch: voxels of the patch ``(dim,)``.
+    """
+    cumulative = np.cumprod(np.asarray(strides, int), axis=0)  # (stages, dim)
+    stage = int(np.flatnonzero((cumulative <= PAPER_STRIDE).all(1))[-1])
+    stride = tuple(int(v) for v in cumulative[stage])
+    cells, levels = [int(n) // s for n, s in zip(patch, stride, strict=True)], []
+    for _ in PAPER_DENOISER[1:]:
+        levels.append(tuple(2 if n >= 4 else 1 for n in cells))
+        cells = [-(-n // s) for n, s in zip(cells, levels[-1], strict=True)]
+    widths = tuple(PAPER_ENCODER[min(s, len(PAPER_ENCODER) - 1)] for s in range(stage))
+    return LDSegLatent(stage, stride, PAPER_CHANNELS, PAPER_CHANNELS, widths, PAPER_DENOISER, tuple(levels))

@@ -1,0 +1,213 @@
+"""MedSegDiff-V2 (arXiv 2301.11798): a condition model on the image and a diffusion model on the noisy label map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.schedules import Linear, add_noise, timesteps, training_times
+from nndiffseg.methods.label_space import LabelSpaceNetwork
+from nndiffseg.methods.medsegdiff.ss_former import HEAD_CHANNELS, SSFormer
+from nndiffseg.methods.medsegdiff.uncertain_attention import UncertainSpatialAttention, attend, pool
+from nndiffseg.nn.image_network import ImageNetwork, ImageOutput
+from nndiffseg.nn.layers import ChannelNorm, ResidualBlock, TimeEmbedding, conv, upsample, zero
+
+#: default sampling: DPM-Solver++ of order 2
+SAMPLER, STEPS = "dpmpp_2m", 20
+#: levels of the diffusion encoder that see the anchor
+ANCHOR_LEVELS = 2
+SS_FORMER_BLOCKS = 2
+EMBEDDING = 64
+#: probabilities are kept this far from 0 and 1
+EPSILON = 1e-3
+
+
+class Condition(NamedTuple):
+    """What the diffusion model knows of an image.
+
+    Attributes:
+        anchor: per level ``(B, maps, *patch / stride)``: attention in (0, 1), or without U-SA features to add.
+        semantic: deepest embedding of the condition model ``(B, C, *patch / deepest stride)``.
+    """
+
+    anchor: list[Tensor]
+    semantic: Tensor
+
+
+class TrainingOutput(NamedTuple):
+    """One training pass.
+
+    Attributes:
+        logits: of the condition model, full resolution first ``(B, heads, *patch / stride_s)``.
+        x0: the true label map in [-1, 1] ``(B, heads, *patch)``.
+        estimate: its estimate from x_t, float32, same shape.
+    """
+
+    logits: list[Tensor]
+    x0: Tensor
+    estimate: Tensor
+
+
+class DiffusionModel(nn.Module):
+    """A time-conditioned U-Net on x_t whose encoder is anchored and whose deepest embedding meets the condition model's.
+
+    Args:
+        dim: number of spatial axes.
+        heads: channels of x.
+        channels: of each level, full resolution first; the deepest a multiple of ``HEAD_CHANNELS``.
+        strides: ``strides[i]`` leads from level i to i + 1.
+        use_attention: the anchor multiplies (U-SA); otherwise it is added.
+        use_ss_former: embeddings meet in the SS-Former; otherwise they are added.
+    """
+
+    def __init__(self, dim: int, heads: int, channels: Sequence[int], strides: Sequence[Sequence[int]],
+                 use_attention: bool, use_ss_former: bool):
+        super().__init__()
+        self.strides, self.use_attention = [tuple(s) for s in strides], use_attention
+        self.embed = TimeEmbedding(EMBEDDING)
+        self.stem = conv(dim, heads, channels[0])
+        self.down = nn.ModuleList(ResidualBlock(dim, c, EMBEDDING) for c in channels)
+        self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
+        self.ss_former = SSFormer(dim, channels[-1], EMBEDDING, SS_FORMER_BLOCKS) if use_ss_former else None
+        self.middle = ResidualBlock(dim, channels[-1], EMBEDDING)
+        self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(len(strides)))
+        self.up = nn.ModuleList(ResidualBlock(dim, c, EMBEDDING) for c in channels[:-1])
+        self.norm = ChannelNorm(channels[0])
+        self.head = zero(conv(dim, channels[0], heads))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """x_t ``(N, heads, *patch)``, t ``(N,)``, condition of 1 or N images -> v ``(N, heads, *patch)`` float32."""
+        embedding = self.embed(t)
+        h = self.stem(x)
+        skips = []
+        for i, level in enumerate(self.down):
+            h = level(h, embedding)
+            if i < len(condition.anchor):
+                h = attend(h, condition.anchor[i]) if self.use_attention else h + condition.anchor[i]
+            if i < len(self.pool):
+                skips.append(h)
+                h = self.pool[i](h)
+        if self.ss_former is not None:
+            h = self.ss_former(condition.semantic, h, embedding).to(h.dtype)
+        else:
+            h = h + condition.semantic
+        h = self.middle(h, embedding)
+        for i in range(len(self.up) - 1, -1, -1):
+            h = self.up[i](upsample(self.merge[i](h), self.strides[i]) + skips[i], embedding)
+        return self.head(F.silu(self.norm(h))).float()
+
+
+class MedSegDiff(LabelSpaceNetwork):
+    """Condition model (nnU-Net's planned U-Net) and diffusion model; v-prediction on DDPM's linear schedule.
+
+    ``network.eval()(image)`` returns the condition model's logits ``(B, heads, *patch)``. In training
+    ``network(image, onehot, generator=g)`` returns a :class:`TrainingOutput`.
+    """
+
+    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], channels: Sequence[int], heads: int,
+                 patch: Sequence[int], *, uncertain_attention: bool = True, ss_former: bool = True):
+        """``strides[s]`` leads from stage s to s + 1 of ``unet``; ``channels`` of the diffusion model per stage."""
+        super().__init__(heads, patch, Linear(), SAMPLER, STEPS)
+        dim, features = len(self.patch), ImageNetwork(unet).channels
+        levels = [(1,) * dim]
+        for s in list(strides)[: min(ANCHOR_LEVELS, len(strides)) - 1]:
+            levels.append(tuple(int(a) * int(b) for a, b in zip(levels[-1], s, strict=True)))
+        self.condition_model = ImageNetwork(unet)
+        self.attention = UncertainSpatialAttention(dim, features[0], heads, levels) if uncertain_attention else None
+        self.anchor_strides = levels
+        self.to_anchor = None if uncertain_attention else nn.ModuleList(
+            conv(dim, features[0], c, 1) for c in channels[: len(levels)])
+        self.to_semantic = conv(dim, features[-1], channels[-1], 1)
+        self.diffusion_model = DiffusionModel(dim, heads, channels, strides, uncertain_attention, ss_former)
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def forward(self, image: Tensor, onehot: Tensor | None = None, *, deep_supervision: bool = False,
+                recycling: float = 0.0, generator: torch.Generator | None = None
+                ) -> Tensor | list[Tensor] | TrainingOutput:
+        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training.
+
+        ``recycling`` is the share of the items that noise the network's own prediction instead of the true label.
+        """
+        out = self.condition_model(image, deep_supervision)
+        if onehot is None:
+            return out.logits if deep_supervision else out.logits[0]
+        x0 = 2 * onehot - 1
+        t = training_times(len(x0), generator).to(x0)
+        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        condition, source = self._condition(out), x0
+        if recycling > 0:
+            recycled = (torch.rand(len(x0), generator=generator) < recycling).to(x0.device)
+            own = self._own_prediction(torch.randn(x0.shape, generator=generator).to(x0), condition)
+            source = torch.where(recycled.view(-1, *[1] * (x0.ndim - 1)), own, x0)
+        estimate = self._estimate(add_noise(self.schedule, source, noise, t), t, condition)
+        return TrainingOutput(out.logits, x0, estimate)
+
+    @torch.no_grad()
+    def _own_prediction(self, noise: Tensor, condition: Condition) -> Tensor:
+        """x0 as a sampler first sees it, from noise alone (recycling, MELBA 2023:016)."""
+        return self.denoise(noise, noise.new_ones(len(noise)), condition)
+
+    def _condition(self, out: ImageOutput) -> Condition:
+        feature, semantic = out.features[0], self.to_semantic(out.features[-1])
+        if self.attention is not None:
+            return Condition(self.attention(feature), semantic)
+        assert self.to_anchor is not None
+        return Condition([pool(project(feature), s) for project, s in zip(self.to_anchor, self.anchor_strides, strict=True)],
+                         semantic)
+
+    def _estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """x0 = alpha x_t - sigma v (Salimans & Ho 2022, arXiv 2202.00512, appendix D); defined at alpha = 0 too."""
+        v = self.diffusion_model(x, t, condition)
+        view = (-1, *[1] * (x.ndim - 1))
+        return self.schedule.alpha(t).view(view) * x.float() - self.schedule.sigma(t).view(view) * v
+
+    # ---- LabelSpaceNetwork ----------------------------------------------------------------------------------------
+
+    def deterministic(self, image: Tensor) -> Tensor:
+        return self.condition_model(image).logits[0]
+
+    def condition(self, image: Tensor) -> Condition:
+        return self._condition(self.condition_model(image))
+
+    def denoise(self, x: Tensor, t: Tensor, condition: Condition, vector: Tensor | None = None) -> Tensor:
+        return self._estimate(x, t, condition).clamp(-1, 1)
+
+    def to_logits(self, x0: Tensor) -> Tensor:
+        """log p, for regions logit p, of the probability p = (x0 + 1) / 2 that the estimate of a +-1 variable means."""
+        p = ((x0.float() + 1) / 2).clamp(EPSILON, 1 - EPSILON)
+        return torch.logit(p) if bool(self.regions) else p.log()
+
+    def sample_patch(self, image: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """Whole patches at once, without tiles: image ``(B, C_in, *patch)``, noise ``(M, B, heads, *patch)`` -> x0."""
+        condition = self.condition(image)
+        repeated = Condition([a.repeat(len(noise), *[1] * (a.ndim - 1)) for a in condition.anchor],
+                             condition.semantic.repeat(len(noise), *[1] * (noise.ndim - 2)))
+        x0 = sampler_by_name(self.default_sampler)(
+            lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule)
+        return x0.unflatten(0, noise.shape[:2])
+
+
+def diffusion_channels(features: Sequence[int]) -> list[int]:
+    """Half the condition model's features, at least 16: the diffusion model runs once per sample and step."""
+    return [max(HEAD_CHANNELS, math.ceil(f / 2 / HEAD_CHANNELS) * HEAD_CHANNELS) for f in features]
+
+
+def build_medsegdiff(configuration: ConfigurationManager, input_channels: int, heads: int, *,
+                     uncertain_attention: bool = True, ss_former: bool = True) -> MedSegDiff:
+    """The condition model is exactly the network that nnU-Net would build from these plans."""
+    arguments = configuration.network_arch_init_kwargs
+    unet = get_network_from_plans(
+        configuration.network_arch_class_name, arguments, configuration.network_arch_init_kwargs_req_import,
+        input_channels, heads, allow_init=True, deep_supervision=True)
+    channels = diffusion_channels(arguments["features_per_stage"])
+    return MedSegDiff(unet, arguments["strides"][1:], channels, heads, configuration.patch_size,
+                      uncertain_attention=uncertain_attention, ss_former=ss_former)

@@ -1,0 +1,235 @@
+"""The composed model keeps the predictor's contract and nnU-Net's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from nndiffseg.diffusion.noise.interpolation import correlated_noise
+from nndiffseg.methods.latent.label_decoder import GAIN, LabelDecoder
+from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.settings import DiffusionSettings
+
+
+def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet,
+         learned_deviation: bool = False):
+    torch.manual_seed(0)
+    features = [8, 12, 16, 16]
+    conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+    blocks = {"n_blocks_per_stage" if unet is ResidualEncoderUNet else "n_conv_per_stage": [1, 1, 1, 1]}
+    image_network = unet(1, 4, features, conv, 3, [[1] * dim, *map(list, strides)], num_classes=3,
+                         n_conv_per_stage_decoder=[1, 1, 1], norm_op=norm, norm_op_kwargs={"affine": True},
+                         nonlin=nn.LeakyReLU, deep_supervision=True, **blocks)
+    latent_stride = tuple(a * b for a, b in zip(strides[0], strides[1], strict=True))
+    settings = DiffusionSettings(
+        latent_stage=2, latent_stride=latent_stride, latent_channels=4, denoiser_channels=(8, 16),
+        denoiser_strides=(tuple(strides[2]),), encoder_channels=(8, 8), decoder_channels=(4, 6, 8), objective=objective,
+        learned_deviation=learned_deviation, noise_scales=(1, 4), sampler="ancestral" if objective == "energy" else "ddim")
+    return LatentDiffusionSegmenter(image_network, strides, 3, settings)
+
+
+def draw_for(n: int, grid, seed: int = 0):
+    def draw(stream: int, channels: int, scale: int = 1):
+        generator = torch.Generator().manual_seed(1000 * seed + 10 * stream + scale)
+        return correlated_noise(n, channels, grid, scale, generator=generator)
+
+    return draw
+
+
+CASES = [
+    pytest.param(3, ((2, 2, 2), (2, 2, 2), (2, 2, 2)), (16, 24, 16), id="3d"),
+    pytest.param(3, ((1, 2, 2), (2, 2, 2), (1, 2, 2)), (8, 24, 16), id="anisotropic"),
+    pytest.param(2, ((2, 2), (2, 2), (2, 2)), (32, 24), id="2d"),
+]
+
+
+@pytest.mark.parametrize(("dim", "strides", "patch"), CASES)
+@pytest.mark.parametrize("unet", [ResidualEncoderUNet, PlainConvUNet])
+def test_maps_and_samples_have_the_announced_shapes(dim, strides, patch, unet):
+    model = make(dim=dim, strides=strides, unet=unet).eval()
+    maps = model.encode(torch.randn(1, 1, *patch))
+    assert len(maps) == len(model.map_strides)
+    for m, stride in zip(maps, model.map_strides, strict=True):
+        assert tuple(m.shape[2:]) == tuple(n // s for n, s in zip(patch, stride, strict=True))
+    grid = maps[1].shape[2:]
+    z = model.sample(maps, draw_for(3, grid))
+    assert z.shape == (3, 4, *grid)
+    assert model.decode(z, maps).shape == (3, 3, *patch)
+
+
+def test_evaluation_mode_gives_the_same_logits_as_the_wrapped_unet():
+    model = make().eval()
+    image = torch.randn(2, 1, 16, 16, 16)
+    torch.testing.assert_close(model(image), model.image_network.unet(image)[0])
+    deep = model(image, deep_supervision=True)
+    for ours, theirs in zip(deep, model.image_network.unet(image), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("learned_deviation", [False, True])
+@pytest.mark.parametrize("objective", ["energy", "mean"])
+def test_every_parameter_takes_part_in_a_training_step(objective, learned_deviation):
+    model = make(objective, learned_deviation=learned_deviation)
+    onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
+    # Residual branches start at zero, so the parameters behind them get a gradient only once these have moved.
+    for p in model.parameters():
+        p.data += 0.01 * torch.randn_like(p)
+    out = model(torch.randn(2, 1, 16, 16, 16), onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
+    assert out.x0.shape[0] == (2 if objective == "energy" else 1)
+    assert out.deviation.shape == (2, 1, 4, 4, 4) and out.prior.shape == out.z0.shape
+    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.deviation, out.x0, out.samples])
+    loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None]
+    assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
+
+
+def test_diffusion_loss_does_not_reach_the_label_encoder():
+    model = make()
+    onehot = torch.zeros(1, 3, 16, 16, 16)
+    onehot[:, 0] = 1
+    out = model(torch.randn(1, 1, 16, 16, 16), onehot, generator=torch.Generator().manual_seed(1))
+    (out.x0 - out.z0).square().mean().backward()
+    assert all(p.grad is None for p in model.label_encoder.parameters())
+
+
+def test_training_pass_depends_only_on_its_generator():
+    onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 16, 16, 16)), 3).movedim(-1, 1).float()
+    image = torch.randn(1, 1, 16, 16, 16)
+    outs = []
+    for seed in (5, 5, 6):
+        model = make()  # a pass moves the whitening's statistics, so each starts from the same network
+        torch.manual_seed(len(outs))  # the global generator must not matter
+        outs.append(model(image, onehot, generator=torch.Generator().manual_seed(seed)).reconstruction)
+    assert torch.equal(outs[0], outs[1])
+    assert not torch.equal(outs[0], outs[2])
+
+
+def test_an_untrained_denoiser_starts_from_the_deterministic_answer_at_pure_noise():
+    model = make().eval()
+    for p in model.denoiser.head.parameters():
+        p.data.zero_()
+    maps = model.encode(torch.randn(1, 1, 16, 16, 16))
+    z = model.sample(maps, draw_for(2, maps[1].shape[2:]), steps=1)
+    torch.testing.assert_close(z, maps[2].expand_as(z))
+
+
+@pytest.mark.parametrize("gain", [0.1, 100.0])
+def test_the_finest_guide_is_bounded_whatever_the_features(gain):
+    """Large features of a clear edge must not outweigh the latent."""
+    model = make().eval()
+    model.to_guides[0].weight.data *= gain
+    guide = model.encode(torch.randn(1, 1, 16, 16, 16))[3]
+    assert guide.shape[2:] == (16, 16, 16)
+    torch.testing.assert_close(guide.square().mean(1), torch.ones(1, 16, 16, 16), atol=0.1, rtol=0)
+
+
+def test_the_prior_does_not_move_the_whitening_statistics():
+    model = make()
+    before = model.label_encoder.whiten.mean.clone()
+    model.encode(torch.randn(1, 1, 16, 16, 16))
+    assert torch.equal(model.label_encoder.whiten.mean, before)
+
+
+@pytest.mark.parametrize(("strides", "patch"), [(((2, 2, 2), (2, 2, 2)), (48, 16, 16)), (((1, 2, 2), (1, 2, 2)), (24, 16, 16))])
+def test_a_slab_with_halo_decodes_as_the_whole(strides, patch):
+    torch.manual_seed(0)
+    decoder = LabelDecoder(3, 3, strides, (4, 6, 8), 4).eval()
+    cumulative = [(1, 1, 1), strides[0], tuple(a * b for a, b in zip(*strides, strict=True))]
+    guides = [torch.randn(1, c, *(n // s for n, s in zip(patch, stride, strict=True)))
+              for c, stride in zip((4, 6, 8), cumulative, strict=True)]
+    z = torch.randn(2, 4, *guides[2].shape[2:])
+    whole = decoder(z, guides)
+    rows, s0 = z.shape[2], cumulative[2][0]
+    a, b = rows // 2 - 1, rows // 2 + 1
+    low, high = a - decoder.halo, b + decoder.halo
+    assert low > 0 and high < rows, "the slab must be cut on both sides for this test to say something"
+    slab = decoder(z[:, :, low:high], [g[:, :, low * s0 // s[0]: high * s0 // s[0]]
+                                       for g, s in zip(guides, cumulative, strict=True)])
+    inner = slab[:, :, (a - low) * s0: (b - low) * s0]
+    torch.testing.assert_close(inner, whole[:, :, a * s0: b * s0])
+
+
+@pytest.mark.parametrize("strides", [((2, 2),), ((2, 2, 2), (2, 2, 2)), ((1, 2, 3), (2, 2, 2))])
+@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads, guided):
+    torch.manual_seed(0)
+    dim = len(strides[0])
+    decoder = LabelDecoder(dim, heads, strides, (4, 6, 8)[: len(strides) + 1], 4)
+    h = torch.randn(2, 6, *(3, 4, 5)[:dim])
+    guide = torch.randn(1, 4, *(n * s for n, s in zip(h.shape[2:], strides[0], strict=True))) if guided else None
+    modules = decoder.finest(h) if guide is None else decoder.finest(h) + guide
+    expected = GAIN * decoder.head(torch.nn.functional.silu(modules))
+    result = decoder._finest(h, guide)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    weights = [decoder.finest.weight, decoder.finest.bias, decoder.head.weight, decoder.head.bias]
+    probe = torch.randn_like(expected)
+    for mine, reference in zip(torch.autograd.grad((result * probe).sum(), weights),
+                               torch.autograd.grad((expected * probe).sum(), weights), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
+    inputs = [h, h if guide is None else guide]
+    before = [x.clone() for x in inputs]
+    with torch.no_grad():  # overwrites its intermediate results, never what it was given
+        torch.testing.assert_close(decoder._finest(h, guide), result)
+    assert all(torch.equal(x, b) for x, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
+def test_samples_of_several_images_share_their_images_guides(heads):
+    torch.manual_seed(0)
+    decoder = LabelDecoder(2, heads, ((2, 2), (2, 2)), (4, 6, 8), 4)
+    latents = torch.randn(6, 4, 3, 4)  # three samples of two images, sample after sample
+    guides = [torch.randn(2, c, 3 * s, 4 * s) for c, s in ((4, 4), (6, 2), (8, 1))]
+    expected = torch.cat([decoder(latents[i : i + 1], [g[i % 2 : i % 2 + 1] for g in guides]) for i in range(6)])
+    torch.testing.assert_close(decoder(latents, guides), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(latents, guides), expected)
+
+
+def test_more_steps_draw_distinct_noise_streams():
+    model = make().eval()
+    maps = model.encode(torch.randn(1, 1, 16, 16, 16))
+    seen: list[tuple[int, int]] = []
+    inner = draw_for(1, maps[1].shape[2:])
+
+    def draw(stream: int, channels: int, scale: int = 1):
+        seen.append((stream, scale))
+        return inner(stream, channels, scale)
+
+    model.sample(maps, draw, steps=4)
+    streams = [s for s, _ in seen]
+    assert len(set(streams)) == len(streams), "two draws with one stream would be the same noise"
+
+
+def test_a_checkpoint_without_a_detail_scale_leaves_details_alone():
+    network = make()
+    old = {k: v for k, v in network.state_dict().items() if k != "detail_scale"}
+    network.detail_scale.fill_(2.0)
+    network.load_state_dict(old)
+    assert network.detail_scale.tolist() == [1.0]
+    assert "detail_scale" not in old  # the caller's dictionary is not touched
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.8])
+def test_a_checkpoint_with_the_earlier_spread_scale_loads_and_says_what_to_do(scale, recwarn):
+    network = make()
+    old = {**network.state_dict(), "spread_scale": torch.tensor([scale])}
+    del old["volume_scale"]
+    network.volume_scale.fill_(2.0)
+    network.load_state_dict(old)
+    assert network.volume_scale.tolist() == [1.0]
+    assert [("--val" in str(w.message)) for w in recwarn] == [True] * (scale != 1)
+
+
+def test_details_of_samples_are_rescaled_with_the_fitted_number():
+    network = make().eval()
+    torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
+    maps = network.encode(torch.randn(1, 1, 16, 16, 16))
+    grid = maps[2].shape[2:]
+    with torch.no_grad():
+        plain = network.sample(maps, draw_for(2, grid))
+        network.detail_scale.fill_(1.6)
+        torch.testing.assert_close(network.sample(maps, draw_for(2, grid)), network.rescale(plain, maps, 1.6))
+    assert not torch.allclose(network.rescale(plain, maps, 1.6), plain, atol=1e-3)

@@ -1,0 +1,123 @@
+"""Evaluation of a prediction folder, checked against an oracle whose uncertainty is the true one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from sklearn.metrics import roc_auc_score
+
+from nndiffseg.errors import UserError
+from nndiffseg.uncertainty.evaluation import (
+    DILATION,
+    ErrorHistogram,
+    dilated_foreground,
+    evaluate_predictions,
+    format_table,
+    structures_of,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset_json(phantom_dataset):
+    return json.loads((phantom_dataset / "dataset.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluation(phantom_dataset, oracle_predictions, dataset_json):
+    return evaluate_predictions(
+        oracle_predictions, phantom_dataset / "labelsTs", dataset_json=dataset_json, truth=phantom_dataset / "truth.json"
+    )
+
+
+def array(path):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+
+
+def test_histogram_auroc_equals_the_exact_one_on_values_that_fall_on_bins():
+    rng = np.random.default_rng(0)
+    values, wrong = rng.integers(0, 4096, 5000) / 4096, rng.random(5000) < 0.2
+    values = np.where(wrong, np.sqrt(values), values)
+    values = np.floor(values * 64) / 64  # many ties
+    histogram = ErrorHistogram()
+    histogram.add(values[:2000], wrong[:2000])
+    histogram.add(values[2000:], wrong[2000:])
+    assert histogram.auroc() == pytest.approx(roc_auc_score(wrong, values), abs=1e-12)
+
+
+def test_auroc_without_any_error_is_undefined():
+    histogram = ErrorHistogram()
+    histogram.add(np.linspace(0, 1, 10), np.zeros(10, bool))
+    assert np.isnan(histogram.auroc())
+
+
+def test_dilated_foreground_reaches_exactly_so_many_voxels_and_leaves_out_ignored_ones():
+    reference, prediction = np.zeros((1, 1, 21, 21), int), np.zeros((1, 1, 21, 21), int)
+    reference[0, 0, 10, 10] = 1
+    region = dilated_foreground(reference, prediction)
+    assert region[0, 10, 10 + DILATION] and not region[0, 10, 11 + DILATION]
+    prediction[0, 0, 10, 14] = 2
+    assert dilated_foreground(reference, prediction)[0, 10, 14 + DILATION]
+    reference[0, 0, 10, 12] = 9
+    assert not dilated_foreground(reference, prediction, ignore=9)[0, 10, 12]
+
+
+def test_structures_leave_out_background_and_ignore_label_and_keep_regions():
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert structures_of({"labels": labels}) == {"whole": (1, 2), "core": (2,)}
+
+
+def test_dice_equals_a_count_by_hand(evaluation, phantom_dataset, oracle_predictions):
+    for name, case in evaluation["cases"].items():
+        reference = array(phantom_dataset / "labelsTs" / f"{name}.nii.gz")
+        prediction = array(oracle_predictions / f"{name}.nii.gz")
+        a, b = reference == 2, prediction == 2
+        assert case["dice"]["rear lobe"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+    summary = evaluation["summary"]
+    assert summary["dice_mean"] == pytest.approx(np.mean([c["dice_mean"] for c in evaluation["cases"].values()]))
+
+
+def test_oracle_reaches_the_figures_that_the_demo_asks_for(evaluation):
+    summary = evaluation["summary"]
+    assert summary["cases"] == 3
+    assert summary["dice_mean"] > 0.9
+    assert summary["error_auroc"] > 0.85
+    for structure in ("front lobe", "rear lobe"):
+        assert summary["volume_spread_ratio"][structure] == pytest.approx(1, abs=0.25)  # 64 samples in 3 cases
+    assert summary["calibration"]["ece"] < 0.1
+    assert summary["calibration"]["nll"] < 0.5
+
+
+def test_volumes_are_those_of_the_reference_label(evaluation, phantom_dataset):
+    name, case = next(iter(evaluation["cases"].items()))
+    label = array(phantom_dataset / "labelsTs" / f"{name}.nii.gz")
+    row = case["volumes"]["front lobe"]
+    assert row["reference_ml"] == pytest.approx((label == 1).sum() / 1000)
+    assert row["covered"] == (row["interval_90_ml"][0] <= row["reference_ml"] <= row["interval_90_ml"][1])
+
+
+def test_a_folder_with_segmentations_alone_still_gives_dice(phantom_dataset, oracle_predictions, dataset_json, tmp_path):
+    for file in oracle_predictions.glob("*.nii.gz"):
+        shutil.copy(file, tmp_path)
+    result = evaluate_predictions(
+        tmp_path, phantom_dataset / "labelsTs", dataset_json=dataset_json, output_file=tmp_path / "evaluation.json")
+    written = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
+    assert written["dice_mean"] == pytest.approx(result["summary"]["dice_mean"])
+    assert written["error_auroc"] is None
+    assert written["volume_spread_ratio"] is None
+    assert written["calibration"] is None
+    assert "front lobe" in format_table(result)
+
+
+def test_without_matching_references_one_clear_sentence(oracle_predictions, dataset_json, tmp_path):
+    with pytest.raises(UserError, match="No segmentation"):
+        evaluate_predictions(oracle_predictions, tmp_path, dataset_json=dataset_json)
+
+
+def test_table_shows_the_numbers_of_each_structure(evaluation):
+    table = format_table(evaluation)
+    assert f"{evaluation['summary']['dice']['rear lobe']:.3f}" in table
+    assert f"{evaluation['summary']['error_auroc']:.3f}" in table

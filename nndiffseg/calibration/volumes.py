@@ -2,7 +2,7 @@
 
 Samples can be right voxel by voxel, agree with each other as well as with the truth, and still vary too much or too little in
 the volume of a whole structure: what all voxels of a structure have in common is one draw per case, and a training sees few
-of them. Moving the samples until their volumes are right ruins their outlines (docs/ablations.md). So samples stay as
+of them. Moving the samples until their volumes are right ruins their outlines (docs/lab/volumes.md). So samples stay as
 they are, and their volumes are stretched where they are reported, v' = mean + r (v - mean), with a *volume scale* r for each
 structure.
 
@@ -33,7 +33,7 @@ SMALLEST, LARGEST = 0.25, 4.0
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
 #: that of log r of one structure around the common one. Two structures of one training differed by up to 0.6 on phantoms and by
-#: 0.02 on the hippocampus' fold 3 (docs/ablations.md).
+#: 0.02 on the hippocampus' fold 3 (docs/lab/volumes.md).
 STRUCTURE_SD = 0.2
 
 

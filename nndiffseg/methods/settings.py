@@ -31,7 +31,7 @@ class DiffusionSettings:
             predicts E[z0 | z_t], as in DDPM).
         schedule: noise schedule, see :mod:`nndiffseg.diffusion.schedules`.
         learned_deviation: preconditions the denoiser by a deviation of z0 from the prior that is learned for every cell,
-            instead of 1 (:class:`nndiffseg.nn.denoiser.Denoiser`). Not planned; docs/ablations.md has when it helps.
+            instead of 1 (:class:`nndiffseg.nn.denoiser.Denoiser`). Not planned; docs/lab/sampling.md has when it helps.
         input_scale: factor on z0 before noising; below 1 the schedule is harder (arXiv 2301.10972).
         sampler: default sampler of the predictor.
         steps: default number of sampling steps.

@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
 
     Most cells are far surer than s = 1: the noise of z_t then passes into their x0 by alpha sigma, and a network that
     normalises its channels hardly learns to remove it. Whether a learned s makes better samples depends on the dataset
-    (docs/ablations.md), so it is off by default.
+    (docs/lab/sampling.md), so it is off by default.
 
     At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """

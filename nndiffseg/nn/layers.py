@@ -97,7 +97,7 @@ def upsample(x: Tensor, stride: Sequence[int]) -> Tensor:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``weight x + bias`` at every voxel: x ``(N, C, V)``, weight ``(K, C)``, bias ``(K,)`` -> ``(N, K, V)``.
 
-    A 1^d convolution as one matrix product, which spares oneDNN's change of memory layout (docs/ablations.md).
+    A 1^d convolution as one matrix product, which spares oneDNN's change of memory layout (docs/lab/speed.md).
     """
     weight = weight.to(x.dtype).expand(len(x), -1, -1)
     return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.to(x.dtype).view(1, -1, 1), weight, x)

@@ -26,7 +26,7 @@ TRAINING_DENOISES = {"energy": 2, "mean": 1}
 #: decoder has none at full resolution; its figure holds the losses of what it decodes.
 LIGHT_MEMORY, DECODER_MEMORY = 2.0, 1.1
 #: Operations of a convolution that take as long as moving one of its outputs through memory, with the norm and activation
-#: behind it. Measured (docs/ablations.md): counted in operations alone, full resolution looks several times too cheap.
+#: behind it. Measured (docs/lab/speed.md): counted in operations alone, full resolution looks several times too cheap.
 OPERATIONS_PER_ELEMENT = 300.0
 
 

@@ -22,7 +22,7 @@ MAX_LATENT_STAGE = 4
 ENCODER_CHANNELS = (16, 32, 64, 64)
 DECODER_CHANNELS = (8, 12, 24, 32, 32)
 SAMPLES = 16
-#: One step makes worse samples, more make them too alike and no better (docs/ablations.md, "How many steps").
+#: One step makes worse samples, more make them too alike and no better (docs/lab/sampling.md, "How many steps").
 STEPS = 2
 
 

@@ -47,7 +47,7 @@ PATCHES = (48, 192)
 #: between 0.9 and 2
 PRIOR_SD = 0.7
 #: log ratios of 1 - IoU so far from 0 are left alone. Multiplied details are no learned variation: they also bring error, so
-#: full equality makes single samples worse than it makes them alike (docs/ablations.md).
+#: full equality makes single samples worse than it makes them alike (docs/lab/sampling.md).
 LEFT_ALONE = 0.07
 
 

@@ -116,7 +116,7 @@ def label_map(probabilities: Tensor, label_manager: LabelManager) -> Tensor:
         labels = torch.zeros(probabilities.shape[1:], dtype=torch.int16, device=probabilities.device)
         best = probabilities[0]
         for label, probability in enumerate(probabilities[1:], start=1):
-            # Later labels are larger, so the maximum replaces; a masked write is slower (docs/ablations.md).
+            # Later labels are larger, so the maximum replaces; a masked write is slower (docs/lab/speed.md).
             torch.maximum(labels, (probability > best).to(labels.dtype) * label, out=labels)
             best = torch.maximum(best, probability)
         return labels

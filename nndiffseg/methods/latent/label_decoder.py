@@ -21,7 +21,7 @@ from nndiffseg.nn.layers import (
 )
 
 #: Factor of the logits. The optimiser moves every weight at one rate, so they grow sharp that much sooner; samples that are
-#: still soft have smaller volumes than their segmentations, and the scores then ask for too much spread (docs/ablations.md).
+#: still soft have smaller volumes than their segmentations, and the scores then ask for too much spread (docs/lab/volumes.md).
 GAIN = 4.0
 
 
@@ -30,7 +30,7 @@ class LabelDecoder(nn.Module):
 
     Addition instead of concatenation lets the guides be computed once and shared by all samples. The finest stage acts
     on single voxels, ``GAIN head(silu(block of the coarser cell + guide))``: a 3^d convolution and two norms of full
-    resolution took most of the time of a sample (docs/ablations.md).
+    resolution took most of the time of a sample (docs/lab/speed.md).
     """
 
     def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int],

@@ -89,7 +89,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         self.prior_to_condition = conv(dim, settings.latent_channels, settings.denoiser_channels[0])
         self.to_guides = nn.ModuleList(conv(dim, features[s], c, 1) for s, c in enumerate(settings.decoder_channels))
         # Features of a clear edge are large. Unbounded they would outweigh the latent in the decoder's pointwise finest
-        # stage, and samples could not move a boundary that the image shows well (docs/ablations.md).
+        # stage, and samples could not move a boundary that the image shows well (docs/lab/volumes.md).
         self.guide_norm = ChannelNorm(settings.decoder_channels[0])
         self.halo = self.label_decoder.halo
         self.default_sampler, self.default_steps = settings.sampler, settings.steps

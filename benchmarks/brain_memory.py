@@ -31,9 +31,16 @@ def write_raw(raw: Path) -> Path:
         (dataset / "labelsTr" / label.name).symlink_to(label)
         for i, channel in enumerate(CHANNELS):
             (dataset / "imagesTr" / f"{case}_{i:04d}.nii.gz").symlink_to(source / "images" / f"{case}_{channel}.nii.gz")
-    (dataset / "dataset.json").write_text(json.dumps({
-        "channel_names": {str(i): c for i, c in enumerate(CHANNELS)}, "labels": {"background": 0, "lesion": 1},
-        "numTraining": len(labels), "file_ending": ".nii.gz"}))
+    (dataset / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {str(i): c for i, c in enumerate(CHANNELS)},
+                "labels": {"background": 0, "lesion": 1},
+                "numTraining": len(labels),
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
     return dataset
 
 
@@ -49,24 +56,59 @@ def main() -> None:
         flags = [f"--{kind}={work / kind}" for kind in ("raw", "preprocessed", "results")]
         command(["nndiffseg_plan_and_preprocess", "-d", "801", "-pl", args.planner, "-c", "3d_fullres", "-np", "1", *flags])
         plans = "nnDiffSegPlans" + args.planner.removeprefix("DiffSegPlanner")
-        make = (f"from benchmarks.common import write_untrained as w; "
-                f"w({str(work)!r}, {dataset.name!r}, {plans!r}, '3d_fullres')")
+        make = (
+            f"from benchmarks.common import write_untrained as w; w({str(work)!r}, {dataset.name!r}, {plans!r}, '3d_fullres')"
+        )
         command([sys.executable, "-c", make])
         (work / "in").mkdir()
         for image in sorted((dataset / "imagesTr").iterdir())[: len(CHANNELS)]:
             (work / "in" / image.name).symlink_to(image.resolve())
         tta = ["--disable_tta"] if args.disable_tta else []
-        finished = command(["nndiffseg_predict", "-i", work / "in", "-o", work / "out", "-device", "cpu", "--samples",
-                            args.samples, "--disable_progress_bar", *tta, *flags])
+        finished = command(
+            [
+                "nndiffseg_predict",
+                "-i",
+                work / "in",
+                "-o",
+                work / "out",
+                "-device",
+                "cpu",
+                "--samples",
+                args.samples,
+                "--disable_progress_bar",
+                *tta,
+                *flags,
+            ]
+        )
         files = len(list((work / "out").rglob("*.nii.gz")))
         planned = json.loads((work / "preprocessed" / dataset.name / f"{plans}.json").read_text())
         configuration = planned["configurations"]["3d_fullres"]
-    rows = [[args.planner, "x".join(map(str, configuration["patch_size"])), args.samples, "no" if args.disable_tta else "yes",
-             f"{finished.peak_gb:.2f}", f"{finished.seconds:.0f}", files]]
+    rows = [
+        [
+            args.planner,
+            "x".join(map(str, configuration["patch_size"])),
+            args.samples,
+            "no" if args.disable_tta else "yes",
+            f"{finished.peak_gb:.2f}",
+            f"{finished.seconds:.0f}",
+            files,
+        ]
+    ]
     name = f"brain_memory_{args.planner.removeprefix('DiffSegPlanner') or 'M'}" + ("_no_mirroring" if args.disable_tta else "")
-    report(name, rows, ["planner", "patch", "samples", "mirroring", "peak GB", "seconds", "images written"],
-           {"image": [182, 218, 182], "channels": 4, "peak_gb": finished.peak_gb, "seconds": finished.seconds,
-            "samples": args.samples, "mirroring": not args.disable_tta, "settings": configuration["diffusion"]["settings"]})
+    report(
+        name,
+        rows,
+        ["planner", "patch", "samples", "mirroring", "peak GB", "seconds", "images written"],
+        {
+            "image": [182, 218, 182],
+            "channels": 4,
+            "peak_gb": finished.peak_gb,
+            "seconds": finished.seconds,
+            "samples": args.samples,
+            "mirroring": not args.disable_tta,
+            "settings": configuration["diffusion"]["settings"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -32,11 +32,27 @@ def hardware() -> dict[str, Any]:
 
     import nndiffseg
 
-    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").is_file() else ""
+    model = (
+        next(
+            (
+                line.split(":", 1)[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").is_file()
+        else ""
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"processor": model, "cores": os.cpu_count(), "gpu": gpu,
-            "python": platform.python_version(), "torch": torch.__version__, "nndiffseg": nndiffseg.__version__}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nndiffseg": nndiffseg.__version__,
+    }
 
 
 @dataclass
@@ -49,12 +65,22 @@ class Finished:
     peak_gb: float
 
 
-def command(arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None, kill_when: Path | None = None,
-            check: bool = True) -> Finished:
+def command(
+    arguments: Sequence[str | Path],
+    *,
+    environment: dict[str, str] | None = None,
+    kill_when: Path | None = None,
+    check: bool = True,
+) -> Finished:
     """Runs a command; ``kill_when`` sends SIGKILL as soon as that file exists."""
     started = time.monotonic()
-    process = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(
+        [str(a) for a in arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
     peak = [0.0]
 
     def watch() -> None:
@@ -110,8 +136,10 @@ def write_untrained(base: str, dataset: str, plans_name: str, configuration: str
     made.initialize()
     made.inference_allowed_mirroring_axes = tuple(range(len(made.configuration_manager.patch_size)))
     made.save_checkpoint(f"{made.output_folder}/checkpoint_final.pth")
-    for name, content in (("plans.json", made.plans_manager.plans),  # with the method's own patch and batch
-                           ("dataset.json", dataset_json)):
+    for name, content in (
+        ("plans.json", made.plans_manager.plans),  # with the method's own patch and batch
+        ("dataset.json", dataset_json),
+    ):
         (Path(made.output_folder_base) / name).write_text(json.dumps(content))
 
 
@@ -125,6 +153,5 @@ def report(name: str, rows: Sequence[Sequence[Any]], header: Sequence[str], resu
     line = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     for kind in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # folders of the machine say nothing to a reader
         line = line.replace(os.environ.get(kind) or f"${kind}", f"${kind}")
-    content = {"command": line, "hardware": hardware(), **result,
-               "table": "\n".join(lines).splitlines()}
+    content = {"command": line, "hardware": hardware(), **result, "table": "\n".join(lines).splitlines()}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

@@ -103,8 +103,13 @@ class Calibration:
     wrong: NDArray[np.int64]
 
 
-def calibration(probabilities: NDArray, frequency: NDArray, region: NDArray[np.bool_], uncertainty: NDArray,
-                errors: Sequence[NDArray[np.bool_]]) -> Calibration:
+def calibration(
+    probabilities: NDArray,
+    frequency: NDArray,
+    region: NDArray[np.bool_],
+    uncertainty: NDArray,
+    errors: Sequence[NDArray[np.bool_]],
+) -> Calibration:
     """Counts one case.
 
     Args:
@@ -186,8 +191,9 @@ class Agreement(NamedTuple):
     coverage: float | None
 
 
-def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]],
-              volume_scales: Sequence[float] = (1.0,)) -> Agreement:
+def agreement(
+    samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scales: Sequence[float] = (1.0,)
+) -> Agreement:
     """How samples agree with one another and with the annotations.
 
     Args:
@@ -201,17 +207,28 @@ def agreement(samples: NDArray, references: NDArray, structures: Sequence[Sequen
     overlap.add(np.concatenate([samples.astype(np.int32), references.astype(np.int32)]))
     energy = generalised_energy_distance(overlap, n)
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
-    return Agreement(expected_dice(own), float(overlap.dice()[:, :n, n:].mean()), energy.squared, energy.cross,
-                     energy.within_samples, energy.within_references, spread(own), spread(others),
-                     volume_coverage(own.counts, others.counts, volume_scales))
+    return Agreement(
+        expected_dice(own),
+        float(overlap.dice()[:, :n, n:].mean()),
+        energy.squared,
+        energy.cross,
+        energy.within_samples,
+        energy.within_references,
+        spread(own),
+        spread(others),
+        volume_coverage(own.counts, others.counts, volume_scales),
+    )
 
 
 def volume_coverage(samples: NDArray, references: NDArray, volume_scales: Sequence[float]) -> float | None:
     """Share of the true volumes ``(K, M)`` inside the 90 % interval of the samples' ``(K, N)``; None with one sample."""
     if samples.shape[1] < 2:
         return None
-    volumes = volume_statistics({str(k): counts for k, counts in enumerate(samples)}, MM3_PER_ML,  # as if in ml
-                                [volume_scales])
+    volumes = volume_statistics(
+        {str(k): counts for k, counts in enumerate(samples)},
+        MM3_PER_ML,  # as if in ml
+        [volume_scales],
+    )
     low, high = np.array([v["calibrated_interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())
 

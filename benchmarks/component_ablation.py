@@ -76,11 +76,21 @@ class GeneratorWithoutLatent(CDALGenerator):
 
 class CDALNoLatent(nnDiffSegTrainerCDAL):
     @classmethod
-    def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
-                                   num_input_channels: int, num_output_channels: int,
-                                   enable_deep_supervision: bool = True) -> nn.Module:
-        return GeneratorWithoutLatent(num_input_channels, num_output_channels, configuration_manager.patch_size,
-                                      layout_from(configuration_manager), cls.steps)
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return GeneratorWithoutLatent(
+            num_input_channels,
+            num_output_channels,
+            configuration_manager.patch_size,
+            layout_from(configuration_manager),
+            cls.steps,
+        )
 
 
 class MedSegDiffNoAttention(nnDiffSegTrainerMedSegDiffV2):
@@ -104,12 +114,24 @@ class FlagshipHeadAlone(nnDiffSegTrainer):
 
 #: method -> what a row is called -> trainer
 VARIANTS: dict[str, dict[str, type]] = {
-    "LDSeg": {"both encoders learned": nnDiffSegTrainerLDSeg, "nearest label": LDSegNearestLabel,
-              "nearest image": LDSegNearestImage, "both nearest": LDSegNearestBoth},
-    "cDAL": {"whole": nnDiffSegTrainerCDAL, "without attention": CDALNoAttention, "without latent": CDALNoLatent,
-             "with adversarial term": CDALAdversarial},
-    "MedSegDiff-V2": {"whole": nnDiffSegTrainerMedSegDiffV2, "without U-SA": MedSegDiffNoAttention,
-                      "without SS-Former": MedSegDiffNoSSFormer, "without both": MedSegDiffNeither},
+    "LDSeg": {
+        "both encoders learned": nnDiffSegTrainerLDSeg,
+        "nearest label": LDSegNearestLabel,
+        "nearest image": LDSegNearestImage,
+        "both nearest": LDSegNearestBoth,
+    },
+    "cDAL": {
+        "whole": nnDiffSegTrainerCDAL,
+        "without attention": CDALNoAttention,
+        "without latent": CDALNoLatent,
+        "with adversarial term": CDALAdversarial,
+    },
+    "MedSegDiff-V2": {
+        "whole": nnDiffSegTrainerMedSegDiffV2,
+        "without U-SA": MedSegDiffNoAttention,
+        "without SS-Former": MedSegDiffNoSSFormer,
+        "without both": MedSegDiffNeither,
+    },
     "flagship": {"whole": nnDiffSegTrainer, "head alone": FlagshipHeadAlone},
 }
 PUBLISHED = ["LDSeg", "cDAL", "MedSegDiff-V2"]
@@ -130,8 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     parser = data_parser(__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=PUBLISHED, metavar="METHOD",
-                        help="of LDSeg, cDAL, MedSegDiff-V2, flagship (default: the published ones)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=PUBLISHED,
+        metavar="METHOD",
+        help="of LDSeg, cDAL, MedSegDiff-V2, flagship (default: the published ones)",
+    )
     add_budget_flags(parser)
     add_judging_flags(parser)
     args = parser.parse_args(argv)
@@ -162,18 +189,39 @@ def publish(name: str, rows: dict[str, dict[str, Any]], settings: dict[str, Any]
 
 def assemble(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and cells; ``rows`` by class name."""
-    header = ["method", "variant", "Dice", "determ.", "mean of s.", "one s.", "NSD", "GED^2", "d(S,S')", "ECE", "AUROC",
-              "M param.", "s/iter."]
+    header = [
+        "method",
+        "variant",
+        "Dice",
+        "determ.",
+        "mean of s.",
+        "one s.",
+        "NSD",
+        "GED^2",
+        "d(S,S')",
+        "ECE",
+        "AUROC",
+        "M param.",
+        "s/iter.",
+    ]
     cells = []
     for method, variants in VARIANTS.items():
         for label, trainer in variants.items():
             if (row := rows.get(trainer.__name__)) is not None:
-                cells.append([
-                    method, label,
-                    *(number(row[f"dice_{k}"]["mean"], 4) for k in ("fused", "deterministic", "samples", "single")),
-                    number(row["nsd_fused"]["mean"], 4), number(row["ged2"]), number(row["ged_within_samples"]),
-                    number(row["ece"], 4), number(row["error_auroc"]), number(row["prediction"]["parameters"] / 1e6, 2),
-                    number(row["training"]["seconds_per_iteration"], 3)])
+                cells.append(
+                    [
+                        method,
+                        label,
+                        *(number(row[f"dice_{k}"]["mean"], 4) for k in ("fused", "deterministic", "samples", "single")),
+                        number(row["nsd_fused"]["mean"], 4),
+                        number(row["ged2"]),
+                        number(row["ged_within_samples"]),
+                        number(row["ece"], 4),
+                        number(row["error_auroc"]),
+                        number(row["prediction"]["parameters"] / 1e6, 2),
+                        number(row["training"]["seconds_per_iteration"], 3),
+                    ]
+                )
     return header, cells
 
 
@@ -185,8 +233,9 @@ def draw(name: str, rows: dict[str, dict[str, Any]]) -> None:
         present = {label: rows[t.__name__] for label, t in VARIANTS[method].items() if t.__name__ in rows}
         places = range(len(present))
         axis.barh(places, [r["dice_samples"]["mean"] for r in present.values()], 0.6, label="mean of samples", alpha=0.6)
-        axis.plot([r["dice_deterministic"]["mean"] for r in present.values()], places, "k|", markersize=18,
-                  label="deterministic")
+        axis.plot(
+            [r["dice_deterministic"]["mean"] for r in present.values()], places, "k|", markersize=18, label="deterministic"
+        )
         axis.plot([r["dice_single"]["mean"] for r in present.values()], places, "rx", label="one sample")
         axis.set_yticks(places, list(present))
         axis.invert_yaxis()

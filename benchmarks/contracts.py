@@ -36,8 +36,12 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         rows = check(args, Path(temporary))
-    report(args.name, [[what, "yes" if ok else "NO"] for what, ok in rows], ["contract", "holds"],
-           {"model": args.m.name, "cases": args.cases, "checks": {what: bool(ok) for what, ok in rows}})
+    report(
+        args.name,
+        [[what, "yes" if ok else "NO"] for what, ok in rows],
+        ["contract", "holds"],
+        {"model": args.m.name, "cases": args.cases, "checks": {what: bool(ok) for what, ok in rows}},
+    )
     if not all(ok for _, ok in rows):
         raise SystemExit(1)
 
@@ -51,35 +55,63 @@ def check(args: argparse.Namespace, work: Path) -> list[tuple[str, bool]]:
     cases = [p.name.removesuffix("_0000.nii.gz") for p in names]
 
     def predict(output: str, *flags: str, source: Path = images, **options) -> Path:
-        command(["nndiffseg_predict", "-i", source, "-o", work / output, "-m", args.m, "--save_samples",
-                 "--disable_progress_bar", *flags], **options)
+        command(
+            [
+                "nndiffseg_predict",
+                "-i",
+                source,
+                "-o",
+                work / output,
+                "-m",
+                args.m,
+                "--save_samples",
+                "--disable_progress_bar",
+                *flags,
+            ],
+            **options,
+        )
         return work / output
 
     base = predict("base")
     reference = arrays(base)
-    rows = [("every file of the contract is there", _complete(base, cases)),
-            ("every image has the input's origin, spacing, direction and size", _geometry(base, images, cases)),
-            ("maps lie in [0, 1]", all(v.min() >= 0 and v.max() <= 1 for k, v in reference.items() if "uncertainty" in k)),
-            ("the same seed gives identical arrays", equal(reference, arrays(predict("again"))))]
+    rows = [
+        ("every file of the contract is there", _complete(base, cases)),
+        ("every image has the input's origin, spacing, direction and size", _geometry(base, images, cases)),
+        ("maps lie in [0, 1]", all(v.min() >= 0 and v.max() <= 1 for k, v in reference.items() if "uncertainty" in k)),
+        ("the same seed gives identical arrays", equal(reference, arrays(predict("again")))),
+    ]
     for part in ("0", "1"):
         predict("parts", "-num_parts", "2", "-part_id", part)
     rows.append(("-num_parts 2 gives identical arrays", equal(reference, arrays(work / "parts"))))
-    rows.append(("-npp 2 -nps 2 gives identical arrays",
-                 equal(reference, arrays(predict("workers", "-npp", "2", "-nps", "2")))))
+    rows.append(
+        ("-npp 2 -nps 2 gives identical arrays", equal(reference, arrays(predict("workers", "-npp", "2", "-nps", "2"))))
+    )
     alone = work / "alone"
     alone.mkdir()
     shutil.copy(names[-1], alone)
     single = arrays(predict("single", source=alone))
-    rows.append(("a case predicted first and alone equals itself in a list",
-                 all(np.array_equal(reference[k], v) for k, v in single.items())))
+    rows.append(
+        (
+            "a case predicted first and alone equals itself in a list",
+            all(np.array_equal(reference[k], v) for k, v in single.items()),
+        )
+    )
     predict("killed", kill_when=work / "killed" / f"{cases[0]}.nii.gz", check=False)
     done = len(list((work / "killed").glob("*.nii.gz")))
     rows.append(("a kill leaves only whole cases", 0 < done < len(cases) and _complete(work / "killed", cases[:done], False)))
-    rows.append(("--continue_prediction after the kill gives identical arrays",
-                 equal(reference, arrays(predict("killed", "--continue_prediction")))))
+    rows.append(
+        (
+            "--continue_prediction after the kill gives identical arrays",
+            equal(reference, arrays(predict("killed", "--continue_prediction"))),
+        )
+    )
     other = arrays(predict("seed", "--seed", "1"))
-    rows.append(("another seed gives other samples",
-                 all(not np.array_equal(reference[k], other[k]) for k in reference if k.startswith("samples"))))
+    rows.append(
+        (
+            "another seed gives other samples",
+            all(not np.array_equal(reference[k], other[k]) for k in reference if k.startswith("samples")),
+        )
+    )
     return rows
 
 
@@ -99,7 +131,8 @@ def _geometry(output: Path, images: Path, cases: list[str]) -> bool:
             written = sitk.ReadImage(str(path))
             if written.GetSize() != image.GetSize() or not all(
                 np.allclose(getattr(written, get)(), getattr(image, get)(), atol=1e-6)
-                for get in ("GetOrigin", "GetSpacing", "GetDirection")):
+                for get in ("GetOrigin", "GetSpacing", "GetDirection")
+            ):
                 return False
     return True
 

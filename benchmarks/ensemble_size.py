@@ -51,14 +51,19 @@ def _main(argv: Sequence[str] | None) -> None:
     curves: dict[str, dict[str, dict[str, float]]] = {}
     deterministic: dict[str, float] = {}
     for trainer, model in models.items():
-        rows = [kept.get(f"{model.identity}, {case}", partial(measure, data, model, case, sizes, args.seed))
-                for case in data.cases]
+        rows = [
+            kept.get(f"{model.identity}, {case}", partial(measure, data, model, case, sizes, args.seed)) for case in data.cases
+        ]
         curves[class_name(trainer)] = {
-            str(n): {fusion: nanmean(r[fusion][str(n)] for r in rows) for fusion in FUSIONS} for n in sizes}
+            str(n): {fusion: nanmean(r[fusion][str(n)] for r in rows) for fusion in FUSIONS} for n in sizes
+        }
         deterministic[class_name(trainer)] = nanmean(r["deterministic"] for r in rows)
     name = args.name or result_name("ensemble_size", data)
-    report(name, *table(curves, deterministic),
-           {"settings": {**data.describe(), **settings}, "curves": curves, "deterministic": deterministic})
+    report(
+        name,
+        *table(curves, deterministic),
+        {"settings": {**data.describe(), **settings}, "curves": curves, "deterministic": deterministic},
+    )
     draw(name, curves, deterministic)
 
 
@@ -89,12 +94,14 @@ def blocks(total: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, total - size + 1, size)]
 
 
-def table(curves: dict[str, dict[str, dict[str, float]]], deterministic: dict[str, float]
-          ) -> tuple[list[list[str]], list[str]]:
+def table(curves: dict[str, dict[str, dict[str, float]]], deterministic: dict[str, float]) -> tuple[list[list[str]], list[str]]:
     """Rows and header: one row per method and fusion."""
     sizes = list(next(iter(curves.values())))
-    rows = [[label_of(trainer), fusion, *(number(curve[n][fusion], 4) for n in sizes), number(deterministic[trainer], 4)]
-            for trainer, curve in curves.items() for fusion in FUSIONS]
+    rows = [
+        [label_of(trainer), fusion, *(number(curve[n][fusion], 4) for n in sizes), number(deterministic[trainer], 4)]
+        for trainer, curve in curves.items()
+        for fusion in FUSIONS
+    ]
     return rows, ["method", "fusion", *(f"{n} sample{'s' * (n != '1')}" for n in sizes), "deterministic"]
 
 

@@ -1,6 +1,6 @@
 """Table and JSON of a trained fold: the figures of its validation, its budget, and its log beside them.
 
-    python -m benchmarks.fold_summary -d 4 -c 3d_fullres -p nnDiffSegPlansS -f 0 --name hippocampus_fold0
+python -m benchmarks.fold_summary -d 4 -c 3d_fullres -p nnDiffSegPlansS -f 0 --name hippocampus_fold0
 """
 
 from __future__ import annotations
@@ -36,20 +36,35 @@ def main() -> None:
     cleaned = re.sub(r"(/[\w.+-]+)+/(?=Dataset|nnDiffSeg|fold)", "", "\n".join(texts))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{args.name}.log").write_text(cleaned.replace(os.path.expanduser("~"), "~"))
-    rows = [["fused (cross-fitted weight)", f"{validation['dice_fused_cross_fitted']:.4f}"],
-            ["deterministic head", f"{validation['dice_deterministic']:.4f}"],
-            ["mean of 16 samples", f"{validation['dice_samples']:.4f}"],
-            *[[f"fused, {name}", f"{dice:.4f}"] for name, dice in validation["dice"].items()],
-            ["AUROC of total uncertainty for errors", f"{validation['error_auroc']:.4f}"],
-            *[[f"90 % interval of the volume covers the reference, {name}", f"{v['coverage_90']:.3f}"]
-              for name, v in validation["volumes"].items()],
-            ["spread between two seeds (1 - Dice), patches", f"{curves[-1]['spread']:.4f}"],
-            ["1 - Dice of a sample and the truth, patches", f"{curves[-1]['sample_error']:.4f}"],
-            ["minutes of training, iterations", f"{curves[-1]['seconds'] / 60:.1f}, {curves[-1]['iteration']}"]]
-    report(args.name, rows, [f"{dataset}, fold {args.f}, {validation['cases']} cases", "mean foreground Dice etc."],
-           {"dataset": dataset, "configuration": args.c, "fold": args.f, "batch_size": plans["batch_size"],
-            "patch_size": plans["patch_size"], "settings": plans["diffusion"]["settings"], "validation": validation,
-            "curves": curves})
+    rows = [
+        ["fused (cross-fitted weight)", f"{validation['dice_fused_cross_fitted']:.4f}"],
+        ["deterministic head", f"{validation['dice_deterministic']:.4f}"],
+        ["mean of 16 samples", f"{validation['dice_samples']:.4f}"],
+        *[[f"fused, {name}", f"{dice:.4f}"] for name, dice in validation["dice"].items()],
+        ["AUROC of total uncertainty for errors", f"{validation['error_auroc']:.4f}"],
+        *[
+            [f"90 % interval of the volume covers the reference, {name}", f"{v['coverage_90']:.3f}"]
+            for name, v in validation["volumes"].items()
+        ],
+        ["spread between two seeds (1 - Dice), patches", f"{curves[-1]['spread']:.4f}"],
+        ["1 - Dice of a sample and the truth, patches", f"{curves[-1]['sample_error']:.4f}"],
+        ["minutes of training, iterations", f"{curves[-1]['seconds'] / 60:.1f}, {curves[-1]['iteration']}"],
+    ]
+    report(
+        args.name,
+        rows,
+        [f"{dataset}, fold {args.f}, {validation['cases']} cases", "mean foreground Dice etc."],
+        {
+            "dataset": dataset,
+            "configuration": args.c,
+            "fold": args.f,
+            "batch_size": plans["batch_size"],
+            "patch_size": plans["patch_size"],
+            "settings": plans["diffusion"]["settings"],
+            "validation": validation,
+            "curves": curves,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -84,9 +84,17 @@ def add_judging_flags(parser: argparse.ArgumentParser) -> None:
 
 def comparison_settings(args: argparse.Namespace, data: Data, budget: Budget) -> dict[str, Any]:
     """What all rows of a table have in common."""
-    return {**data.describe(), "iterations": budget.iterations, "minutes": budget.minutes, "seed": args.seed,
-            "samples": args.samples, "tolerance_mm": args.tolerance, "mirroring": not args.disable_tta,
-            "device": args.device, "clock": clock_name(args.device)}
+    return {
+        **data.describe(),
+        "iterations": budget.iterations,
+        "minutes": budget.minutes,
+        "seed": args.seed,
+        "samples": args.samples,
+        "tolerance_mm": args.tolerance,
+        "mirroring": not args.disable_tta,
+        "device": args.device,
+        "clock": clock_name(args.device),
+    }
 
 
 def earlier_rows(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -98,8 +106,10 @@ def earlier_rows(name: str, settings: dict[str, Any]) -> dict[str, dict[str, Any
     known = earlier_result(name)
     differing = [k for k, v in settings.items() if known and known.get("settings", {}).get(k) != v]
     if differing:
-        raise UserError(f"benchmarks/results/{name}.json was made with other settings ({', '.join(differing)}); choose "
-                        "another --name, or delete it.")
+        raise UserError(
+            f"benchmarks/results/{name}.json was made with other settings ({', '.join(differing)}); choose "
+            "another --name, or delete it."
+        )
     return dict(known.get("methods", {}))
 
 
@@ -115,8 +125,7 @@ def train_and_judge(args: argparse.Namespace, data: Data, budget: Budget, traine
         print(f"{cls}: trained already, {record['iterations']} iterations.", flush=True)
     else:
         print(f"{cls}: training, {budget}.", flush=True)
-        code, _ = run_module("benchmarks.methods_training",
-                             [*passed_on(args, "iterations", "minutes"), "--trainer", trainer])
+        code, _ = run_module("benchmarks.methods_training", [*passed_on(args, "iterations", "minutes"), "--trainer", trainer])
         record = finished_training(folder)
         if code != 0 or record is None:
             return None
@@ -125,8 +134,7 @@ def train_and_judge(args: argparse.Namespace, data: Data, budget: Budget, traine
         return None
     predictions = Options(args.samples, args.seed, not args.disable_tta).folder(data, cls)
     remember_memory(predictions, peak)
-    figures = Judge(data, args.tolerance, fuse=trainer != STOCK).judge(
-        lambda: kept_predictions(predictions, data.cases))
+    figures = Judge(data, args.tolerance, fuse=trainer != STOCK).judge(lambda: kept_predictions(predictions, data.cases))
     return {**figures, "training": record, "prediction": json.loads((predictions / SETTINGS).read_text())}
 
 
@@ -140,8 +148,26 @@ def publish(name: str, rows: dict[str, dict[str, Any]], settings: dict[str, Any]
 def assemble(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table."""
     structures = [s for s in next(iter(rows.values()))["dice_fused"] if s != "mean"]
-    header = ["method", "Dice", *structures, "determ.", "mean of s.", "one s.", "NSD", "GED^2", "d(S,Y)", "d(S,S')",
-              "d(Y,Y')", "ECE", "AUROC", "s/case", "GB", "M param.", "s/iter.", "iterations"]
+    header = [
+        "method",
+        "Dice",
+        *structures,
+        "determ.",
+        "mean of s.",
+        "one s.",
+        "NSD",
+        "GED^2",
+        "d(S,Y)",
+        "d(S,S')",
+        "d(Y,Y')",
+        "ECE",
+        "AUROC",
+        "s/case",
+        "GB",
+        "M param.",
+        "s/iter.",
+        "iterations",
+    ]
     return header, [[label_of(n), *_cells(row, structures)] for n, row in in_order(rows).items()]
 
 
@@ -154,22 +180,31 @@ def in_order(rows: dict[str, Any]) -> dict[str, Any]:
 def _cells(row: dict[str, Any], structures: Sequence[str]) -> list[str]:
     prediction, training = row["prediction"], row["training"]
     return [
-        number(row["dice_fused"]["mean"], 4), *(number(row["dice_fused"][s], 4) for s in structures),
+        number(row["dice_fused"]["mean"], 4),
+        *(number(row["dice_fused"][s], 4) for s in structures),
         *(number(row[f"dice_{kind}"]["mean"], 4) for kind in ("deterministic", "samples", "single")),
         number(row["nsd_fused"]["mean"], 4),
         *(number(row[k]) for k in ("ged2", "ged_cross", "ged_within_samples", "ged_within_references")),
-        number(row["ece"], 4), number(row["error_auroc"]), number(row["seconds_per_case"], 2),
+        number(row["ece"], 4),
+        number(row["error_auroc"]),
+        number(row["seconds_per_case"], 2),
         number(prediction.get("peak_gpu_gb") or prediction.get("peak_gb"), 2),
-        number(prediction["parameters"] / 1e6, 2), number(training["seconds_per_iteration"], 3),
-        str(training["iterations"])]
+        number(prediction["parameters"] / 1e6, 2),
+        number(training["seconds_per_iteration"], 3),
+        str(training["iterations"]),
+    ]
 
 
 def draw(name: str, rows: dict[str, dict[str, Any]]) -> None:
     """Dice of each method's predictions, and Dice against the seconds that a case takes."""
     rows = in_order(rows)
     figure, (left, right) = new_figure(2)
-    kinds = {"dice_fused": "fused", "dice_deterministic": "deterministic", "dice_samples": "mean of samples",
-             "dice_single": "one sample"}
+    kinds = {
+        "dice_fused": "fused",
+        "dice_deterministic": "deterministic",
+        "dice_samples": "mean of samples",
+        "dice_single": "one sample",
+    }
     for i, (kind, label) in enumerate(kinds.items()):
         left.bar([x + 0.2 * (i - 1.5) for x in range(len(rows))], [r[kind]["mean"] for r in rows.values()], 0.2, label=label)
     left.set_xticks(range(len(rows)), [label_of(n) for n in rows], rotation=15)

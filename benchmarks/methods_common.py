@@ -48,8 +48,11 @@ def data_parser(description: str) -> Parser:
 def add_budget_flags(parser: argparse.ArgumentParser) -> None:
     """``--iterations`` and ``--minutes``, see :func:`budget_from`."""
     parser.add_argument("--iterations", type=int, help="of every training")
-    parser.add_argument("--minutes", type=float, help="of every training, instead of --iterations; without either, only "
-                                                      "finished trainings are used")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of every training, instead of --iterations; without either, only finished trainings are used",
+    )
 
 
 def add_trainers_flag(parser: argparse.ArgumentParser, default: Sequence[str] = TRAINERS) -> None:
@@ -58,8 +61,20 @@ def add_trainers_flag(parser: argparse.ArgumentParser, default: Sequence[str] = 
 
 def passed_on(args: argparse.Namespace, *more: str) -> list[str]:
     """The flags of :func:`data_parser` again, and ``more``, for a command that works on the same data."""
-    names = ("dataset", "configuration", "fold", "plans", "planner", "cases", "device", "seed", "raw", "preprocessed",
-             "results", *more)
+    names = (
+        "dataset",
+        "configuration",
+        "fold",
+        "plans",
+        "planner",
+        "cases",
+        "device",
+        "seed",
+        "raw",
+        "preprocessed",
+        "results",
+        *more,
+    )
     given = [(name, getattr(args, name)) for name in names]
     flags = [text for name, value in given if value is not None for text in (f"--{name}", str(value))]
     return flags + (["--disable_tta"] if args.disable_tta else [])

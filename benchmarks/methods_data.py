@@ -68,11 +68,18 @@ class Data:
     def describe(self) -> dict[str, Any]:
         """Data, split and sizes, for a result's JSON."""
         configuration = self.plans["configurations"][self.configuration]
-        return {"dataset": self.dataset, "configuration": self.configuration, "fold": self.fold,
-                "plans": self.plans["plans_name"], "patch_size": configuration["patch_size"],
-                "batch_size": configuration["batch_size"], "validation_cases": len(self.validation),
-                "split_sha256": hashlib.sha256(" ".join(self.validation).encode()).hexdigest()[:16],
-                "cases": len(self.cases), "diffusion_settings": configuration["diffusion"]["settings"]}
+        return {
+            "dataset": self.dataset,
+            "configuration": self.configuration,
+            "fold": self.fold,
+            "plans": self.plans["plans_name"],
+            "patch_size": configuration["patch_size"],
+            "batch_size": configuration["batch_size"],
+            "validation_cases": len(self.validation),
+            "split_sha256": hashlib.sha256(" ".join(self.validation).encode()).hexdigest()[:16],
+            "cases": len(self.cases),
+            "diffusion_settings": configuration["diffusion"]["settings"],
+        }
 
 
 def data_from(args: argparse.Namespace) -> Data:
@@ -92,16 +99,28 @@ def data_from(args: argparse.Namespace) -> Data:
     plans = json.loads((base / f"{name}.json").read_text())
     configuration = plans["configurations"].get(args.configuration)
     if configuration is None or "diffusion" not in configuration:
-        raise UserError(f"The plans {name} have no configuration {args.configuration} for diffusion models; they have "
-                        f"{', '.join(plans['configurations'])}.")
+        raise UserError(
+            f"The plans {name} have no configuration {args.configuration} for diffusion models; they have "
+            f"{', '.join(plans['configurations'])}."
+        )
     if not (base / configuration["data_identifier"]).is_dir():
         raise UserError(f"{dataset} is not preprocessed for {args.configuration}; run `{command}`.")
     dataset_json = json.loads((base / "dataset.json").read_text())
     validation = _split(base, configuration["data_identifier"], args.fold)
     if args.cases is not None and args.cases < 1:
         raise UserError(f"--cases must be at least 1, not {args.cases}.")
-    return Data(dataset, args.configuration, args.fold, folders.raw / dataset, base, folders.results, plans, dataset_json,
-                validation, spread_evenly(validation, args.cases))
+    return Data(
+        dataset,
+        args.configuration,
+        args.fold,
+        folders.raw / dataset,
+        base,
+        folders.results,
+        plans,
+        dataset_json,
+        validation,
+        spread_evenly(validation, args.cases),
+    )
 
 
 def _split(base: Path, identifier: str, fold: int) -> list[str]:
@@ -152,8 +171,11 @@ def image_files(data: Data, case: str) -> tuple[Path, ...]:
         UserError: there are none.
     """
     entry = data.dataset_json.get("dataset", {}).get(case)  # nnU-Net lets a dataset.json name the files itself
-    files = [Path(f) if Path(f).is_absolute() else data.raw / f for f in entry["images"]] if entry else sorted(
-        (data.raw / "imagesTr").glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{data.dataset_json['file_ending']}"))
+    files = (
+        [Path(f) if Path(f).is_absolute() else data.raw / f for f in entry["images"]]
+        if entry
+        else sorted((data.raw / "imagesTr").glob(f"{glob.escape(case)}_[0-9][0-9][0-9][0-9]{data.dataset_json['file_ending']}"))
+    )
     if not files:
         raise UserError(f"There is no image of {case} in {data.raw / 'imagesTr'}; give the raw data with --raw.")
     return tuple(files)

@@ -80,13 +80,18 @@ def dice_scores(data: Data, case: str, prediction: CasePrediction) -> dict[str, 
     """Dice of the deterministic prediction, of the mean of the samples, of a single sample, and between samples."""
     references, _ = references_of(data, case)
     manager = data.label_manager
-    hard = {name: label_map(torch.from_numpy(p), manager).numpy() for name, p in (
-        ("deterministic", prediction.deterministic), ("samples", prediction.sampled))}
+    hard = {
+        name: label_map(torch.from_numpy(p), manager).numpy()
+        for name, p in (("deterministic", prediction.deterministic), ("samples", prediction.sampled))
+    }
     overlap = PairwiseOverlap(len(prediction.labels), list(structures_of(data.dataset_json).values()))
     overlap.add(prediction.labels)
-    return {**{name: mean_dice(data, case, labels, references) for name, labels in hard.items()},
-            "single": nanmean(mean_dice(data, case, labels, references) for labels in prediction.labels),
-            "between_samples": expected_dice(overlap), "seconds": prediction.seconds}
+    return {
+        **{name: mean_dice(data, case, labels, references) for name, labels in hard.items()},
+        "single": nanmean(mean_dice(data, case, labels, references) for labels in prediction.labels),
+        "between_samples": expected_dice(overlap),
+        "seconds": prediction.seconds,
+    }
 
 
 def predicted_scores(model: Model, case: str, options: Options, change: Any = None) -> dict[str, float | None]:
@@ -135,8 +140,9 @@ class Judge:
         for case, prediction in predictions:
             references, _ = references_of(self.data, case)
             d, s = torch.from_numpy(prediction.deterministic), torch.from_numpy(prediction.sampled)
-            tables[half_of[case]] += [fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions)
-                                      for r in references]
+            tables[half_of[case]] += [
+                fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions) for r in references
+            ]
         fitted = [fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])]
         return {case: fitted[half] for case, half in half_of.items()}
 
@@ -148,8 +154,10 @@ class Judge:
     def _case(self, case: str, prediction: CasePrediction, weight: float) -> dict[str, Any]:
         references, spacing = references_of(self.data, case)
         fused = weight * prediction.deterministic + (1 - weight) * prediction.sampled
-        hard = {name: label_map(torch.from_numpy(p), self.manager).numpy() for name, p in (
-            ("fused", fused), ("deterministic", prediction.deterministic), ("samples", prediction.sampled))}
+        hard = {
+            name: label_map(torch.from_numpy(p), self.manager).numpy()
+            for name, p in (("fused", fused), ("deterministic", prediction.deterministic), ("samples", prediction.sampled))
+        }
         row = {f"dice_{name}": self._mean_dice([labels], references) for name, labels in hard.items()}
         row["dice_single"] = self._mean_dice(prediction.labels, references)
         row |= {f"nsd_{name}": self._nsd(hard[name], references, spacing) for name in ("fused", "deterministic")}
@@ -167,15 +175,24 @@ class Judge:
         step = spacing[1:] if flat else spacing
         if flat:
             prediction, references = prediction[0], references[:, 0]
-        return {name: nanmean(surface_dice(np.isin(prediction, labels), np.isin(r, labels), step, self.tolerance)
-                              for r in references) for name, labels in self.structures.items()}
+        return {
+            name: nanmean(
+                surface_dice(np.isin(prediction, labels), np.isin(r, labels), step, self.tolerance) for r in references
+            )
+            for name, labels in self.structures.items()
+        }
 
     def _diversity(self, labels: NDArray, references: NDArray) -> dict[str, Any]:
         overlap = PairwiseOverlap(len(labels) + len(references), list(self.structures.values()))
         overlap.add(np.concatenate([labels.astype(np.int32), references.astype(np.int32)]))
         distance = generalised_energy_distance(overlap, len(labels))
-        return {"ged2": distance.squared, "ged_cross": distance.cross, "ged_within_samples": distance.within_samples,
-                "ged_within_references": distance.within_references, "matched_iou": matched_iou(overlap, len(labels))}
+        return {
+            "ged2": distance.squared,
+            "ged_cross": distance.cross,
+            "ged_within_samples": distance.within_samples,
+            "ged_within_references": distance.within_references,
+            "matched_iou": matched_iou(overlap, len(labels)),
+        }
 
     def _probabilities(self, fused: NDArray, labels: NDArray, references: NDArray) -> None:
         """Pools voxels in the dilated foreground: reliability against how often annotators agree, errors against each."""
@@ -197,7 +214,14 @@ class Judge:
         for name in ("ged2", "ged_cross", "ged_within_samples", "ged_within_references", "matched_iou", "fusion_weight"):
             result[name] = nanmean(case[name] for case in self.cases)
         calibration = self.reliability.summary()
-        return {**result, "ece": calibration["ece"], "ece_per_class": calibration["ece_per_class"],
-                "brier": calibration["brier"], "nll": calibration["nll"], "error_auroc": self.errors.auroc(),
-                "seconds_per_case": float(np.median([case["seconds"] for case in self.cases])),
-                "annotations_per_case": nanmean(case["references"] for case in self.cases), "per_case": self.cases}
+        return {
+            **result,
+            "ece": calibration["ece"],
+            "ece_per_class": calibration["ece_per_class"],
+            "brier": calibration["brier"],
+            "nll": calibration["nll"],
+            "error_auroc": self.errors.auroc(),
+            "seconds_per_case": float(np.median([case["seconds"] for case in self.cases])),
+            "annotations_per_case": nanmean(case["references"] for case in self.cases),
+            "per_case": self.cases,
+        }

@@ -70,15 +70,19 @@ class CasePrediction:
         """Whole or not at all; half precision, since nothing here depends on the fourth digit."""
         temporary = path.with_name(f".{path.name}.partial")
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, deterministic=self.deterministic.astype(np.float16),
-                                sampled=self.sampled.astype(np.float16), labels=self.labels, seconds=self.seconds)
+            np.savez_compressed(
+                file,
+                deterministic=self.deterministic.astype(np.float16),
+                sampled=self.sampled.astype(np.float16),
+                labels=self.labels,
+                seconds=self.seconds,
+            )
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> CasePrediction:
         with np.load(path) as f:
-            return cls(f["deterministic"].astype(np.float32), f["sampled"].astype(np.float32), f["labels"],
-                       float(f["seconds"]))
+            return cls(f["deterministic"].astype(np.float32), f["sampled"].astype(np.float32), f["labels"], float(f["seconds"]))
 
 
 @dataclass
@@ -126,9 +130,18 @@ class Model:
 
     def _predict(self, image: np.ndarray, case: str, options: Options) -> CaseStatistics:
         predictor = Predictor.from_network(
-            self.network, self.data.plans_manager, self.data.configuration, self.data.dataset_json, self.trainer.__name__,
-            self.mirror_axes if options.mirroring else (), device=self.device, samples=options.samples,
-            steps=options.steps, sampler=options.sampler, seed=options.seed)
+            self.network,
+            self.data.plans_manager,
+            self.data.configuration,
+            self.data.dataset_json,
+            self.trainer.__name__,
+            self.mirror_axes if options.mirroring else (),
+            device=self.device,
+            samples=options.samples,
+            steps=options.steps,
+            sampler=options.sampler,
+            seed=options.seed,
+        )
         return predictor.predict_preprocessed(image, case, keep_parts=True)
 
     def _predict_stock(self, image: np.ndarray, case: str, options: Options) -> CaseStatistics:
@@ -136,11 +149,19 @@ class Model:
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
         if self._stock is None:
-            self._stock = nnUNetPredictor(perform_everything_on_device=self.device.type == "cuda", device=self.device,
-                                          allow_tqdm=False)
+            self._stock = nnUNetPredictor(
+                perform_everything_on_device=self.device.type == "cuda", device=self.device, allow_tqdm=False
+            )
             configuration = self.data.plans_manager.get_configuration(self.data.configuration)
-            self._stock.manual_initialization(self.network, self.data.plans_manager, configuration,
-                                              [self.network.state_dict()], self.data.dataset_json, STOCK, self.mirror_axes)
+            self._stock.manual_initialization(
+                self.network,
+                self.data.plans_manager,
+                configuration,
+                [self.network.state_dict()],
+                self.data.dataset_json,
+                STOCK,
+                self.mirror_axes,
+            )
         self._stock.use_mirroring = options.mirroring
         logits = self._stock.predict_logits_from_preprocessed_data(torch.as_tensor(image)).float()
         manager = self.data.label_manager
@@ -179,8 +200,12 @@ def load_model(data: Data, trainer: str, device: torch.device) -> Model:
         raise UserError(f"{file} does not fit the plans {data.plans['plans_name']}; train it again.") from None
     state = checkpoint.get("method_state", {}).get("discriminator", {})
     axes = tuple(int(a) for a in checkpoint["inference_allowed_mirroring_axes"] or ())
-    return replace(model, mirror_axes=axes, training_only=sum(v.numel() for v in state.values()),
-                   identity=f"{cls.__name__}@{int(file.stat().st_mtime)}")
+    return replace(
+        model,
+        mirror_axes=axes,
+        training_only=sum(v.numel() for v in state.values()),
+        identity=f"{cls.__name__}@{int(file.stat().st_mtime)}",
+    )
 
 
 def build_model(data: Data, cls: Any, device: torch.device) -> Model:
@@ -190,8 +215,9 @@ def build_model(data: Data, cls: Any, device: torch.device) -> Model:
     plans = data.plans_manager
     configuration = plans.get_configuration(data.configuration)
     channels = determine_num_input_channels(plans, configuration, data.dataset_json)
-    network = cls.build_network_architecture(plans, configuration, channels, data.label_manager.num_segmentation_heads,
-                                             enable_deep_supervision=False)
+    network = cls.build_network_architecture(
+        plans, configuration, channels, data.label_manager.num_segmentation_heads, enable_deep_supervision=False
+    )
     return Model(data, cls, network.to(device).eval(), (), device)
 
 
@@ -201,10 +227,12 @@ def build_model(data: Data, cls: Any, device: torch.device) -> Model:
 def preprocessed(data: Data, case: str, change: Any = None) -> tuple[np.ndarray, CaseGeometry]:
     """Reads and preprocesses a case; ``change`` acts on the raw image ``(C, *image)`` before."""
     plans = data.plans_manager
-    image, properties = read_case(plans.image_reader_writer_class(), Case(case, image_files(data, case)),
-                                  channel_count(data.dataset_json))
-    image, properties = preprocess(image if change is None else change(image), properties, plans, data.configuration,
-                                   data.dataset_json)
+    image, properties = read_case(
+        plans.image_reader_writer_class(), Case(case, image_files(data, case)), channel_count(data.dataset_json)
+    )
+    image, properties = preprocess(
+        image if change is None else change(image), properties, plans, data.configuration, data.dataset_json
+    )
     return image, CaseGeometry(properties, plans, plans.get_configuration(data.configuration))
 
 
@@ -217,8 +245,9 @@ def predict_case(model: Model, case: str, options: Options, change: Any = None) 
 
 def to_image(statistics: CaseStatistics, geometry: CaseGeometry, seconds: float) -> CasePrediction:
     assert statistics.deterministic is not None and statistics.sampled is not None
-    deterministic, sampled = (_probabilities_to_image(geometry, p, statistics.regions)
-                              for p in (statistics.deterministic, statistics.sampled))
+    deterministic, sampled = (
+        _probabilities_to_image(geometry, p, statistics.regions) for p in (statistics.deterministic, statistics.sampled)
+    )
     labels = np.stack([geometry.labels_to_image(m) for m in statistics.labels])
     return CasePrediction(deterministic, sampled, labels, seconds)
 
@@ -235,11 +264,18 @@ def predict_all(data: Data, trainer: str, options: Options, device: torch.device
     model = load_model(data, trainer, device)
     folder = options.folder(data, model.trainer.__name__)
     checkpoint = folder.parent / FINAL
-    settings = {"samples": options.samples, "seed": options.seed, "mirroring": options.mirroring,
-                "checkpoint": int(checkpoint.stat().st_mtime), "precision": model.precision, "device": device.type,
-                "parameters": model.parameters, "parameters_for_training_only": model.training_only,
-                "steps": getattr(model.network, "default_steps", None),
-                "sampler": getattr(model.network, "default_sampler", None)}
+    settings = {
+        "samples": options.samples,
+        "seed": options.seed,
+        "mirroring": options.mirroring,
+        "checkpoint": int(checkpoint.stat().st_mtime),
+        "precision": model.precision,
+        "device": device.type,
+        "parameters": model.parameters,
+        "parameters_for_training_only": model.training_only,
+        "steps": getattr(model.network, "default_steps", None),
+        "sampler": getattr(model.network, "default_sampler", None),
+    }
     _start(folder, settings)
     missing = [case for case in data.cases if not (folder / f"{case}.npz").is_file()]
     for number, case in enumerate(missing, start=1):
@@ -290,8 +326,7 @@ def _main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, not {args.samples}.")
-    predict_all(data_from(args), args.trainer, Options(args.samples, args.seed, not args.disable_tta),
-                pick_device(args.device))
+    predict_all(data_from(args), args.trainer, Options(args.samples, args.seed, not args.disable_tta), pick_device(args.device))
 
 
 if __name__ == "__main__":

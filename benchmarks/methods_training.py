@@ -58,25 +58,36 @@ def finished_training(folder: Path) -> dict[str, Any] | None:
     # nnU-Net's checkpoints hold numpy scalars, which weights_only refuses; the folder is the user's own.
     checkpoint = torch.load(folder / FINAL, map_location="cpu", weights_only=False)
     iterations = checkpoint.get("iteration", 250 * checkpoint["current_epoch"])
-    return {"iterations": iterations, "minutes_asked": None, "seconds": checkpoint.get("seconds"),
-            "seed": checkpoint.get("seed"), "finished": True, "seconds_per_iteration": None}
+    return {
+        "iterations": iterations,
+        "minutes_asked": None,
+        "seconds": checkpoint.get("seconds"),
+        "seed": checkpoint.get("seed"),
+        "finished": True,
+        "seconds_per_iteration": None,
+    }
 
 
 def check_record(record: dict[str, Any], budget: Budget, seed: int, folder: Path) -> None:
     """Raises UserError where a training in the folder was made with another budget or seed than is asked for now."""
     asked = Budget(None if record["minutes_asked"] else record["iterations"], record["minutes_asked"])
     # A model of `nndiffseg_train --minutes` does not say what it was asked for; its seconds are near enough.
-    same = asked == budget or (budget.minutes is not None and record["minutes_asked"] is None
-                               and abs((record["seconds"] or 0) / 60 - budget.minutes) < 0.1 * budget.minutes)
+    same = asked == budget or (
+        budget.minutes is not None
+        and record["minutes_asked"] is None
+        and abs((record["seconds"] or 0) / 60 - budget.minutes) < 0.1 * budget.minutes
+    )
     if budget.given and not same:
-        raise UserError(f"{folder} holds a training of {asked}, not {budget}; ask for the same or choose another folder "
-                        "with --results.")
+        raise UserError(
+            f"{folder} holds a training of {asked}, not {budget}; ask for the same or choose another folder with --results."
+        )
     if record["seed"] not in (None, seed):
         raise UserError(f"{folder} holds a training with the seed {record['seed']}; use it or choose another --results.")
 
 
-def train(data: Data, trainer: str, budget: Budget, device: torch.device, seed: int, *,
-          bfloat16: bool = False) -> dict[str, Any]:
+def train(
+    data: Data, trainer: str, budget: Budget, device: torch.device, seed: int, *, bfloat16: bool = False
+) -> dict[str, Any]:
     """Trains unless that is done already; returns the record, see :func:`finished_training`.
 
     Args:
@@ -94,8 +105,14 @@ def train(data: Data, trainer: str, budget: Budget, device: torch.device, seed: 
         raise UserError(f"There is no finished training of {cls.__name__} in {folder}; give --iterations or --minutes.")
     if (folder / RECORD).is_file():
         check_record(json.loads((folder / RECORD).read_text()), budget, seed, folder)
-    record = {"iterations": budget.iterations, "minutes_asked": budget.minutes, "seed": seed, "seconds": 0.0,
-              "finished": False, "seconds_per_iteration": None}
+    record = {
+        "iterations": budget.iterations,
+        "minutes_asked": budget.minutes,
+        "seed": seed,
+        "seconds": 0.0,
+        "finished": False,
+        "seconds_per_iteration": None,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RECORD).is_file():
         write_json(record, folder / RECORD)

@@ -53,9 +53,13 @@ def _main(argv: Sequence[str] | None) -> None:
     curves: dict[str, dict[str, dict[str, float]]] = {}
     for trainer, model in models.items():
         for variance in sorted(set(args.variances)):
-            rows = [kept.get(f"{model.identity}, variance {variance:g}, {case}", partial(
-                predicted_scores, model, case, options, with_noise(variance, seed_of(args.seed, case))))
-                for case in data.cases]
+            rows = [
+                kept.get(
+                    f"{model.identity}, variance {variance:g}, {case}",
+                    partial(predicted_scores, model, case, options, with_noise(variance, seed_of(args.seed, case))),
+                )
+                for case in data.cases
+            ]
             curves.setdefault(class_name(trainer), {})[f"{variance:g}"] = means(rows)
     name = args.name or result_name("noise_robustness", data)
     report(name, *table(curves), {"settings": {**data.describe(), **settings}, "curves": curves})
@@ -75,8 +79,11 @@ def with_noise(variance: float, seed: int) -> Callable[[NDArray], NDArray]:
 
 def table(curves: dict[str, dict[str, dict[str, float]]]) -> tuple[list[list[str]], list[str]]:
     """Rows and header, one row per method and variance."""
-    rows = [[label_of(trainer), variance, *(number(row[k], 4) for k in ("samples", "deterministic", "between_samples"))]
-            for trainer, curve in curves.items() for variance, row in curve.items()]
+    rows = [
+        [label_of(trainer), variance, *(number(row[k], 4) for k in ("samples", "deterministic", "between_samples"))]
+        for trainer, curve in curves.items()
+        for variance, row in curve.items()
+    ]
     return rows, ["method", "variance", "mean of samples", "deterministic", "between samples"]
 
 

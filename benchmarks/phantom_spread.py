@@ -35,8 +35,23 @@ def prepare(folder: Path, cases: int) -> None:
     if not (folder / "fresh" / NAME).is_dir():
         write_phantom_dataset(folder / "fresh", cases=4, test_cases=cases, seed=FRESH_SEED)
     # Makes what is missing, and nothing anew.
-    command([sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", "999", "-pl", "DiffSegPlannerS", "-c",
-             CONFIGURATION, "--raw", folder / "raw", "--preprocessed", folder / "preprocessed"])
+    command(
+        [
+            sys.executable,
+            "-m",
+            "nndiffseg.cli.plan_and_preprocess",
+            "-d",
+            "999",
+            "-pl",
+            "DiffSegPlannerS",
+            "-c",
+            CONFIGURATION,
+            "--raw",
+            folder / "raw",
+            "--preprocessed",
+            folder / "preprocessed",
+        ]
+    )
 
 
 def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
@@ -45,9 +60,32 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
     model = results / NAME / f"{TRAINER}__{PLANS}__{CONFIGURATION}"
     if not (model / "fold_0" / "validation" / "uncertainty.json").is_file():
         print(f"Training, seed {seed}, {iterations} iterations ...", flush=True)
-        command([sys.executable, "-m", "nndiffseg.cli.train", "999", CONFIGURATION, "0", "-p", PLANS, "--epochs",
-                 str(iterations // 100), "--iterations_per_epoch", "100", "--seed", str(seed), "-device", device,
-                 "--raw", folder / "raw", "--preprocessed", folder / "preprocessed", "--results", results])
+        command(
+            [
+                sys.executable,
+                "-m",
+                "nndiffseg.cli.train",
+                "999",
+                CONFIGURATION,
+                "0",
+                "-p",
+                PLANS,
+                "--epochs",
+                str(iterations // 100),
+                "--iterations_per_epoch",
+                "100",
+                "--seed",
+                str(seed),
+                "-device",
+                device,
+                "--raw",
+                folder / "raw",
+                "--preprocessed",
+                folder / "preprocessed",
+                "--results",
+                results,
+            ]
+        )
     return model
 
 
@@ -66,9 +104,14 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
         ratios.append([volumes[s]["calibrated_sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
-    return {"fitted": fitted, "detail_scale": float(scales[0]), "volume_scale": scales[1].tolist(), "cases": len(ratios),
-            "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
-            "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True))}
+    return {
+        "fitted": fitted,
+        "detail_scale": float(scales[0]),
+        "volume_scale": scales[1].tolist(),
+        "cases": len(ratios),
+        "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
+        "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True)),
+    }
 
 
 def _unscaled(result: dict[str, Any]) -> bool:
@@ -99,16 +142,37 @@ def main() -> None:
             else:
                 got = judge(model, folder / "fresh" / NAME, args.device, fitted)
             results.append({"seed": seed, **got})
-            rows.append([seed, "fitted" if fitted else "none", f"{got['detail_scale']:.2f}",
-                         ", ".join(f"{r:.2f}" for r in got["volume_scale"]),
-                         *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
-                         *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES)])
-    report(args.name, rows, ["seed", "scales", "details", "volumes", *(f"sd / known, {s}" for s in STRUCTURES),
-                             *(f"rms error of the mean in ml, {s}" for s in STRUCTURES)],
-           {"command": "python -m benchmarks.phantom_spread --folder FOLDER "  # without the machine's folder
-                       f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases} "
-                       f"--device {args.device}",
-            "iterations": args.iterations, "device": args.device, "fresh_seed": FRESH_SEED, "runs": results})
+            rows.append(
+                [
+                    seed,
+                    "fitted" if fitted else "none",
+                    f"{got['detail_scale']:.2f}",
+                    ", ".join(f"{r:.2f}" for r in got["volume_scale"]),
+                    *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
+                    *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES),
+                ]
+            )
+    report(
+        args.name,
+        rows,
+        [
+            "seed",
+            "scales",
+            "details",
+            "volumes",
+            *(f"sd / known, {s}" for s in STRUCTURES),
+            *(f"rms error of the mean in ml, {s}" for s in STRUCTURES),
+        ],
+        {
+            "command": "python -m benchmarks.phantom_spread --folder FOLDER "  # without the machine's folder
+            f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases} "
+            f"--device {args.device}",
+            "iterations": args.iterations,
+            "device": args.device,
+            "fresh_seed": FRESH_SEED,
+            "runs": results,
+        },
+    )
 
 
 if __name__ == "__main__":

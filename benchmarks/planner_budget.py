@@ -44,14 +44,39 @@ def _main(argv: Sequence[str] | None) -> None:
             plans, dataset_json = planned(folders, dataset, planner, None)
             for configuration in (c for c, p in plans["configurations"].items() if "diffusion" in p):
                 print(f"{dataset}, {PLANS[planner]}, {configuration} ...", flush=True)
-                rows.append({"dataset": dataset, "planner": planner, "configuration": configuration,
-                             **measure(plans, configuration, dataset_json, device)})
-    table = [[r["dataset"], r["planner"], r["configuration"], number(r["measured"], 2), number(r["operations"], 2),
-              number(r["time"], 2)] for r in rows]
+                rows.append(
+                    {
+                        "dataset": dataset,
+                        "planner": planner,
+                        "configuration": configuration,
+                        **measure(plans, configuration, dataset_json, device),
+                    }
+                )
+    table = [
+        [
+            r["dataset"],
+            r["planner"],
+            r["configuration"],
+            number(r["measured"], 2),
+            number(r["operations"], 2),
+            number(r["time"], 2),
+        ]
+        for r in rows
+    ]
     fits = {k: fit(rows, k) for k in TRIED}
-    report("planner_budget", table, ["16 samples in passes of the image network", "planner", "configuration", "measured",
-                                     "by operations", "by the planner's measure"],
-           {"device": device.type, "rows": rows, "rms_log_error_by_operations_per_element": fits})
+    report(
+        "planner_budget",
+        table,
+        [
+            "16 samples in passes of the image network",
+            "planner",
+            "configuration",
+            "measured",
+            "by operations",
+            "by the planner's measure",
+        ],
+        {"device": device.type, "rows": rows, "rms_log_error_by_operations_per_element": fits},
+    )
     print("operations per element: root mean square of the log error of the parts")
     for k, error in fits.items():
         print(f"{k:>6} {error:.2f}")
@@ -67,24 +92,35 @@ def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     settings = rivals.trainers["nndiffseg"].settings
     arch, heads = rivals.configuration.network_arch_init_kwargs, rivals.labels.num_segmentation_heads
     grids = cost.stage_grids(rivals.patch, arch["strides"])
-    costs = {"image_network": cost.image_network(arch, rivals.channels, heads, rivals.patch),
-             "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
-             "label_decoder": cost.label_decoder(settings, heads, grids)}
+    costs = {
+        "image_network": cost.image_network(arch, rivals.channels, heads, rivals.patch),
+        "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
+        "label_decoder": cost.label_decoder(settings, heads, grids),
+    }
     measured = parts(rivals, 9, 60.0)
     sample = cost.sample(settings, heads, grids)
     image = costs["image_network"]
-    return {"measured": measured["measured_samples_to_image_ratio"], "operations": 16 * sample.flops / image.flops,
-            "time": 16 * sample.time / image.time, "seconds": measured["seconds"], "steps": settings.steps,
-            "parts": {name: {"gflop": c.flops / 1e9, "million_elements": c.elements / 1e6} for name, c in costs.items()}}
+    return {
+        "measured": measured["measured_samples_to_image_ratio"],
+        "operations": 16 * sample.flops / image.flops,
+        "time": 16 * sample.time / image.time,
+        "seconds": measured["seconds"],
+        "steps": settings.steps,
+        "parts": {name: {"gflop": c.flops / 1e9, "million_elements": c.elements / 1e6} for name, c in costs.items()},
+    }
 
 
 def fit(rows: Sequence[dict[str, Any]], operations_per_element: float) -> float:
     """Root mean square, over configurations and parts, of the log of predicted over measured share of an image pass."""
+
     def time(part: dict[str, float]) -> float:
         return part["gflop"] * 1e9 + operations_per_element * part["million_elements"] * 1e6
 
-    errors = [math.log(time(r["parts"][p]) / time(r["parts"]["image_network"])
-                       / (r["seconds"][p] / r["seconds"]["image_network"])) for r in rows for p in PARTS]
+    errors = [
+        math.log(time(r["parts"][p]) / time(r["parts"]["image_network"]) / (r["seconds"][p] / r["seconds"]["image_network"]))
+        for r in rows
+        for p in PARTS
+    ]
     return math.sqrt(sum(e * e for e in errors) / len(errors))
 
 

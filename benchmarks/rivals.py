@@ -1,6 +1,6 @@
 """Stock nnU-Net and nndiffseg on one configuration, ready to be timed: tasks, clocks, peak memory.
 
-    python -m benchmarks.rivals SPECIFICATION.json    (one task in a process of its own, for peak memory; prints JSON)
+python -m benchmarks.rivals SPECIFICATION.json    (one task in a process of its own, for peak memory; prints JSON)
 """
 
 from __future__ import annotations
@@ -38,8 +38,15 @@ class Rivals:
         checkpoints: trained weights by side, as their trainings leave them.
     """
 
-    def __init__(self, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: torch.device,
-                 sides: Sequence[str] = SIDES, checkpoints: Mapping[str, str | Path] | None = None):
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        dataset_json: dict[str, Any],
+        device: torch.device,
+        sides: Sequence[str] = SIDES,
+        checkpoints: Mapping[str, str | Path] | None = None,
+    ):
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
         from nndiffseg.trainers import nnDiffSegTrainer
@@ -90,7 +97,7 @@ class Rivals:
         batches slices where nnU-Net does not.
         """
         shape = tuple(round(n) for n in (shape or self.configuration.configuration["median_image_size_in_voxels"]))
-        shape = shape[-len(self.patch):]
+        shape = shape[-len(self.patch) :]
         shape = (1, *shape) if len(shape) == 2 else shape
         return torch.randn((self.channels, *shape), generator=torch.Generator().manual_seed(0))
 
@@ -102,8 +109,9 @@ class Rivals:
         trainer.network.train()
         trainer.train_step(batch)
 
-    def predictor(self, side: str, *, samples: int = 16, steps: int | None = None, mirroring: bool = False
-                  ) -> Callable[[torch.Tensor], Any]:
+    def predictor(
+        self, side: str, *, samples: int = 16, steps: int | None = None, mirroring: bool = False
+    ) -> Callable[[torch.Tensor], Any]:
         """A call that predicts one preprocessed image, without resampling and files."""
         trainer = self.trainers[side]
         axes = tuple(range(len(self.patch))) if mirroring else None
@@ -113,8 +121,9 @@ class Rivals:
             with redirect_stdout(io.StringIO()):
                 predictor = nnUNetPredictor(use_mirroring=mirroring, device=self.device, allow_tqdm=False)
             network = getattr(trainer.network, "_orig_mod", trainer.network)  # nnU-Net does not compile predictions
-            predictor.manual_initialization(network, trainer.plans_manager, trainer.configuration_manager, None,
-                                            trainer.dataset_json, "nnUNetTrainer", axes)
+            predictor.manual_initialization(
+                network, trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json, "nnUNetTrainer", axes
+            )
 
             def predict(data: torch.Tensor) -> Any:
                 trainer.set_deep_supervision_enabled(False)
@@ -123,9 +132,17 @@ class Rivals:
             return predict
         from nndiffseg.inference.predictor import Predictor
 
-        ours = Predictor.from_network(trainer.average.network, trainer.plans_manager, trainer.configuration_name,
-                                      trainer.dataset_json, "nnDiffSegTrainer", axes, device=self.device, samples=samples,
-                                      steps=steps)
+        ours = Predictor.from_network(
+            trainer.average.network,
+            trainer.plans_manager,
+            trainer.configuration_name,
+            trainer.dataset_json,
+            "nnDiffSegTrainer",
+            axes,
+            device=self.device,
+            samples=samples,
+            steps=steps,
+        )
         # One fold and a known fusion weight, as nndiffseg_predict runs.
         return partial(ours.predict_preprocessed, case_id="speed", keep_parts=False)
 
@@ -159,8 +176,14 @@ class Times(NamedTuple):
     processor: dict[str, np.ndarray]
 
 
-def rounds(tasks: Mapping[str, Callable[[], Any]], device: torch.device, count: int = 7, seconds: float = 120.0, *,
-           warm_up: bool = True) -> Times:
+def rounds(
+    tasks: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    count: int = 7,
+    seconds: float = 120.0,
+    *,
+    warm_up: bool = True,
+) -> Times:
     """Times all tasks in turn, round after round.
 
     Args:
@@ -229,8 +252,13 @@ def in_own_process(specification: dict[str, Any], limit: float | None = None) ->
         file = Path(folder) / "specification.json"
         file.write_text(json.dumps(specification))
         try:
-            finished = subprocess.run([sys.executable, "-m", "benchmarks.rivals", str(file)], capture_output=True, text=True,
-                                      timeout=limit, check=False)
+            finished = subprocess.run(
+                [sys.executable, "-m", "benchmarks.rivals", str(file)],
+                capture_output=True,
+                text=True,
+                timeout=limit,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"more than {limit:g} s"}
     if finished.returncode == 0:
@@ -248,13 +276,13 @@ def single(spec: dict[str, Any]) -> dict[str, Any]:
             ``prediction``), ``rounds``, and for predictions ``shape``, ``samples``, ``steps``, ``mirroring``.
     """
     device = torch.device(spec["device"])
-    rivals = Rivals(spec["plans"], spec["configuration"], spec["dataset_json"], device, [spec["side"]],
-                    spec.get("checkpoints"))
+    rivals = Rivals(spec["plans"], spec["configuration"], spec["dataset_json"], device, [spec["side"]], spec.get("checkpoints"))
     if spec["task"] == "training":
         task: Callable[[], Any] = partial(rivals.train_step, spec["side"], rivals.batch())
     else:
-        predict = rivals.predictor(spec["side"], samples=spec.get("samples", 16), steps=spec.get("steps"),
-                                   mirroring=spec.get("mirroring", False))
+        predict = rivals.predictor(
+            spec["side"], samples=spec.get("samples", 16), steps=spec.get("steps"), mirroring=spec.get("mirroring", False)
+        )
         task = partial(predict, rivals.image(spec.get("shape")))
     started, by_processor = time.perf_counter(), time.process_time()
     result: dict[str, Any] = peak_memory(task, device)

@@ -48,15 +48,22 @@ def _main(argv: Sequence[str] | None) -> None:
     models = {trainer: load_model(data, trainer, device) for trainer in args.trainers}
     if stock := [t for t, m in models.items() if m.is_stock]:
         raise UserError(f"{stock[0]} takes no sampling steps; leave it out of --trainers.")
-    settings = {"samples": args.samples, "sampler": args.sampler, "seed": args.seed, "mirroring": not args.disable_tta,
-                "device": args.device}
+    settings = {
+        "samples": args.samples,
+        "sampler": args.sampler,
+        "seed": args.seed,
+        "mirroring": not args.disable_tta,
+        "device": args.device,
+    }
     kept = measurements_of("sampling_steps", data, **settings)
     curves: dict[str, dict[str, dict[str, float]]] = {}
     for trainer, model in models.items():
         for steps in sorted(set(args.steps)):
             options = Options(args.samples, args.seed, not args.disable_tta, steps, args.sampler)
-            rows = [kept.get(f"{model.identity}, {steps} steps, {case}", partial(predicted_scores, model, case, options))
-                    for case in data.cases]
+            rows = [
+                kept.get(f"{model.identity}, {steps} steps, {case}", partial(predicted_scores, model, case, options))
+                for case in data.cases
+            ]
             curves.setdefault(class_name(trainer), {})[str(steps)] = means(rows)
     name = args.name or result_name("sampling_steps", data)
     defaults = {class_name(t): m.network.default_steps for t, m in models.items()}
@@ -72,9 +79,16 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def table(curves: dict[str, dict[str, dict[str, float]]]) -> tuple[list[list[str]], list[str]]:
     """Rows and header, one row per method and number of steps."""
-    rows = [[label_of(trainer), steps, *(number(row[k], 4) for k in ("samples", "single", "deterministic",
-             "between_samples")), number(row["seconds"], 2)]
-            for trainer, curve in curves.items() for steps, row in curve.items()]
+    rows = [
+        [
+            label_of(trainer),
+            steps,
+            *(number(row[k], 4) for k in ("samples", "single", "deterministic", "between_samples")),
+            number(row["seconds"], 2),
+        ]
+        for trainer, curve in curves.items()
+        for steps, row in curve.items()
+    ]
     return rows, ["method", "steps", "mean of samples", "one sample", "deterministic", "between samples", "s/case"]
 
 

@@ -29,8 +29,11 @@ if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
     from benchmarks.methods_common import Measurements
 
 #: per planner: first and largest number of features (2D, 3D), blocks of the encoder's first stages
-WIDTHS = {"S": (16, (128, 128), (1, 2, 2, 2, 2, 2, 2)), "M": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6)),
-          "L": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6))}
+WIDTHS = {
+    "S": (16, (128, 128), (1, 2, 2, 2, 2, 2, 2)),
+    "M": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6)),
+    "L": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6)),
+}
 LARGEST_PATCH = {2: 512, 3: 128}
 BATCH = 2
 #: stage of the latent: stride 4
@@ -80,8 +83,7 @@ def _main(argv: Sequence[str] | None) -> None:
     parser.add_argument("--planner", metavar="S|M|L", help="size of the networks; default: S on a CPU, else M")
     parser.add_argument("--quick", action="store_true", help="smaller ranges, a few minutes")
     parser.add_argument("--limit", type=float, default=300, help="seconds for one measurement (default: %(default)g)")
-    parser.add_argument("--name", help="of the files in benchmarks/results and docs/images; default: scaling, or "
-                        "scaling_quick")
+    parser.add_argument("--name", help="of the files in benchmarks/results and docs/images; default: scaling, or scaling_quick")
     add_device_flag(parser)
     args = parser.parse_args(argv)
     if args.planner is not None:
@@ -99,13 +101,24 @@ def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, pl
 
     settings = {"planner": planner, "device": device, "limit": args.limit, "batch": BATCH}
     kept = Measurements(RESULTS, f".{name}_partial", settings)
-    found = {sweep: [measure(kept, point, planner, device, args.limit) for point in points]
-             for sweep, points in sweeps.items()}
+    found = {sweep: [measure(kept, point, planner, device, args.limit) for point in points] for sweep, points in sweeps.items()}
     clock = "processor_seconds" if device == "cpu" else "seconds"
     rows = [row for sweep, points in sweeps.items() for row in table(sweep, points, found[sweep], clock)]
     header = ["varied", "value", *(f"{LABELS[side]} {task}, {what}" for task, side in CURVES for what in ("s", "GB"))]
-    report(name, rows, header, {**settings, "base": asdict(BASE), "networks": described(sweeps, planner), "sweeps": {
-        sweep: [{**asdict(p), **f} for p, f in zip(points, found[sweep], strict=True)] for sweep, points in sweeps.items()}})
+    report(
+        name,
+        rows,
+        header,
+        {
+            **settings,
+            "base": asdict(BASE),
+            "networks": described(sweeps, planner),
+            "sweeps": {
+                sweep: [{**asdict(p), **f} for p, f in zip(points, found[sweep], strict=True)]
+                for sweep, points in sweeps.items()
+            },
+        },
+    )
     draw(name, sweeps, found, clock, f"planner {planner}, {device}")
     kept.path.unlink(missing_ok=True)
 
@@ -148,19 +161,36 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     light = candidate(Architecture(arch, 1, point.classes, patch), LATENT_STAGE, size, channels)
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
-        "data_identifier": "made", "preprocessor_name": "DefaultPreprocessor", "batch_size": BATCH,
-        "patch_size": list(patch), "median_image_size_in_voxels": [point.size] * point.axes, "spacing": [1.0] * point.axes,
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "batch_dice": two,
+        "data_identifier": "made",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": BATCH,
+        "patch_size": list(patch),
+        "median_image_size_in_voxels": [point.size] * point.axes,
+        "spacing": [1.0] * point.axes,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "batch_dice": two,
         **{f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in ("data", "seg", "probabilities")},
         **{f"resampling_fn_{k}_kwargs": {**resampling, "is_seg": k == "seg"} for k in ("data", "seg", "probabilities")},
-        "architecture": {"network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-                         "arch_kwargs": arch, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]},
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+            "arch_kwargs": arch,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
         "diffusion": {"settings": light.settings.to_plan()},
     }
-    plans = {"dataset_name": "Dataset999_Made", "plans_name": PLANS[planner], "image_reader_writer": "SimpleITKIO",
-             "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
-             "original_median_spacing_after_transp": [1.0] * 3, "experiment_planner_used": PLANNERS[planner],
-             "foreground_intensity_properties_per_channel": {}, "configurations": {"made": configuration}}
+    plans = {
+        "dataset_name": "Dataset999_Made",
+        "plans_name": PLANS[planner],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "original_median_spacing_after_transp": [1.0] * 3,
+        "experiment_planner_used": PLANNERS[planner],
+        "foreground_intensity_properties_per_channel": {},
+        "configurations": {"made": configuration},
+    }
     labels = {"background": 0, **{f"structure {i}": i for i in range(1, point.classes)}}
     return plans, {"channel_names": {"0": "noise"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
 
@@ -171,9 +201,11 @@ def described(sweeps: dict[str, list[Point]], planner: str) -> dict[str, Any]:
     for point in {p for points in sweeps.values() for p in points}:
         configuration = made_plans(point, planner)[0]["configurations"]["made"]
         key = f"{point.axes}D, size {point.size}, {point.classes} classes"
-        networks[key] = {"patch_size": configuration["patch_size"], **{
-            k: configuration["architecture"]["arch_kwargs"][k] for k in ("features_per_stage", "n_blocks_per_stage")},
-            "diffusion": configuration["diffusion"]["settings"]}
+        networks[key] = {
+            "patch_size": configuration["patch_size"],
+            **{k: configuration["architecture"]["arch_kwargs"][k] for k in ("features_per_stage", "n_blocks_per_stage")},
+            "diffusion": configuration["diffusion"]["settings"],
+        }
     return dict(sorted(networks.items()))
 
 
@@ -188,9 +220,18 @@ def measure(kept: Measurements, point: Point, planner: str, device: str, limit: 
     for task, side in CURVES:
         relevant = _relevant(point, task, side)
         plans, dataset_json = made_plans(relevant, planner)
-        specification = {"plans": plans, "configuration": "made", "dataset_json": dataset_json, "device": device,
-                         "side": side, "task": task, "rounds": 3, "shape": [relevant.size] * point.axes,
-                         "samples": relevant.samples, "steps": relevant.steps}
+        specification = {
+            "plans": plans,
+            "configuration": "made",
+            "dataset_json": dataset_json,
+            "device": device,
+            "side": side,
+            "task": task,
+            "rounds": 3,
+            "shape": [relevant.size] * point.axes,
+            "samples": relevant.samples,
+            "steps": relevant.steps,
+        }
         key = f"{side} {task}: {relevant.axes}D size {relevant.size} classes {relevant.classes}"
         if (task, side) == ("prediction", "nndiffseg"):
             key += f" samples {relevant.samples} steps {relevant.steps or 'planned'}"
@@ -207,16 +248,21 @@ def _relevant(point: Point, task: str, side: str) -> Point:
 
 def table(sweep: str, points: Sequence[Point], found: Sequence[dict[str, Any]], clock: str) -> list[list[str]]:
     """One row a point: seconds and GB of every curve."""
-    return [[sweep, str(getattr(point, VARIED[sweep])), *itertools.chain.from_iterable(
-        _cells(values[f"{task} {side}"], clock) for task, side in CURVES)] for point, values in zip(points, found, strict=True)]
+    return [
+        [
+            sweep,
+            str(getattr(point, VARIED[sweep])),
+            *itertools.chain.from_iterable(_cells(values[f"{task} {side}"], clock) for task, side in CURVES),
+        ]
+        for point, values in zip(points, found, strict=True)
+    ]
 
 
 def _cells(value: dict[str, Any], clock: str) -> list[str]:
     return [value["failed"], ""] if "failed" in value else [f"{value[clock]:.3f}", f"{value['peak_gb']:.2f}"]
 
 
-def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[str, Any]]], clock: str,
-         title: str) -> None:
+def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[str, Any]]], clock: str, title: str) -> None:
     """``docs/images/NAME.png``: a column for each sweep, seconds above, memory below."""
     import matplotlib
 
@@ -225,8 +271,9 @@ def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[s
 
     from benchmarks.methods_figures import plain_ticks, save_figure
 
-    figure, axes = plt.subplots(2, len(sweeps), figsize=(3.4 * len(sweeps), 6), layout="constrained", sharex="col",
-                                squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(sweeps), figsize=(3.4 * len(sweeps), 6), layout="constrained", sharex="col", squeeze=False
+    )
     for column, (sweep, points) in enumerate(sweeps.items()):
         values = [getattr(p, VARIED[sweep]) for p in points]
         for axis, what, words in zip(axes[:, column], (clock, "peak_gb"), (clock.replace("_", " "), "peak GB"), strict=True):

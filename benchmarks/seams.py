@@ -57,9 +57,12 @@ def main() -> None:
             elsewhere += [jumps[i] for i in range(n - 1) if i not in planes]
     ratio = float(np.mean(borders) / np.mean(elsewhere))
     shape = list(data.shape[1:])
-    report("seams", [[f"{np.mean(borders):.5f}", f"{np.mean(elsewhere):.5f}", f"{ratio:.3f}", len(borders)]],
-           ["mean jump at tile borders", "elsewhere", "ratio (at most 1.1)", "border planes"],
-           {"volume": shape, "patch": list(patch), "samples": args.samples, "ratio": ratio})
+    report(
+        "seams",
+        [[f"{np.mean(borders):.5f}", f"{np.mean(elsewhere):.5f}", f"{ratio:.3f}", len(borders)]],
+        ["mean jump at tile borders", "elsewhere", "ratio (at most 1.1)", "border planes"],
+        {"volume": shape, "patch": list(patch), "samples": args.samples, "ratio": ratio},
+    )
 
 
 if __name__ == "__main__":

@@ -51,34 +51,53 @@ def prediction(rivals: Rivals, data: torch.Tensor, count: int, seconds: float) -
     tasks: dict[str, Callable[[], Any]] = {"nnunet": one, **_other_precision(device, one)}
     tasks |= {f"nndiffseg_{n}": partial(rivals.predictor("nndiffseg", samples=n), data) for n in (1, 4, 16)}
     times = rounds(tasks, device, count, seconds)
-    slow = {"nnunet": one, "nndiffseg_64": partial(rivals.predictor("nndiffseg", samples=64), data),
-            "nnunet_mirroring": partial(rivals.predictor("nnunet", mirroring=True), data),
-            "nndiffseg_16_mirroring": partial(rivals.predictor("nndiffseg", mirroring=True), data)}
+    slow = {
+        "nnunet": one,
+        "nndiffseg_64": partial(rivals.predictor("nndiffseg", samples=64), data),
+        "nnunet_mirroring": partial(rivals.predictor("nnunet", mirroring=True), data),
+        "nndiffseg_16_mirroring": partial(rivals.predictor("nndiffseg", mirroring=True), data),
+    }
     slow_times = rounds(slow, device, 3, seconds).wall
     ratios = {name: median_ratio(t, slow_times["nnunet"]) for name, t in slow_times.items()}
 
     def against(base: str, clock: Mapping[str, np.ndarray]) -> dict[str, float]:
-        return {"prediction_ratio_16": median_ratio(clock["nndiffseg_16"], clock[base]),
-                "sample_ratio": median_ratio((clock["nndiffseg_16"] - clock["nndiffseg_4"]) / 12, clock[base])}
+        return {
+            "prediction_ratio_16": median_ratio(clock["nndiffseg_16"], clock[base]),
+            "sample_ratio": median_ratio((clock["nndiffseg_16"] - clock["nndiffseg_4"]) / 12, clock[base]),
+        }
 
     ratios |= {name: median_ratio(t, times.wall["nnunet"]) for name, t in times.wall.items()}
-    return {**_three_kinds(against, times), "ratios": ratios,
-            "seconds": {name: float(np.median(t)) for name, t in {**slow_times, **times.wall}.items()},
-            "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()}}
+    return {
+        **_three_kinds(against, times),
+        "ratios": ratios,
+        "seconds": {name: float(np.median(t)) for name, t in {**slow_times, **times.wall}.items()},
+        "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()},
+    }
 
 
 def training(rivals: Rivals, count: int, seconds: float) -> dict[str, Any]:
     """Seconds of a training step of both, and their ratio."""
     batch = rivals.batch()
     stock = partial(rivals.train_step, "nnunet", batch)
-    times = rounds({"nnunet": stock, **_other_precision(rivals.device, stock),
-                    "nndiffseg": partial(rivals.train_step, "nndiffseg", batch)}, rivals.device, count, seconds)
+    times = rounds(
+        {
+            "nnunet": stock,
+            **_other_precision(rivals.device, stock),
+            "nndiffseg": partial(rivals.train_step, "nndiffseg", batch),
+        },
+        rivals.device,
+        count,
+        seconds,
+    )
 
     def against(base: str, clock: Mapping[str, np.ndarray]) -> dict[str, float]:
         return {"training_ratio": median_ratio(clock["nndiffseg"], clock[base])}
 
-    return {**_three_kinds(against, times), "seconds": {name: float(np.median(t)) for name, t in times.wall.items()},
-            "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()}}
+    return {
+        **_three_kinds(against, times),
+        "seconds": {name: float(np.median(t)) for name, t in times.wall.items()},
+        "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()},
+    }
 
 
 def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, float]], times: Times) -> dict[str, Any]:
@@ -104,6 +123,7 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
         def run() -> Any:
             with autocast_for(device), torch.inference_mode():
                 return function()
+
         return run
 
     maps = precise(lambda: network.encode(image))()
@@ -115,11 +135,13 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
         for part in latents.split(batch):
             network.decode(part, maps)
 
-    tasks = {"image_network": precise(lambda: network.image_network(image, False)),
-             "encode": precise(lambda: network.encode(image)),
-             "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
-             "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
-             "label_decoder": precise(decode_all)}
+    tasks = {
+        "image_network": precise(lambda: network.image_network(image, False)),
+        "encode": precise(lambda: network.encode(image)),
+        "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
+        "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
+        "label_decoder": precise(decode_all),
+    }
     times = rounds(tasks, device, count, seconds).wall
     step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
     decode, steps = times["label_decoder"] / samples, network.default_steps
@@ -127,19 +149,36 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
     gflop = {name: planned.get(f"{name}_gflop") for name in ("image_network", "denoiser_step", "label_decoder")}
     measured = {"image_network": times["image_network"], "denoiser_step": step, "label_decoder": decode}
     seconds_each = {name: float(np.median(t)) for name, t in measured.items()}
-    return {"seconds": {**seconds_each, "encode": float(np.median(times["encode"]))}, "planned_gflop": gflop,
-            "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
-            "samples": samples, "steps": steps,
-            "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
-            "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"])}
+    return {
+        "seconds": {**seconds_each, "encode": float(np.median(times["encode"]))},
+        "planned_gflop": gflop,
+        "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
+        "samples": samples,
+        "steps": steps,
+        "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
+        "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"]),
+    }
 
 
-def memory(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: torch.device,
-           checkpoints: Mapping[str, str] | None, shape: Sequence[int] | None, limit: float) -> dict[str, Any]:
+def memory(
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    device: torch.device,
+    checkpoints: Mapping[str, str] | None,
+    shape: Sequence[int] | None,
+    limit: float,
+) -> dict[str, Any]:
     """Peak memory of every kind of prediction, each in a process of its own."""
-    base = {"plans": plans, "configuration": configuration, "dataset_json": dataset_json, "device": device.type,
-            "task": "prediction", "shape": list(shape) if shape else None,
-            "checkpoints": {k: str(v) for k, v in (checkpoints or {}).items()}}
+    base = {
+        "plans": plans,
+        "configuration": configuration,
+        "dataset_json": dataset_json,
+        "device": device.type,
+        "task": "prediction",
+        "shape": list(shape) if shape else None,
+        "checkpoints": {k: str(v) for k, v in (checkpoints or {}).items()},
+    }
     kinds: dict[str, dict[str, Any]] = {"nnunet": {"side": "nnunet"}, "nnunet_mirroring": {"side": "nnunet", "mirroring": True}}
     kinds |= {f"nndiffseg_{n}": {"side": "nndiffseg", "samples": n} for n in SAMPLES}
     kinds["nndiffseg_16_mirroring"] = {"side": "nndiffseg", "samples": 16, "mirroring": True}
@@ -149,18 +188,29 @@ def memory(plans: dict[str, Any], configuration: str, dataset_json: dict[str, An
         print(f"  peak memory, {name}: {_gb(found[name])}", flush=True)
     ours, stock = found["nndiffseg_16"], found["nnunet"]
     known = "failed" not in ours and "failed" not in stock
-    return {"memory_ratio": ours["peak_gb"] / stock["peak_gb"] if known else None,
-            "working_memory_ratio": ours["working_gb"] / stock["working_gb"] if known and stock["working_gb"] > 0 else None,
-            "memory": found}
+    return {
+        "memory_ratio": ours["peak_gb"] / stock["peak_gb"] if known else None,
+        "working_memory_ratio": ours["working_gb"] / stock["working_gb"] if known and stock["working_gb"] > 0 else None,
+        "memory": found,
+    }
 
 
 def _gb(found: Mapping[str, Any]) -> str:
     return found["failed"] if "failed" in found else f"{found['peak_gb']:.2f} GB"
 
 
-def compare(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: torch.device, *,
-            checkpoints: Mapping[str, str] | None = None, data: torch.Tensor | None = None, count: int = 7,
-            seconds: float = 60.0, limit: float = 600.0) -> dict[str, Any]:
+def compare(
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    device: torch.device,
+    *,
+    checkpoints: Mapping[str, str] | None = None,
+    data: torch.Tensor | None = None,
+    count: int = 7,
+    seconds: float = 60.0,
+    limit: float = 600.0,
+) -> dict[str, Any]:
     """Everything about time and memory of one configuration.
 
     Args:
@@ -193,26 +243,38 @@ def compare(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     top |= {k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")}
     for kind in ("same_precision", "processor_time"):
         top[kind] = {**predicted.pop(kind), **trained.pop(kind)}
-    return {**top,
-            "precision": {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)},
-            "threads": torch.get_num_threads(), "image": list(data.shape), "prediction": predicted, "training": trained,
-            "parts": measured, **remembered}
+    return {
+        **top,
+        "precision": {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)},
+        "threads": torch.get_num_threads(),
+        "image": list(data.shape),
+        "prediction": predicted,
+        "training": trained,
+        "parts": measured,
+        **remembered,
+    }
 
 
 def table(speed: Mapping[str, Any]) -> list[list[str]]:
     """Rows of :func:`compare` for people: what, seconds, in nnU-Net passes, peak GB."""
     seconds, ratios = speed["prediction"]["seconds"], speed["prediction"]["ratios"]
-    names = {"nnunet": "nnU-Net, one pass", "nnunet_same_precision": "nnU-Net, one pass, nndiffseg's precision",
-             "nnunet_mirroring": "nnU-Net, mirroring",
-             **{f"nndiffseg_{n}": f"nndiffseg, {n} sample{'s' * (n > 1)}" for n in SAMPLES},
-             "nndiffseg_16_mirroring": "nndiffseg, 16 samples, mirroring"}
+    names = {
+        "nnunet": "nnU-Net, one pass",
+        "nnunet_same_precision": "nnU-Net, one pass, nndiffseg's precision",
+        "nnunet_mirroring": "nnU-Net, mirroring",
+        **{f"nndiffseg_{n}": f"nndiffseg, {n} sample{'s' * (n > 1)}" for n in SAMPLES},
+        "nndiffseg_16_mirroring": "nndiffseg, 16 samples, mirroring",
+    }
     rows = []
     for name, text in ((n, t) for n, t in names.items() if n in seconds):
         peak = _gb(speed["memory"][name]).removesuffix(" GB") if name in speed["memory"] else ""
         rows.append([f"predict: {text}", f"{seconds[name]:.3f}", f"{ratios[name]:.2f}", peak])
     train = speed["training"]["seconds"]
-    for name, text in (("nnunet", "nnU-Net"), ("nnunet_same_precision", "nnU-Net, nndiffseg's precision"),
-                       ("nndiffseg", "nndiffseg")):
+    for name, text in (
+        ("nnunet", "nnU-Net"),
+        ("nnunet_same_precision", "nnU-Net, nndiffseg's precision"),
+        ("nndiffseg", "nndiffseg"),
+    ):
         if name not in train:
             continue
         rows.append([f"training step: {text}", f"{train[name]:.3f}", f"{train[name] / train['nnunet']:.2f}", ""])

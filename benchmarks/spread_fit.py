@@ -77,19 +77,43 @@ def _main(argv: Sequence[str] | None) -> None:
     groups = read_groups(data.preprocessed)
     volumes = predicted_volumes(data, device, args.samples, args.seed)
     details = [{**asdict(rule), **fitted_details(tables, groups, rule, args.rounds, args.seed)} for rule in RULES]
-    stretched = [{"prior_sd": sd, "structure_sd": own, **fitted_volumes(volumes, groups, (sd, own), args.rounds, args.seed)}
-                 for sd, own in VOLUME_PRIORS]
-    rows = [["details", r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}", _about(r["scale"]), _about(r["ratio"]),
-             ""] for r in details]
-    rows += [["volumes", "", "", f"{r['prior_sd']:g}, {r['structure_sd']:g}" if r["prior_sd"] else "left at 1",
-              _about(r["scale"]), _about(r["ratio"]),
-              f"{np.mean(r['covered']):.2f}"] for r in stretched]
+    stretched = [
+        {"prior_sd": sd, "structure_sd": own, **fitted_volumes(volumes, groups, (sd, own), args.rounds, args.seed)}
+        for sd, own in VOLUME_PRIORS
+    ]
+    rows = [
+        ["details", r["patches"], f"{r['largest_detail']:g}", f"{r['prior_sd']:g}", _about(r["scale"]), _about(r["ratio"]), ""]
+        for r in details
+    ]
+    rows += [
+        [
+            "volumes",
+            "",
+            "",
+            f"{r['prior_sd']:g}, {r['structure_sd']:g}" if r["prior_sd"] else "left at 1",
+            _about(r["scale"]),
+            _about(r["ratio"]),
+            f"{np.mean(r['covered']):.2f}",
+        ]
+        for r in stretched
+    ]
     error, spread = (sum(getattr(t, side).sum(0) for t in tables) for side in ("error", "spread"))
-    report(args.name, rows, ["scale of", "patches", "largest", "prior sd", "fitted", "spread / error, other cases",
-                             "inside the 90 % interval"],
-           {**data.describe(), "rounds": args.rounds, "seed": args.seed, "samples": args.samples, "details": details,
-            "volumes": stretched, "candidates": DETAILS.tolist(), "spread_over_error": (spread / error).tolist(),
-            "error_1_minus_iou": (error / sum(len(t.cases) for t in tables)).tolist()})
+    report(
+        args.name,
+        rows,
+        ["scale of", "patches", "largest", "prior sd", "fitted", "spread / error, other cases", "inside the 90 % interval"],
+        {
+            **data.describe(),
+            "rounds": args.rounds,
+            "seed": args.seed,
+            "samples": args.samples,
+            "details": details,
+            "volumes": stretched,
+            "candidates": DETAILS.tolist(),
+            "spread_over_error": (spread / error).tolist(),
+            "error_1_minus_iou": (error / sum(len(t.cases) for t in tables)).tolist(),
+        },
+    )
 
 
 def _about(values: Sequence[float]) -> str:
@@ -108,8 +132,9 @@ def _halves(cases: Sequence[str], groups: dict[str, str], rounds: int, seed: int
 # ---- details ----------------------------------------------------------------------------------------------------------
 
 
-def fitted_details(tables: Sequence[SpreadTable], groups: dict[str, str], rule: Rule, rounds: int, seed: int
-                   ) -> dict[str, list[float]]:
+def fitted_details(
+    tables: Sequence[SpreadTable], groups: dict[str, str], rule: Rule, rounds: int, seed: int
+) -> dict[str, list[float]]:
     """Fits on random halves of the cases; ``scale`` and the other halves' ``ratio`` of 1 - IoU, a value per round."""
     from nndiffseg.training import detail_scale
     from nndiffseg.training.detail_scale import DETAILS, fit_detail
@@ -132,8 +157,10 @@ def ratio_at(tables: Sequence[SpreadTable], cases: Sequence[str], detail: float)
     """Spread / error of 1 - IoU over the patches of these cases."""
     from nndiffseg.training.detail_scale import interpolated, log_ratio
 
-    sums = [np.sum([d for t in tables for case, d in zip(t.cases, getattr(t, side), strict=True) if case in cases], axis=0)
-            for side in ("error", "spread")]
+    sums = [
+        np.sum([d for t in tables for case, d in zip(t.cases, getattr(t, side), strict=True) if case in cases], axis=0)
+        for side in ("error", "spread")
+    ]
     return math.exp(interpolated(log_ratio(np.stack(sums)), np.log([detail])).item())
 
 
@@ -153,8 +180,9 @@ def predicted_volumes(data: Data, device: torch.device, samples: int, seed: int)
     return found
 
 
-def fitted_volumes(tables: Sequence[VolumeTable], groups: dict[str, str], priors: tuple[float, float], rounds: int,
-                   seed: int) -> dict[str, list[float]]:
+def fitted_volumes(
+    tables: Sequence[VolumeTable], groups: dict[str, str], priors: tuple[float, float], rounds: int, seed: int
+) -> dict[str, list[float]]:
     """Fits on random halves; ``scale``, mean over structures, the other halves' ``ratio`` and share ``covered``, per round."""
     from benchmarks.comparison_metrics import volume_coverage
     from nndiffseg.calibration import volumes as volume_scale

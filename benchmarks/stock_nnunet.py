@@ -43,23 +43,73 @@ def main() -> None:
             for image in (raw / "imagesTr").glob(f"{case}_*"):
                 shutil.copy(image, work / "in")
             shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", work / "labels")
-        environment = {"nnUNet_extTrainer": shim, **{k: os.environ[k] for k in os.environ if k.startswith("nnUNet_")
-                                                      and k != "nnUNet_extTrainer"}}
-        predicted = command(["nnUNetv2_predict", "-i", work / "in", "-o", work / "out", "-d", args.d, "-c", args.c, "-tr",
-                             args.tr, "-p", args.p, "-f", args.f, "-device", args.device, "-npp", "1", "-nps", "1"],
-                            environment=environment)
-        command(["nnUNetv2_evaluate_folder", work / "labels", work / "out", "-djfile", work / "out" / "dataset.json",
-                 "-pfile", work / "out" / "plans.json", "-np", "1"], environment=environment)
+        environment = {
+            "nnUNet_extTrainer": shim,
+            **{k: os.environ[k] for k in os.environ if k.startswith("nnUNet_") and k != "nnUNet_extTrainer"},
+        }
+        predicted = command(
+            [
+                "nnUNetv2_predict",
+                "-i",
+                work / "in",
+                "-o",
+                work / "out",
+                "-d",
+                args.d,
+                "-c",
+                args.c,
+                "-tr",
+                args.tr,
+                "-p",
+                args.p,
+                "-f",
+                args.f,
+                "-device",
+                args.device,
+                "-npp",
+                "1",
+                "-nps",
+                "1",
+            ],
+            environment=environment,
+        )
+        command(
+            [
+                "nnUNetv2_evaluate_folder",
+                work / "labels",
+                work / "out",
+                "-djfile",
+                work / "out" / "dataset.json",
+                "-pfile",
+                work / "out" / "plans.json",
+                "-np",
+                "1",
+            ],
+            environment=environment,
+        )
         stock = json.loads((work / "out" / "summary.json").read_text())["foreground_mean"]["Dice"]
     ours = json.loads((fold / "validation" / "uncertainty.json").read_text())
     difference = abs(stock - ours["dice_deterministic"])
-    rows = [["nnUNetv2_predict + nnUNetv2_evaluate_folder", f"{stock:.4f}"],
-            ["deterministic head, nndiffseg's validation", f"{ours['dice_deterministic']:.4f}"],
-            ["difference (at most 0.005)", f"{difference:.4f}"],
-            ["fused, nndiffseg's validation (cross-fitted)", f"{ours['dice_fused_cross_fitted']:.4f}"]]
-    report("stock_nnunet", rows, ["mean foreground Dice", f"{len(cases)} cases"],
-           {"dataset": dataset, "fold": args.f, "cases": len(cases), "stock_dice": stock,
-            "deterministic_dice": ours["dice_deterministic"], "difference": difference, "seconds": predicted.seconds})
+    rows = [
+        ["nnUNetv2_predict + nnUNetv2_evaluate_folder", f"{stock:.4f}"],
+        ["deterministic head, nndiffseg's validation", f"{ours['dice_deterministic']:.4f}"],
+        ["difference (at most 0.005)", f"{difference:.4f}"],
+        ["fused, nndiffseg's validation (cross-fitted)", f"{ours['dice_fused_cross_fitted']:.4f}"],
+    ]
+    report(
+        "stock_nnunet",
+        rows,
+        ["mean foreground Dice", f"{len(cases)} cases"],
+        {
+            "dataset": dataset,
+            "fold": args.f,
+            "cases": len(cases),
+            "stock_dice": stock,
+            "deterministic_dice": ours["dice_deterministic"],
+            "difference": difference,
+            "seconds": predicted.seconds,
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -47,8 +47,13 @@ def _main(argv: Sequence[str] | None) -> None:
     patch = data.plans["configurations"][data.configuration]["patch_size"]
     sizes = sorted(set(args.sizes or ((64, 128, 256, 512) if len(patch) == 2 else (48, 64, 96, 128))))
     check_sizes(data, sizes, args.whole)
-    settings = {"samples": args.samples, "whole": args.whole, "device": args.device, "repetitions": args.repetitions,
-                "seed": args.seed}
+    settings = {
+        "samples": args.samples,
+        "whole": args.whole,
+        "device": args.device,
+        "repetitions": args.repetitions,
+        "seed": args.seed,
+    }
     kept = measurements_of("time_against_size", data, **settings)
     curves: dict[str, dict[str, list[float]]] = {}
     for trainer in args.trainers:
@@ -61,8 +66,15 @@ def _main(argv: Sequence[str] | None) -> None:
                 break
             curve[str(size)] = kept.get(f"{trainer}, {size}", partial(measure, data, trainer, size, args))
     name = args.name or result_name("time_against_size", data) + ("_whole" if args.whole else "")
-    report(name, *table(curves, sizes), {"settings": {**data.describe(), **settings, "sizes": sizes}, "seconds": curves,
-                                         "exponents": {t: exponent(c) for t, c in curves.items()}})
+    report(
+        name,
+        *table(curves, sizes),
+        {
+            "settings": {**data.describe(), **settings, "sizes": sizes},
+            "seconds": curves,
+            "exponents": {t: exponent(c) for t, c in curves.items()},
+        },
+    )
     draw(name, curves, len(patch))
 
 
@@ -87,8 +99,11 @@ def measure(data: Data, trainer: str, size: int, args: Any) -> list[float]:
         plans["configurations"][data.configuration]["patch_size"] = [size] * dim
         data = replace(data, plans=plans)
     model = build_model(data, find_class(trainer), pick_device(args.device, quiet=True))
-    image = np.random.default_rng(args.seed).standard_normal((channel_count(data.dataset_json), *([1] if dim == 2 else []),
-                                                             *[size] * dim)).astype(np.float32)
+    image = (
+        np.random.default_rng(args.seed)
+        .standard_normal((channel_count(data.dataset_json), *([1] if dim == 2 else []), *[size] * dim))
+        .astype(np.float32)
+    )
     options = Options(args.samples, args.seed, mirroring=False)
     seconds = []
     for _ in range(args.repetitions):
@@ -113,8 +128,14 @@ def exponent(curve: dict[str, list[float]]) -> float | None:
 
 def table(curves: dict[str, dict[str, list[float]]], sizes: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """Rows and header: median seconds per size, and the exponent."""
-    rows = [[label_of(trainer), *(number(float(np.median(curve[str(n)])), 3) if str(n) in curve else "-" for n in sizes),
-             number(exponent(curve), 2)] for trainer, curve in curves.items()]
+    rows = [
+        [
+            label_of(trainer),
+            *(number(float(np.median(curve[str(n)])), 3) if str(n) in curve else "-" for n in sizes),
+            number(exponent(curve), 2),
+        ]
+        for trainer, curve in curves.items()
+    ]
     return rows, ["method", *(f"{n}, s" for n in sizes), "exponent"]
 
 
@@ -122,8 +143,13 @@ def draw(name: str, curves: dict[str, dict[str, list[float]]], dim: int) -> None
     figure, (axis,) = new_figure()
     for trainer, marker in zip(curves, itertools.cycle("os^Dv"), strict=False):
         curve = curves[trainer]
-        axis.plot([int(n) for n in curve], [np.median(s) for s in curve.values()], f"{marker}-", color=colour_of(trainer),
-                  label=label_of(trainer))
+        axis.plot(
+            [int(n) for n in curve],
+            [np.median(s) for s in curve.values()],
+            f"{marker}-",
+            color=colour_of(trainer),
+            label=label_of(trainer),
+        )
     axis.set(xlabel=f"image size (voxels along each of {dim} axes)", ylabel="seconds per image", xscale="log", yscale="log")
     plain_ticks(axis, sorted({int(n) for curve in curves.values() for n in curve}))
     axis.legend(fontsize=8)

@@ -64,11 +64,14 @@ def tables_of(data: Data, device: torch.device, patches: int | None = None) -> l
 
     file = data.fold_folder(OURS) / FINAL
     if not file.is_file():
-        raise UserError(f"There is no finished training of {OURS} for fold {data.fold} of {data.dataset}; run "
-                        f"`nndiffseg_train {data.dataset} {data.configuration} {data.fold} -p {data.plans['plans_name']}`.")
+        raise UserError(
+            f"There is no finished training of {OURS} for fold {data.fold} of {data.dataset}; run "
+            f"`nndiffseg_train {data.dataset} {data.configuration} {data.fold} -p {data.plans['plans_name']}`."
+        )
     with results_in(data.results):
-        trainer = nnDiffSegTrainer({**data.plans, "continue_training": True}, data.configuration, data.fold, data.dataset_json,
-                                   device)
+        trainer = nnDiffSegTrainer(
+            {**data.plans, "continue_training": True}, data.configuration, data.fold, data.dataset_json, device
+        )
         trainer.load_checkpoint(str(file))
         assert trainer.average is not None
         return spread_tables(trainer, trainer.average.network, patches)
@@ -151,8 +154,13 @@ class Comparison:
     def _folder(self, data: Data, trainer: str, options: Options) -> Path:
         fold = data.fold_folder(trainer)
         trained = int((fold / FINAL).stat().st_mtime)  # predictions of an older training are not reused
-        parts = [f"samples_{options.samples}", f"seed_{options.seed}", *([] if options.mirroring else ["no_mirroring"]),
-                 *([] if options.steps is None else [f"steps_{options.steps}"]), str(trained)]
+        parts = [
+            f"samples_{options.samples}",
+            f"seed_{options.seed}",
+            *([] if options.mirroring else ["no_mirroring"]),
+            *([] if options.steps is None else [f"steps_{options.steps}"]),
+            str(trained),
+        ]
         if trainer == OURS:  # nor those with other scales
             digest = hashlib.sha256(repr(sorted(self.details.items())).encode()).hexdigest()
             parts.append(f"details_{digest[:12]}")
@@ -231,19 +239,29 @@ class Comparison:
         everything = {**hard, "head": self.labels(ours.deterministic), "samples": self.labels(ours.sampled)}
         dice = {name: self._dice([labels], references) for name, labels in everything.items()}
         dice["sample"] = self._dice(ours.labels, references)
-        dice |= {f"steps_{n}": self._dice([self.labels(self.load(case, trainer=OURS, steps=n).sampled)], references)
-                 for n in self.more_steps}
+        dice |= {
+            f"steps_{n}": self._dice([self.labels(self.load(case, trainer=OURS, steps=n).sampled)], references)
+            for n in self.more_steps
+        }
         step = spacing[1:] if _is_flat(references, spacing) else spacing
         nsd = {name: self._nsd(labels, references, step) for name, labels in everything.items()}
         region = region_of_interest(np.any([*references, *hard.values()], axis=0), DILATION)
         frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.structures.values()])
-        counts = {name: calibration(values[self.foreground], frequency, region,
-                                    np.asarray(entropy(values, regions=self.manager.has_regions)),
-                                    [hard[name] != r for r in references]) for name, values in p.items()}
+        counts = {
+            name: calibration(
+                values[self.foreground],
+                frequency,
+                region,
+                np.asarray(entropy(values, regions=self.manager.has_regions)),
+                [hard[name] != r for r in references],
+            )
+            for name, values in p.items()
+        }
         structures = list(self.structures.values())
         scales = {"nndiffseg": self.volume_scales[self._half(case)]}
-        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, (1.0,)))
-                                              for n, s in samples.items()})
+        return CaseResult(
+            dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, (1.0,))) for n, s in samples.items()}
+        )
 
     def _dice(self, labels: Sequence[NDArray] | NDArray, references: NDArray) -> NDArray[np.float64]:
         values = np.stack([dice_of(p, r, self.structures.values()) for p in labels for r in references])
@@ -252,8 +270,14 @@ class Comparison:
     def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
         if len(spacing) == 2:
             labels, references = labels[0], references[:, 0]
-        return _nanmean(np.array([[surface_dice(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance)
-                                   for s in self.structures.values()] for r in references]))
+        return _nanmean(
+            np.array(
+                [
+                    [surface_dice(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance) for s in self.structures.values()]
+                    for r in references
+                ]
+            )
+        )
 
 
 def _is_flat(references: NDArray, spacing: Sequence[float]) -> bool:
@@ -266,4 +290,3 @@ def _nanmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     present = np.isfinite(values)
     count = present.sum(0)
     return np.where(count > 0, np.where(present, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)
-

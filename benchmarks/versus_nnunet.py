@@ -55,17 +55,42 @@ def _parser() -> Parser:
     add("--iterations", type=int, help="length of every training")
     add("--planner", default="M", metavar="S|M|L", help="size of the plans, which both sides share (default: %(default)s)")
     add("--seed", type=int, default=0, help="of both trainings; the ensemble's are SEED, SEED + 1, ... (default: 0)")
-    add("--ensemble", type=int, default=3, metavar="N", help="nnU-Nets in the third column; 1 for a single nnU-Net, 0 for none "
-        "at all, to see what a change in nndiffseg does (default: 3)")
+    add(
+        "--ensemble",
+        type=int,
+        default=3,
+        metavar="N",
+        help="nnU-Nets in the third column; 1 for a single nnU-Net, 0 for none "
+        "at all, to see what a change in nndiffseg does (default: 3)",
+    )
     add("--samples", type=int, default=16, help="that are judged (default: %(default)s)")
-    add("--more_steps", type=int, nargs="*", default=[10], metavar="N",
-        help="also the Dice of the mean of samples of so many sampling steps (default: 10)")
-    add("--tolerance", type=float, default=1.0, help="of the surface distance, in mm, or in pixels where images have no "
-        "spacing (default: %(default)s)")
-    add("--truth", default="raters", metavar="raters|label", help="raters: figures are means over all annotations in the "
-        "raw dataset's ratersTr, where there are some (default); label: the label alone")
-    add("--same_precision", action="store_true", help="train nnU-Net in nndiffseg's precision on a CPU too, where it would "
-        "otherwise use float32 and take about twice as long")
+    add(
+        "--more_steps",
+        type=int,
+        nargs="*",
+        default=[10],
+        metavar="N",
+        help="also the Dice of the mean of samples of so many sampling steps (default: 10)",
+    )
+    add(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        help="of the surface distance, in mm, or in pixels where images have no spacing (default: %(default)s)",
+    )
+    add(
+        "--truth",
+        default="raters",
+        metavar="raters|label",
+        help="raters: figures are means over all annotations in the "
+        "raw dataset's ratersTr, where there are some (default); label: the label alone",
+    )
+    add(
+        "--same_precision",
+        action="store_true",
+        help="train nnU-Net in nndiffseg's precision on a CPU too, where it would "
+        "otherwise use float32 and take about twice as long",
+    )
     add("--cases", type=int, help="judge so many of the validation cases, evenly spread (default: all)")
     add("--disable_tta", action="store_true", help="no mirroring, on either side")
     add("--only", metavar="nnunet|nndiffseg", help="train this side, if it is not trained yet, and stop")
@@ -159,23 +184,27 @@ def _train(args: argparse.Namespace, members: Sequence[Data], device: torch.devi
     from benchmarks.methods_training import train
     from benchmarks.versus_accuracy import OURS, results_in
 
-    jobs = {"nndiffseg": [(OURS, args.seed, members[0])],
-            "nnunet": [(STOCK, args.seed + i, data) for i, data in enumerate(members[:args.ensemble])]}
+    jobs = {
+        "nndiffseg": [(OURS, args.seed, members[0])],
+        "nnunet": [(STOCK, args.seed + i, data) for i, data in enumerate(members[: args.ensemble])],
+    }
     done: dict[str, list[dict[str, Any]]] = {}
     for side, trainings in jobs.items():
         for trainer, seed, data in trainings if args.only in (None, side) else []:
             print(f"Training of {trainer}, seed {seed}, {args.iterations} iterations.", flush=True)
             with results_in(data.results):
-                done.setdefault(side, []).append(train(data, trainer, Budget(args.iterations, None), device, seed,
-                                                       bfloat16=args.same_precision))
+                done.setdefault(side, []).append(
+                    train(data, trainer, Budget(args.iterations, None), device, seed, bfloat16=args.same_precision)
+                )
     return done
 
 
 # ---- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.device,
-             trainings: list[dict[str, list[dict[str, Any]]]]) -> None:
+def _compare(
+    args: argparse.Namespace, folds: list[list[Data]], device: torch.device, trainings: list[dict[str, list[dict[str, Any]]]]
+) -> None:
     from benchmarks import versus_table
     from benchmarks.comparison_metrics import expected_coverage
     from benchmarks.methods_common import STOCK
@@ -183,8 +212,18 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
     from benchmarks.methods_training import FINAL
     from benchmarks.versus_accuracy import OURS, Comparison
 
-    comparisons = [Comparison(members, device, Options(args.samples, args.seed, not args.disable_tta), args.tolerance,
-                              args.truth == "raters", tuple(args.more_steps), args.ensemble) for members in folds]
+    comparisons = [
+        Comparison(
+            members,
+            device,
+            Options(args.samples, args.seed, not args.disable_tta),
+            args.tolerance,
+            args.truth == "raters",
+            tuple(args.more_steps),
+            args.ensemble,
+        )
+        for members in folds
+    ]
     results, groups = {}, []
     for comparison in comparisons:
         comparison.predict()
@@ -202,28 +241,55 @@ def _compare(args: argparse.Namespace, folds: list[list[Data]], device: torch.de
 
         files = {"nnunet": data.fold_folder(STOCK) / FINAL, "nndiffseg": data.fold_folder(OURS) / FINAL}
         image = torch.from_numpy(preprocessed(data, data.cases[len(data.cases) // 2])[0]).float()
-        result["speed"] = speed.compare(data.plans, data.configuration, data.dataset_json, device, data=image,
-                                        checkpoints={k: str(v) for k, v in files.items()})
+        result["speed"] = speed.compare(
+            data.plans,
+            data.configuration,
+            data.dataset_json,
+            device,
+            data=image,
+            checkpoints={k: str(v) for k, v in files.items()},
+        )
         rows += versus_table.speed_rows(result["speed"])
     numbers = ", ".join(map(str, args.fold))
-    header = [f"{data.dataset}, {data.configuration}, fold {numbers}, {len(results)} cases, {args.iterations} iterations",
-              "nnU-Net" if args.ensemble else "-", "nndiffseg",
-              f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-", "nndiffseg - nnU-Net", "nndiffseg - nnU-Nets"]
+    header = [
+        f"{data.dataset}, {data.configuration}, fold {numbers}, {len(results)} cases, {args.iterations} iterations",
+        "nnU-Net" if args.ensemble else "-",
+        "nndiffseg",
+        f"{args.ensemble} nnU-Nets" if args.ensemble > 1 else "-",
+        "nndiffseg - nnU-Net",
+        "nndiffseg - nnU-Nets",
+    ]
     variant = "_same_precision" * args.same_precision + "_alone" * (args.ensemble == 0)
-    name = args.name or (f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{''.join(map(str, args.fold))}_"
-                         f"{args.iterations}_seed{args.seed}{variant}")
-    tell(name, rows, header, {**_described(folds), **_setup(args, data.plans), "iterations": args.iterations,
-                              "seed": args.seed, "ensemble": args.ensemble, "mirroring": not args.disable_tta,
-                              "samples": args.samples, "tolerance_mm": args.tolerance, "truth": args.truth,
-                              "same_precision": args.same_precision,
-                              "trainings": trainings[0] if len(folds) == 1 else trainings,
-                              "fusion_weights": [c.fitted_weights for c in comparisons],
-                              "volume_scales": [c.volume_scales for c in comparisons],
-                              "detail_scales": [c.details for c in comparisons],
-                              "expected_coverage": expected_coverage(args.samples),
-                              "bootstrap": "percentile intervals over groups of cases, 95 %, paired",
-                              "groups": len(set(groups)), **result,
-                              "cases": versus_table.by_case(results)})
+    name = args.name or (
+        f"versus_{data.dataset}_{data.configuration}_{args.planner}_fold{''.join(map(str, args.fold))}_"
+        f"{args.iterations}_seed{args.seed}{variant}"
+    )
+    tell(
+        name,
+        rows,
+        header,
+        {
+            **_described(folds),
+            **_setup(args, data.plans),
+            "iterations": args.iterations,
+            "seed": args.seed,
+            "ensemble": args.ensemble,
+            "mirroring": not args.disable_tta,
+            "samples": args.samples,
+            "tolerance_mm": args.tolerance,
+            "truth": args.truth,
+            "same_precision": args.same_precision,
+            "trainings": trainings[0] if len(folds) == 1 else trainings,
+            "fusion_weights": [c.fitted_weights for c in comparisons],
+            "volume_scales": [c.volume_scales for c in comparisons],
+            "detail_scales": [c.details for c in comparisons],
+            "expected_coverage": expected_coverage(args.samples),
+            "bootstrap": "percentile intervals over groups of cases, 95 %, paired",
+            "groups": len(set(groups)),
+            **result,
+            "cases": versus_table.by_case(results),
+        },
+    )
 
 
 def _described(folds: list[list[Data]]) -> dict[str, Any]:
@@ -242,8 +308,12 @@ def _speed_only(args: argparse.Namespace, folders: Folders, dataset: str) -> Non
 
     result = speed.compare(plans, args.configuration, dataset_json, device)
     name = args.name or f"speed_{dataset}_{args.configuration}_{args.planner}_{device.type}"
-    tell(name, speed.table(result), [f"{dataset}, {args.configuration}, planner {args.planner}, {device.type}", "seconds",
-                                     "in nnU-Net's", "peak GB"], {"dataset": dataset, **_setup(args, plans), **result})
+    tell(
+        name,
+        speed.table(result),
+        [f"{dataset}, {args.configuration}, planner {args.planner}, {device.type}", "seconds", "in nnU-Net's", "peak GB"],
+        {"dataset": dataset, **_setup(args, plans), **result},
+    )
     for key in ("prediction_ratio_16", "sample_ratio", "training_ratio", "memory_ratio"):
         words = {"same_precision": "with nnU-Net in the same precision", "processor_time": "in processor time"}
         more = [f"{text} {result[kind][key]:.3f}" for kind, text in words.items() if key in result[kind]]
@@ -287,9 +357,14 @@ def plan(dataset: str, planner: str, flags: Sequence[str]) -> None:
         UserError: it failed.
     """
     print(f"nndiffseg_plan_and_preprocess -d {dataset} -pl {PLANNERS[planner]} ...", flush=True)
-    finished = subprocess.run([sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", dataset, "-pl",
-                               PLANNERS[planner], *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                              env=os.environ, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-m", "nndiffseg.cli.plan_and_preprocess", "-d", dataset, "-pl", PLANNERS[planner], *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+        check=False,
+    )
     if finished.returncode:
         reason = (finished.stdout.strip().splitlines() or ["no output"])[-1].removeprefix("error: ")
         raise UserError(f"{dataset} cannot be planned with {PLANNERS[planner]}: {reason}")
@@ -298,8 +373,13 @@ def plan(dataset: str, planner: str, flags: Sequence[str]) -> None:
 def _setup(args: argparse.Namespace, plans: dict[str, Any]) -> dict[str, Any]:
     """What was compared, for the JSON file."""
     configuration = plans["configurations"][args.configuration]
-    return {"configuration": args.configuration, "planner": args.planner, "patch_size": configuration["patch_size"],
-            "batch_size": configuration["batch_size"], "settings": configuration["diffusion"]["settings"]}
+    return {
+        "configuration": args.configuration,
+        "planner": args.planner,
+        "patch_size": configuration["patch_size"],
+        "batch_size": configuration["batch_size"],
+        "settings": configuration["diffusion"]["settings"],
+    }
 
 
 def tell(name: str, rows: list[list[str]], header: list[str], result: dict[str, Any]) -> None:

@@ -66,8 +66,11 @@ def figures(structures: Sequence[str], results: Sequence[CaseResult], groups: Se
     for words, pool in pooled:
         found = {m: pool(weights, [r.calibration[m] for r in results]) for m in present}
         rows += _by_structure(words, structures, found)
-    rows.append(_figure("AUROC of uncertainty for errors",
-                        {m: pooled_auroc(weights, [r.calibration[m] for r in results]) for m in present}))
+    rows.append(
+        _figure(
+            "AUROC of uncertainty for errors", {m: pooled_auroc(weights, [r.calibration[m] for r in results]) for m in present}
+        )
+    )
     return rows + _agreement(weights, results, present)
 
 
@@ -92,8 +95,11 @@ def _mean_of_structures(statistic: NDArray) -> NDArray:  # (R, K) -> (R,), leavi
 def _figure(name: str, statistics: Mapping[str, NDArray]) -> Figure:
     """Statistics over resamples ``(R,)`` by method -> values and paired differences."""
     ours = statistics["nndiffseg"]
-    return Figure(name, {m: interval(v) for m, v in statistics.items()},
-                  {m: interval(ours - v) for m, v in statistics.items() if m != "nndiffseg"})
+    return Figure(
+        name,
+        {m: interval(v) for m, v in statistics.items()},
+        {m: interval(ours - v) for m, v in statistics.items() if m != "nndiffseg"},
+    )
 
 
 def _agreement(weights: NDArray, results: Sequence[CaseResult], present: Sequence[str]) -> list[Figure]:
@@ -103,8 +109,12 @@ def _agreement(weights: NDArray, results: Sequence[CaseResult], present: Sequenc
     for name, words in names.items():
         found = {m: means(weights, np.array([[_number(r.agreement[m], name)] for r in results]))[:, 0] for m in present}
         rows.append(_figure(words, found))
-    gap = {m: means(weights, np.array([[_number(r.agreement[m], "sample_dice") - r.agreement[m].truth_dice]
-                                       for r in results]))[:, 0] for m in present}
+    gap = {
+        m: means(weights, np.array([[_number(r.agreement[m], "sample_dice") - r.agreement[m].truth_dice] for r in results]))[
+            :, 0
+        ]
+        for m in present
+    }
     rows.insert(2, _figure("Dice of two samples - of a sample and the truth", gap))
     return rows
 
@@ -119,8 +129,14 @@ def _number(agreement: Agreement, name: str) -> float:
 
 def rows(found: Sequence[Figure]) -> list[list[str]]:
     """Cells: name, the three methods, and both differences with their intervals."""
-    return [[f.name, *(_value(f.values.get(m)) for m in METHODS), *(_difference(f.differences.get(m)) for m in (
-        "nnunet", "ensemble"))] for f in found]
+    return [
+        [
+            f.name,
+            *(_value(f.values.get(m)) for m in METHODS),
+            *(_difference(f.differences.get(m)) for m in ("nnunet", "ensemble")),
+        ]
+        for f in found
+    ]
 
 
 def _value(value: Interval | None) -> str:
@@ -135,6 +151,7 @@ def _difference(value: Interval | None) -> str:
 
 def plain(found: Sequence[Figure]) -> dict[str, Any]:
     """JSON-ready: each interval is [value, low, high], unknown numbers are None."""
+
     def numbers(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
         return {m: [float(v) if np.isfinite(v) else None for v in i] for m, i in intervals.items()}
 
@@ -143,11 +160,18 @@ def plain(found: Sequence[Figure]) -> dict[str, Any]:
 
 def by_case(results: Mapping[str, CaseResult]) -> dict[str, Any]:
     """Dice, surface distance and agreement of every case, JSON-ready."""
+
     def plainly(values: NDArray) -> list[float | None]:
         return [round(float(v), 5) if np.isfinite(v) else None for v in values]
 
-    return {case: {"dice": {m: plainly(v) for m, v in r.dice.items()}, "nsd": {m: plainly(v) for m, v in r.nsd.items()},
-                   "agreement": {m: a._asdict() for m, a in r.agreement.items()}} for case, r in results.items()}
+    return {
+        case: {
+            "dice": {m: plainly(v) for m, v in r.dice.items()},
+            "nsd": {m: plainly(v) for m, v in r.nsd.items()},
+            "agreement": {m: a._asdict() for m, a in r.agreement.items()},
+        }
+        for case, r in results.items()
+    }
 
 
 def speed_rows(speed: Mapping[str, Any]) -> list[list[str]]:
@@ -159,11 +183,27 @@ def speed_rows(speed: Mapping[str, Any]) -> list[list[str]]:
         return f"{seconds[name]:.3f} s{peak}"
 
     train = speed["training"]["seconds"]
-    table = [["seconds of a training step", f"{train['nnunet']:.3f}", f"{train['nndiffseg']:.3f}", "",
-              f"{speed['training_ratio']:.2f} times", ""]]
-    table += [["predict, one pass", predicted("nnunet"), "", "", "", ""],
-              ["predict, mirroring", predicted("nnunet_mirroring"), predicted("nndiffseg_16_mirroring"), "",
-               f"{ratios['nndiffseg_16_mirroring'] / ratios['nnunet_mirroring']:.2f} times", ""]]
+    table = [
+        [
+            "seconds of a training step",
+            f"{train['nnunet']:.3f}",
+            f"{train['nndiffseg']:.3f}",
+            "",
+            f"{speed['training_ratio']:.2f} times",
+            "",
+        ]
+    ]
+    table += [
+        ["predict, one pass", predicted("nnunet"), "", "", "", ""],
+        [
+            "predict, mirroring",
+            predicted("nnunet_mirroring"),
+            predicted("nndiffseg_16_mirroring"),
+            "",
+            f"{ratios['nndiffseg_16_mirroring'] / ratios['nnunet_mirroring']:.2f} times",
+            "",
+        ],
+    ]
     for name in (f"nndiffseg_{n}" for n in SAMPLES):
         words = name.removeprefix("nndiffseg_")
         table.append([f"predict, samples: {words}", "", predicted(name), "", f"{ratios[name]:.2f} passes", ""])

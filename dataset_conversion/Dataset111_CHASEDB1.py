@@ -64,8 +64,10 @@ def convert(
         map_cases(_write_image, arguments, 1, description="Converting", progress=progress)
         cases = [image.name for image in images]
         splits = [
-            {which: [c for c, f in zip(cases, folds, strict=True) if (f == k) == (which == "val")]
-             for which in ("train", "val")}
+            {
+                which: [c for c, f in zip(cases, folds, strict=True) if (f == k) == (which == "val")]
+                for which in ("train", "val")
+            }
             for k in range(max(folds) + 1)
         ]
         write_json(splits, folder / "splits_final.json")

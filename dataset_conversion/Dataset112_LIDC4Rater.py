@@ -24,9 +24,7 @@ from nndiffseg.dataset_conversion.raw_dataset import dataset_json, new_dataset, 
 NUMBER = 112
 
 
-def convert(
-    source: Path, raw: Path, *, dataset_id: int = NUMBER, overwrite: bool = False, progress: bool = True
-) -> Path:
+def convert(source: Path, raw: Path, *, dataset_id: int = NUMBER, overwrite: bool = False, progress: bool = True) -> Path:
     """Writes the dataset in nnU-Net's raw format, the images in their own size.
 
     Args:

@@ -35,8 +35,11 @@ def command(
     def body(words: Sequence[str] | None) -> None:
         parser = Parser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("-i", required=True, metavar="FOLDER", type=Path, help="the dataset as it was downloaded")
-        parser.add_argument("--raw", metavar="FOLDER", help="overrides the environment variable nnUNet_raw; without "
-                            "either, ./nndiffseg_data/raw")
+        parser.add_argument(
+            "--raw",
+            metavar="FOLDER",
+            help="overrides the environment variable nnUNet_raw; without either, ./nndiffseg_data/raw",
+        )
         parser.add_argument("--id", metavar="N", type=int, default=number, help="number of the dataset (%(default)s)")
         parser.add_argument("--overwrite", action="store_true", help="replace the dataset if it exists")
         if size is not None:

@@ -278,11 +278,15 @@ class DiffSegPlanner(ResEncUNetPlanner):
         from nndiffseg import trainers  # loads all of nnU-Net's training
 
         methods = [getattr(trainers, t) for t in trainers.__all__ if t != FLAGSHIP]
-        entries = memory.plan_entries(methods, PlansManager(plans), name, len(self._channel_names()), self.heads, image_gb,
-                                      target)
+        entries = memory.plan_entries(
+            methods, PlansManager(plans), name, len(self._channel_names()), self.heads, image_gb, target
+        )
         plan["diffusion"][memory.KEY] = entries
-        return [textwrap.fill(f"{name}, {trainer}: {memory.sentence(entry)}", 116, subsequent_indent="    ")
-                for trainer, entry in entries.items() if entry["planned"]["training_memory_gb"] > target]
+        return [
+            textwrap.fill(f"{name}, {trainer}: {memory.sentence(entry)}", 116, subsequent_indent="    ")
+            for trainer, entry in entries.items()
+            if entry["planned"]["training_memory_gb"] > target
+        ]
 
     def _keep_data_apart(self, plans: dict[str, Any]) -> None:
         """Gives a configuration its own data folder where other plans preprocess into the shared one differently."""

@@ -39,8 +39,14 @@ def _root() -> Path:
     return root
 
 
-def write_model(make_dataset: Callable[..., Path], results: Path, configuration: str = "3d_fullres", folds: int = 2, *,
-                trainer: str = TRAINER) -> Path:
+def write_model(
+    make_dataset: Callable[..., Path],
+    results: Path,
+    configuration: str = "3d_fullres",
+    folds: int = 2,
+    *,
+    trainer: str = TRAINER,
+) -> Path:
     """A model folder whose folds hold different random weights."""
     plans, dataset_json = _planned(make_dataset)
     folder = results / "Dataset901_Tiny" / f"{trainer}__{plans['plans_name']}__{configuration}"

@@ -17,9 +17,13 @@ class nnDiffSegTrainer(DiffusionTrainer):
     """Trains image network, label encoder, denoiser and label decoder together."""
 
     @staticmethod
-    def build_network_architecture(plans_manager: PlansManager, configuration_manager: ConfigurationManager,
-                                   num_input_channels: int, num_output_channels: int,
-                                   enable_deep_supervision: bool = True) -> nn.Module:
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
         return build_latent_diffusion(configuration_manager, num_input_channels, num_output_channels)
 
     def prepare_network(self, network: Any) -> None:

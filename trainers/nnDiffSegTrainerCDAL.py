@@ -67,9 +67,14 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
     deterministic_share = 0.25
 
     @classmethod
-    def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
-                                   num_input_channels: int, num_output_channels: int,
-                                   enable_deep_supervision: bool = True) -> nn.Module:
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
         if not 2 <= cls.steps <= 8:
             raise ValueError(f"{cls.__name__}.steps must be 2 to 8, got {cls.steps}.")
         return build_cdal_generator(configuration_manager, num_input_channels, num_output_channels, cls.steps)
@@ -85,11 +90,11 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
         torch.manual_seed(seed_of(self.seed, self.fold, "discriminator"))
         layout = layout_from(self.configuration_manager)
         channels = [max(8, c // 2) for c in layout.channels]
-        self.discriminator = Discriminator(self.label_manager.num_segmentation_heads, channels, layout.strides,
-                                           layout.kernels).to(self.device)
+        self.discriminator = Discriminator(
+            self.label_manager.num_segmentation_heads, channels, layout.strides, layout.kernels
+        ).to(self.device)
         # DDGAN's choice of betas: little momentum, since the generator moves the target.
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=self.initial_lr,
-                                                        betas=(0.5, 0.9))
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=self.initial_lr, betas=(0.5, 0.9))
 
     def prepare_network(self, network: Any) -> None:
         network.regions.fill_(self.label_manager.has_regions)
@@ -107,7 +112,8 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
     def _train_discriminator(self, batch: dict) -> dict[str, float]:
         data, targets = self._to_device(batch)
         generator = torch.Generator().manual_seed(
-            seed_of(self.seed, self.fold, self.local_rank, "discriminator", self.iteration))
+            seed_of(self.seed, self.fold, self.local_rank, "discriminator", self.iteration)
+        )
         x0 = 2 * self.onehot(targets[0]) - 1
         t, s = (v.to(self.device) for v in random_steps(len(x0), self.steps, generator))
         schedule = self.bare_network.schedule
@@ -157,8 +163,7 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
         x_s, x_t = real_pair(self.bare_network.schedule, x0, t, s, _noise(x0, generator), _noise(x0, generator))
         return x0 * self.discriminator.attention(x_s, x_t, t)
 
-    def _adversarial(self, guess: Tensor, x_t: Tensor, t: Tensor, s: Tensor, use: Tensor, generator: torch.Generator
-                     ) -> Tensor:
+    def _adversarial(self, guess: Tensor, x_t: Tensor, t: Tensor, s: Tensor, use: Tensor, generator: torch.Generator) -> Tensor:
         """softplus(-D(fake)), mean over the items in ``use`` (DDGAN, section 3.2)."""
         fake_s = posterior_sample(self.bare_network.schedule, guess, x_t, t, s, _noise(guess, generator))
         self.discriminator.requires_grad_(False)
@@ -169,8 +174,10 @@ class nnDiffSegTrainerCDAL(DiffusionTrainer):
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def method_state(self) -> dict[str, Any]:
-        return super().method_state() | {"discriminator": self.discriminator.state_dict(),
-                                         "discriminator_optimizer": self.discriminator_optimizer.state_dict()}
+        return super().method_state() | {
+            "discriminator": self.discriminator.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
 
     def load_method_state(self, state: dict[str, Any]) -> None:
         super().load_method_state(state)

@@ -79,12 +79,21 @@ class nnDiffSegTrainerLDSeg(DiffusionTrainer):
     latent_weight = 1.0
 
     @classmethod
-    def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
-                                   num_input_channels: int, num_output_channels: int,
-                                   enable_deep_supervision: bool = True) -> nn.Module:
-        return build_ldseg(configuration_manager, num_input_channels, num_output_channels,
-                           learned_label_encoder=cls.learned_label_encoder,
-                           learned_image_encoder=cls.learned_image_encoder)
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return build_ldseg(
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            learned_label_encoder=cls.learned_label_encoder,
+            learned_image_encoder=cls.learned_image_encoder,
+        )
 
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss().loss  # without the wrapper for deep supervision
@@ -92,12 +101,20 @@ class nnDiffSegTrainerLDSeg(DiffusionTrainer):
         return loss
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        out = self.network(data, self.onehot(targets[0]), deterministic_share=self.deterministic_share,
-                           recycling=self.recycling, generator=generator)
+        out = self.network(
+            data,
+            self.onehot(targets[0]),
+            deterministic_share=self.deterministic_share,
+            recycling=self.recycling,
+            generator=generator,
+        )
         noise = (out.estimate - out.noise).square().flatten(1).mean(1) * ~out.recycled
         latent = (out.x0 - out.latent.detach()).square().flatten(1).mean(1) * out.recycled
-        return {"segmentation": self.loss(out.logits.float(), targets[0]), "noise": self.noise_weight * noise.mean(),
-                "latent": self.latent_weight * latent.mean()}
+        return {
+            "segmentation": self.loss(out.logits.float(), targets[0]),
+            "noise": self.noise_weight * noise.mean(),
+            "latent": self.latent_weight * latent.mean(),
+        }
 
     def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         maps = network.encode(data)

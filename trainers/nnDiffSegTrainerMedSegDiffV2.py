@@ -61,11 +61,21 @@ class nnDiffSegTrainerMedSegDiffV2(DiffusionTrainer):
     recycling = 0.0
 
     @classmethod
-    def build_network_architecture(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager,
-                                   num_input_channels: int, num_output_channels: int,
-                                   enable_deep_supervision: bool = True) -> nn.Module:
-        return build_medsegdiff(configuration_manager, num_input_channels, num_output_channels,
-                                uncertain_attention=cls.uncertain_attention, ss_former=cls.ss_former)
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return build_medsegdiff(
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            uncertain_attention=cls.uncertain_attention,
+            ss_former=cls.ss_former,
+        )
 
     def prepare_network(self, network: Any) -> None:
         network.regions.fill_(self.label_manager.has_regions)
@@ -76,10 +86,11 @@ class nnDiffSegTrainerMedSegDiffV2(DiffusionTrainer):
         return deep
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        out = self.network(data, self.onehot(targets[0]), deep_supervision=True, recycling=self.recycling,
-                           generator=generator)
-        return {"anchor": self.loss([logits.float() for logits in out.logits], targets),
-                "denoising": (out.estimate - out.x0).square().mean()}
+        out = self.network(data, self.onehot(targets[0]), deep_supervision=True, recycling=self.recycling, generator=generator)
+        return {
+            "anchor": self.loss([logits.float() for logits in out.logits], targets),
+            "denoising": (out.estimate - out.x0).square().mean(),
+        }
 
     def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noise = torch.randn(2, len(data), network.heads, *data.shape[2:], generator=generator).to(data)

@@ -23,8 +23,19 @@ TRAINER = "nnDiffSegTrainer"
 MARKER = ".nndiffseg_demo"
 LOG = "demo.log"
 #: All that the demo writes, and so all that a rerun deletes.
-OWN = ("raw", "preprocessed", "results", "predictions", "images", "references", LOG, "evaluation.json", "summary.json",
-       "report.html", MARKER)
+OWN = (
+    "raw",
+    "preprocessed",
+    "results",
+    "predictions",
+    "images",
+    "references",
+    LOG,
+    "evaluation.json",
+    "summary.json",
+    "report.html",
+    MARKER,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("Makes a phantom dataset, plans, trains, predicts, evaluates and writes a report, in one folder.")
     parser.add_argument("--output", type=Path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
-    parser.add_argument("--dataset", type=Path, metavar="FOLDER",
-                        help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom")
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="FOLDER",
+        help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom",
+    )
     parser.add_argument("--minutes", type=float, default=4.2, help="bounds the training (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -103,14 +118,52 @@ def _main(argv: Sequence[str] | None) -> None:
         demo.command("plan_and_preprocess", "-d", number, "-pl", "DiffSegPlannerS", *_configurations(args))
     configuration = _planned_configuration(demo.output / "preprocessed" / dataset.name)
     with demo.stage("train", f"fold 0 of {configuration} for {args.minutes:g} minutes, then its validation"):
-        demo.command("train", number, configuration, 0, "-p", PLANS, "-tr", TRAINER, "--minutes", args.minutes,
-                     "--iterations_per_epoch", 100, "--seed", args.seed, "-device", demo.device)
+        demo.command(
+            "train",
+            number,
+            configuration,
+            0,
+            "-p",
+            PLANS,
+            "-tr",
+            TRAINER,
+            "--minutes",
+            args.minutes,
+            "--iterations_per_epoch",
+            100,
+            "--seed",
+            args.seed,
+            "-device",
+            demo.device,
+        )
     images, references = _held_out(demo, dataset)
     predictions = demo.output / "predictions"
     with demo.stage("predict", f"{args.samples} samples of each held-out case"):
-        demo.command("predict", "-i", images, "-o", predictions, "-d", number, "-c", configuration, "-p", PLANS, "-tr", TRAINER,
-                     "-f", 0, "--samples", args.samples, "--seed", args.seed, "--save_samples", "--save_probabilities",
-                     "-device", demo.device)
+        demo.command(
+            "predict",
+            "-i",
+            images,
+            "-o",
+            predictions,
+            "-d",
+            number,
+            "-c",
+            configuration,
+            "-p",
+            PLANS,
+            "-tr",
+            TRAINER,
+            "-f",
+            0,
+            "--samples",
+            args.samples,
+            "--seed",
+            args.seed,
+            "--save_samples",
+            "--save_probabilities",
+            "-device",
+            demo.device,
+        )
     _judge(demo, dataset, predictions, images, references, started)
 
 
@@ -142,8 +195,9 @@ def _dataset(demo: Demo) -> Path:
     from nndiffseg.data.phantom import write_phantom_dataset
 
     with demo.stage("generate", f"{demo.args.cases} phantoms to train on and {demo.args.test_cases} to predict"):
-        return write_phantom_dataset(demo.output / "raw", cases=demo.args.cases, test_cases=demo.args.test_cases,
-                                     seed=demo.args.seed)
+        return write_phantom_dataset(
+            demo.output / "raw", cases=demo.args.cases, test_cases=demo.args.test_cases, seed=demo.args.seed
+        )
 
 
 def _configurations(args: argparse.Namespace) -> list[str]:
@@ -181,17 +235,26 @@ def _judge(demo: Demo, dataset: Path, predictions: Path, images: Path, reference
     truth = dataset / "truth.json"
     dataset_json = json.loads((dataset / "dataset.json").read_text(encoding="utf8"))
     with demo.stage("evaluate", "against the labels of the held-out cases"):
-        evaluation = evaluate_predictions(predictions, references, dataset_json=dataset_json,
-                                          truth=truth if truth.is_file() else None,
-                                          output_file=demo.output / "evaluation.json")
+        evaluation = evaluate_predictions(
+            predictions,
+            references,
+            dataset_json=dataset_json,
+            truth=truth if truth.is_file() else None,
+            output_file=demo.output / "evaluation.json",
+        )
     with demo.stage("report", "pictures and tables"):
         report = write_demo_report(demo.output, predictions, images, references, evaluation, dataset_json)
     summary = evaluation["summary"]
     result: dict[str, Any] = {
-        "dice_mean": summary["dice_mean"], "error_auroc": summary["error_auroc"],
+        "dice_mean": summary["dice_mean"],
+        "error_auroc": summary["error_auroc"],
         "volume_spread_ratio": summary["volume_spread_ratio"],
         "seconds": {**demo.seconds, "total": round(time.monotonic() - started, 1)},
-        "cases": summary["cases"], "samples": demo.args.samples, "seed": demo.args.seed, "device": demo.device}
+        "cases": summary["cases"],
+        "samples": demo.args.samples,
+        "seed": demo.args.seed,
+        "device": demo.device,
+    }
     write_json(result, demo.output / "summary.json")
     print(f"\n{format_table(evaluation)}\n")
     print(f"mean Dice on the held-out cases         {number(summary['dice_mean'])}")

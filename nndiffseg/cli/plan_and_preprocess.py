@@ -29,18 +29,37 @@ def _parser() -> Parser:
     parser = Parser(__doc__.split(": ", 1)[1].capitalize(), prog="nndiffseg_plan_and_preprocess")
     add = parser.add_argument
     add("-d", nargs="+", required=True, metavar="DATASET", help="ids or names of datasets, such as 4 or Dataset004_X")
-    add("-c", nargs="+", metavar="CONFIGURATION", help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; "
-        "default: all that are planned")
-    add("-pl", default="DiffSegPlanner", metavar="PLANNER",
-        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB)")
-    add("--latent", default="planned", metavar="LATENT", help="paper: nnDiffSegTrainerLDSeg gets the latent that it was "
-        "published with, one channel on a 16-fold coarser grid; default: planned, that of the other trainers")
+    add(
+        "-c",
+        nargs="+",
+        metavar="CONFIGURATION",
+        help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; default: all that are planned",
+    )
+    add(
+        "-pl",
+        default="DiffSegPlanner",
+        metavar="PLANNER",
+        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB)",
+    )
+    add(
+        "--latent",
+        default="planned",
+        metavar="LATENT",
+        help="paper: nnDiffSegTrainerLDSeg gets the latent that it was "
+        "published with, one channel on a 16-fold coarser grid; default: planned, that of the other trainers",
+    )
     add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory, not the planner's default")
     add("-preprocessor_name", default="DefaultPreprocessor", metavar="NAME", help="a preprocessor of nnU-Net's")
     add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres")
     add("-overwrite_plans_name", metavar="NAME", help="name of the plans; best used with the three flags above")
-    add("-np", nargs="+", type=int, metavar="N", help="processes for preprocessing, one number or one for each "
-        "configuration; 1 starts none; default: the number of processors, at most 8")
+    add(
+        "-np",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="processes for preprocessing, one number or one for each "
+        "configuration; 1 starts none; default: the number of processors, at most 8",
+    )
     add("-npfp", type=int, metavar="N", help="processes for the check and the fingerprint; default as -np")
     add("--verify_dataset_integrity", action="store_true", help="no effect: the dataset is always checked, unless ...")
     add("--no_check", action="store_true", help="... this leaves it out")
@@ -99,9 +118,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     given = any((folder / dataset_check.SPLITS).is_file() for folder in (raw, preprocessed))
     folds = groups.grouped_folds(belonging) if belonging and not given else None
 
-    preprocessing.extract_fingerprint(
-        cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress
-    )
+    preprocessing.extract_fingerprint(cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress)
     planner = _plan(planner_class, dataset, args)
     print(planner.report)
     print(f"Plans: {preprocessed / planner.plans_identifier}.json")
@@ -111,8 +128,10 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     elif splits.is_file() and (problem := groups.divided_group(splits, belonging)):
         print(f"Warning: {problem}")
     if not belonging and (raw / groups.FILE).is_file():
-        print(f"{raw / groups.FILE} has no columns {groups.CASE} and {groups.GROUP} separated by commas, or no rows: it groups "
-              "no cases.")
+        print(
+            f"{raw / groups.FILE} has no columns {groups.CASE} and {groups.GROUP} separated by commas, or no rows: it groups "
+            "no cases."
+        )
     groups.copy_groups(raw, preprocessed)
     if not args.no_pp:
         _preprocess(planner.plans, cases, dataset_json, preprocessed, args, workers)
@@ -169,16 +188,25 @@ def _preprocess(
                 print(f"{configuration}: not planned for this dataset (planned: {planned}).")
             continue
         made = preprocessing.preprocess_configuration(
-            cases, dataset_json, plans, configuration, folder,
-            processes=processes, clean=args.clean, progress=not args.no_pbar, verbose=args.verbose,
+            cases,
+            dataset_json,
+            plans,
+            configuration,
+            folder,
+            processes=processes,
+            clean=args.clean,
+            progress=not args.no_pbar,
+            verbose=args.verbose,
         )
         where = folder / plans["configurations"][configuration]["data_identifier"]
         reused = f", {len(cases) - made} were there" if made < len(cases) else ""
         print(f"{configuration}: {made} cases preprocessed{reused} ({where}).")
         known = {c.name for c in cases}
         if strangers := sorted({p.stem for p in where.glob("*.pkl")} - known):
-            print(f"  {where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; "
-                  "--clean removes them.")
+            print(
+                f"  {where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; "
+                "--clean removes them."
+            )
     preprocessing.copy_ground_truth(cases, folder, dataset_json["file_ending"])
 
 

@@ -40,11 +40,20 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--samples", type=int, default=16, help="over all folds (default: %(default)s)")
     group.add_argument("--steps", type=int, help="of the diffusion; default: what the plans say")
     group.add_argument("--sampler", choices=SAMPLERS, help="default: what the plans say")
-    group.add_argument("--fuse", choices=("mean", "staple"), default="mean",
-                       help="how samples become the segmentation (default: %(default)s); maps are the mean's either way")
+    group.add_argument(
+        "--fuse",
+        choices=("mean", "staple"),
+        default="mean",
+        help="how samples become the segmentation (default: %(default)s); maps are the mean's either way",
+    )
     group.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
-    group.add_argument("-step_size", "--step_size", type=float, default=0.5,
-                       help="largest step between tiles, as a fraction of the patch (default: %(default)s)")
+    group.add_argument(
+        "-step_size",
+        "--step_size",
+        type=float,
+        default=0.5,
+        help="largest step between tiles, as a fraction of the patch (default: %(default)s)",
+    )
     group.add_argument("--disable_tta", action="store_true", help="no mirroring: faster, slightly less accurate")
 
 
@@ -79,16 +88,31 @@ def _main(argv: Sequence[str] | None) -> None:
         folder = chosen.folder
     print(f"Model: {folder}.")
     predictor = Predictor.from_folder(
-        folder, args.f, args.chk, pick_device(args.device), samples=args.samples, steps=args.steps,
-        sampler=args.sampler, seed=args.seed, step_size=args.step_size, mirroring=not args.disable_tta, fuse=args.fuse,
+        folder,
+        args.f,
+        args.chk,
+        pick_device(args.device),
+        samples=args.samples,
+        steps=args.steps,
+        sampler=args.sampler,
+        seed=args.seed,
+        step_size=args.step_size,
+        mirroring=not args.disable_tta,
+        fuse=args.fuse,
     )
     total = len(find_cases(args.i, predictor.dataset_json))
-    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds "
-          f"{', '.join(predictor.model.folds)}.")
+    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {', '.join(predictor.model.folds)}.")
     done = predictor.predict_folder(
-        args.i, args.o, save_samples=args.save_samples, save_probabilities=args.save_probabilities,
-        continue_prediction=args.continue_prediction, num_parts=args.num_parts, part_id=args.part_id,
-        preprocessing_processes=args.npp, export_processes=args.nps, progress=not args.disable_progress_bar,
+        args.i,
+        args.o,
+        save_samples=args.save_samples,
+        save_probabilities=args.save_probabilities,
+        continue_prediction=args.continue_prediction,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        preprocessing_processes=args.npp,
+        export_processes=args.nps,
+        progress=not args.disable_progress_bar,
         verbose=args.verbose,
     )
     print(f"{len(done)} cases predicted; open {Path(args.o) / 'report.html'}.")

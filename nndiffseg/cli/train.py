@@ -29,15 +29,23 @@ def _parser() -> Parser:
     parser.add_argument("--epochs", type=int, help="number of epochs (default 1000 unless --minutes is given)")
     parser.add_argument("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
     parser.add_argument("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
-    parser.add_argument("-pretrained_weights", "--pretrained_weights", metavar="FILE",
-                        help="checkpoint of nndiffseg, or of nnU-Net with the same plans, to start from")
+    parser.add_argument(
+        "-pretrained_weights",
+        "--pretrained_weights",
+        metavar="FILE",
+        help="checkpoint of nndiffseg, or of nnU-Net with the same plans, to start from",
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--c", "--continue_training", dest="c", action="store_true",
-                        help="go on from the latest checkpoint")
+    parser.add_argument("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
-    parser.add_argument("--npz", "--save_probabilities", dest="npz", action="store_true",
-                        help="save the validation's probabilities, for nnUNetv2_find_best_configuration")
+    parser.add_argument(
+        "--npz",
+        "--save_probabilities",
+        dest="npz",
+        action="store_true",
+        help="save the validation's probabilities, for nnUNetv2_find_best_configuration",
+    )
     parser.add_argument("--disable_checkpointing", action="store_true", help="for quick tests")
     parser.add_argument("--disable_progress_bar", action="store_true")
     add_device_flag(parser)
@@ -74,8 +82,11 @@ def _check_numbers(args: Any) -> None:
         if not args.fold.isdigit():
             raise UserError(f"The fold must be 0 to 4 or all, not {args.fold!r}.")
         args.fold = int(args.fold)
-    for flag, value in (("--epochs", args.epochs), ("--iterations_per_epoch", args.iterations_per_epoch),
-                        ("--minutes", args.minutes)):
+    for flag, value in (
+        ("--epochs", args.epochs),
+        ("--iterations_per_epoch", args.iterations_per_epoch),
+        ("--minutes", args.minutes),
+    ):
         if value is not None and value <= 0:
             raise UserError(f"{flag} must be positive, not {value}.")
     if args.c and args.val:

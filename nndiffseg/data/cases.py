@@ -104,8 +104,7 @@ def check_headers(cases: Iterable[Case]) -> None:
         first = case.files[0]
         for file, size in sizes.items():
             if size != sizes[first]:
-                raise UserError(f"{file} has {size} voxels, but {first.name} has {sizes[first]}; a case must "
-                                "lie on one grid.")
+                raise UserError(f"{file} has {size} voxels, but {first.name} has {sizes[first]}; a case must lie on one grid.")
 
 
 def read_case(reader: BaseReaderWriter, case: Case, channels: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -119,18 +118,17 @@ def read_case(reader: BaseReaderWriter, case: Case, channels: int) -> tuple[np.n
         image, image_properties = read_image(reader, file)
         images.append(image)
         properties.append(image_properties)
-        if (problem := geometry_mismatch(
-                properties[0], image_properties, images[0].shape[1:], image.shape[1:])) is not None:
-            raise UserError(f"{file} and {case.files[0].name} differ in geometry ({problem}); resample them to one "
-                            "grid.")
+        if (problem := geometry_mismatch(properties[0], image_properties, images[0].shape[1:], image.shape[1:])) is not None:
+            raise UserError(f"{file} and {case.files[0].name} differ in geometry ({problem}); resample them to one grid.")
     data = np.vstack(images, dtype=np.float32, casting="unsafe") if len(images) > 1 else images[0].astype(np.float32)
     if len(data) != channels:
         raise UserError(f"The case {case.id} has {len(data)} channels, but the model was trained with {channels}.")
     return data, properties[0]
 
 
-def preprocess(data: np.ndarray, properties: dict[str, Any], plans: PlansManager, configuration: str,
-               dataset_json: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+def preprocess(
+    data: np.ndarray, properties: dict[str, Any], plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
     """nnU-Net's preprocessing: image ``(C, *image)`` -> ``(C, *grid)`` and the properties that lead back.
 
     Raises:
@@ -144,8 +142,9 @@ def preprocess(data: np.ndarray, properties: dict[str, Any], plans: PlansManager
     return np.ascontiguousarray(data, dtype=np.float32), properties
 
 
-def read_and_preprocess(case: Case, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
-                        ) -> tuple[np.ndarray, dict[str, Any]]:
+def read_and_preprocess(
+    case: Case, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
     """:func:`read_case`, then :func:`preprocess`; plain arguments, so that worker processes can run it.
 
     Raises:

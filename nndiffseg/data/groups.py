@@ -52,8 +52,9 @@ def read_groups(folder: Path, known: Iterable[str] | None = None) -> dict[str, s
     for row in rows:
         case, group = ((row[c] or "").strip() for c in (CASE, GROUP))
         if not case or not group:
-            raise UserError(f"{file} has a row without a {CASE if not case else GROUP} ({case or group or 'empty'}); "
-                            "complete or remove it.")
+            raise UserError(
+                f"{file} has a row without a {CASE if not case else GROUP} ({case or group or 'empty'}); complete or remove it."
+            )
         if case in groups:
             raise UserError(f"{file} names the case {case} twice; leave one of the rows.")
         groups[case] = group
@@ -107,11 +108,14 @@ def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:
     cases = sorted(groups)
     names = [groups[c] for c in cases]
     if len(set(names)) < FOLDS:
-        raise UserError(f"{FILE} has {len(set(names))} groups, too few for {FOLDS} folds; write a splits_final.json with fewer "
-                        f"folds into the raw dataset, or take {FILE} away.")
+        raise UserError(
+            f"{FILE} has {len(set(names))} groups, too few for {FOLDS} folds; write a splits_final.json with fewer "
+            f"folds into the raw dataset, or take {FILE} away."
+        )
     fold_of = dict(zip(cases, balanced_folds(names), strict=True))
-    return [{"train": [c for c in cases if fold_of[c] != k], "val": [c for c in cases if fold_of[c] == k]}
-            for k in range(FOLDS)]
+    return [
+        {"train": [c for c in cases if fold_of[c] != k], "val": [c for c in cases if fold_of[c] == k]} for k in range(FOLDS)
+    ]
 
 
 def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
@@ -120,8 +124,10 @@ def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
         train, val = ({groups.get(c, c): c for c in fold[side]} for side in ("train", "val"))
         if both := sorted(set(train) & set(val)):
             name = both[0]
-            return (f"fold {i} of {splits} trains on {train[name]} and validates {val[name]}, both of the group {name} of "
-                    f"{FILE}, so its figures may be too good; remove the file and plan again to get folds by group.")
+            return (
+                f"fold {i} of {splits} trains on {train[name]} and validates {val[name]}, both of the group {name} of "
+                f"{FILE}, so its figures may be too good; remove the file and plan again to get folds by group."
+            )
     return None
 
 

@@ -44,8 +44,9 @@ def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[Ba
         try:
             return recursive_find_reader_writer_by_name(name)
         except RuntimeError:
-            raise UserError(f"dataset.json asks for the unknown reader {name}; leave overwrite_image_reader_writer out."
-                            ) from None
+            raise UserError(
+                f"dataset.json asks for the unknown reader {name}; leave overwrite_image_reader_writer out."
+            ) from None
     ending = str(dataset_json["file_ending"])
     matching = [r for r in LIST_OF_IO_CLASSES if ending.lower() in r.supported_file_endings]
     if not matching:

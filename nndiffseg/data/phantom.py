@@ -87,9 +87,7 @@ def draw_geometry(
     return CaseGeometry(np.stack(distances).astype(np.float32), law=law or BoundaryLaw())
 
 
-def ellipsoid_distance(
-    shape: tuple[int, ...], centre: NDArray, semi_axes: NDArray, rotation: NDArray
-) -> NDArray[np.float64]:
+def ellipsoid_distance(shape: tuple[int, ...], centre: NDArray, semi_axes: NDArray, rotation: NDArray) -> NDArray[np.float64]:
     """Signed distance to an ellipsoid in mm, to first order at its surface; exact for a sphere.
 
     d = k0 (k0 - 1) / k1 with k0 = |p / r|, k1 = |p / r^2| (I. Quilez, "ellipsoid SDF", 2008).
@@ -135,10 +133,9 @@ def base_label(geometry: CaseGeometry) -> NDArray[np.uint8]:
 def draw_label(geometry: CaseGeometry, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One draw of p(label | image), ``(*spatial)`` with values 0, 1, 2."""
     law = geometry.law
-    offset = np.stack([
-        rng.normal(0, law.rigid_sd) + smooth_field(rng, geometry.shape, law.field_sd, law.field_length)
-        for _ in STRUCTURES
-    ])
+    offset = np.stack(
+        [rng.normal(0, law.rigid_sd) + smooth_field(rng, geometry.shape, law.field_sd, law.field_length) for _ in STRUCTURES]
+    )
     return label_of(geometry.distance - offset)
 
 
@@ -247,7 +244,7 @@ def _volume_statistics(volumes: NDArray[np.float64]) -> dict[str, dict[str, floa
 
 
 def _write_metadata(dataset: Path, training: list[str], truth: dict, law: BoundaryLaw, draws: int) -> None:
-    validation = training[-min(VALIDATION_CASES, len(training) // 4):]
+    validation = training[-min(VALIDATION_CASES, len(training) // 4) :]
     contents = {
         "dataset.json": {
             "channel_names": {"0": "MRI"},

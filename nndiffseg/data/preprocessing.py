@@ -130,8 +130,7 @@ def preprocess_configuration(
     target.mkdir(exist_ok=True)
     try:
         arguments = [(c, plans, configuration, dataset_json, str(staging), str(target), verbose) for c in todo]
-        map_cases(_preprocess_case, arguments, processes, description=f"Preprocessing {configuration}",
-                  progress=progress)
+        map_cases(_preprocess_case, arguments, processes, description=f"Preprocessing {configuration}", progress=progress)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return len(todo)
@@ -151,7 +150,11 @@ def _preprocess_case(
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
         preprocessor.run_case_save(
-            os.path.join(staging, case.name), list(case.images), case.label, plans_manager, configuration_manager,
+            os.path.join(staging, case.name),
+            list(case.images),
+            case.label,
+            plans_manager,
+            configuration_manager,
             dataset_json,
         )
     for suffix in SUFFIXES:

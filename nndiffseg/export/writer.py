@@ -137,8 +137,9 @@ class CaseGeometry:
         resampled = self.configuration.resampling_fn_seg(labels[None], shape, *self._spacings())
         return self._restore(np.asarray(resampled).astype(labels.dtype, copy=False))[0]
 
-    def segmentation(self, statistics: CaseStatistics, dataset_json: dict[str, Any], *, with_probabilities: bool,
-                     fuse: str = "mean") -> tuple[np.ndarray, np.ndarray | None]:
+    def segmentation(
+        self, statistics: CaseStatistics, dataset_json: dict[str, Any], *, with_probabilities: bool, fuse: str = "mean"
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """nnU-Net's own export, fed with ``log p`` (regions: ``logit p``): its softmax (sigmoid) gives p back.
 
         ``fuse="staple"`` puts the consensus of the samples in the place of nnU-Net's labels.
@@ -150,8 +151,13 @@ class CaseGeometry:
         p = statistics.probabilities.clamp(EPSILON, 1 - EPSILON)
         logits = torch.logit(p) if statistics.regions else p.log_()
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
-            logits.numpy(), self.plans, self.configuration, manager,
-            self.properties, return_probabilities=with_probabilities, num_threads_torch=torch.get_num_threads(),
+            logits.numpy(),
+            self.plans,
+            self.configuration,
+            manager,
+            self.properties,
+            return_probabilities=with_probabilities,
+            num_threads_torch=torch.get_num_threads(),
         )
         segmentation, probabilities = result if with_probabilities else (result, None)
         if fuse == "staple":
@@ -159,8 +165,9 @@ class CaseGeometry:
         return segmentation, probabilities
 
 
-def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry: CaseGeometry,
-                 dataset_json: dict[str, Any]) -> dict[str, Any]:
+def case_summary(
+    statistics: CaseStatistics, segmentation: np.ndarray, geometry: CaseGeometry, dataset_json: dict[str, Any]
+) -> dict[str, Any]:
     """Volumes and agreement of the samples, JSON-ready.
 
     The samples' voxels are counted on the grid of the preprocessed image, where the samples were drawn; resampling
@@ -189,7 +196,10 @@ def case_summary(statistics: CaseStatistics, segmentation: np.ndarray, geometry:
         agreement = {"expected_dice": None if per_structure is None else float(per_structure[i])}
         volumes[name] = own | volumes[name] | agreement
     summary: dict[str, Any] = {
-        "samples": len(statistics.labels), "expected_dice": expected_dice(overlap), "structures": volumes}
+        "samples": len(statistics.labels),
+        "expected_dice": expected_dice(overlap),
+        "structures": volumes,
+    }
     if geometry.is_2d:
         summary["note"] = "2D image: volumes assume a thickness of 1 mm."
     return summary
@@ -242,8 +252,10 @@ def export_case(job: ExportJob, case_id: str, statistics: CaseStatistics, proper
             _check_gzip(stage)
         except (OSError, RuntimeError, EOFError) as error:
             if _is_full(error, job.output):
-                raise UserError(f"No space left on the disk of {job.output} for {case_id}; free some space, then go on "
-                                "with --continue_prediction.") from error
+                raise UserError(
+                    f"No space left on the disk of {job.output} for {case_id}; free some space, then go on "
+                    "with --continue_prediction."
+                ) from error
             raise
 
 
@@ -270,7 +282,8 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
     writer = geometry.plans.image_reader_writer_class()
     properties = geometry.properties
     segmentation, probabilities = geometry.segmentation(
-        statistics, job.dataset_json, with_probabilities=job.save_probabilities, fuse=job.fuse)
+        statistics, job.dataset_json, with_probabilities=job.save_probabilities, fuse=job.fuse
+    )
     if probabilities is not None:
         np.savez_compressed(stage / f"{case_id}.npz", probabilities=probabilities)
         save_pickle(properties, str(stage / f"{case_id}.pkl"))
@@ -280,9 +293,15 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
     folds = [by_structure(fold, summary["structures"]) for fold in statistics.volume_scales]
-    summary = {"case": case_id, **summary,
-               "settings": {**job.settings, "fusion_weight": list(statistics.fusion_weights),
-                            "volume_scale": {name: [fold[name] for fold in folds] for name in summary["structures"]}}}
+    summary = {
+        "case": case_id,
+        **summary,
+        "settings": {
+            **job.settings,
+            "fusion_weight": list(statistics.fusion_weights),
+            "volume_scale": {name: [fold[name] for fold in folds] for name in summary["structures"]},
+        },
+    }
     write_json(summary, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):
@@ -318,8 +337,11 @@ def _commit(job: ExportJob, case_id: str, stage: Path) -> None:
     segmentation = Path(case_id + job.file_ending)
     (job.output / segmentation).unlink(missing_ok=True)
     stale = [job.output / "uncertainty" / f"{case_id}_{kind}.nii.gz" for kind in MAPS]
-    stale += [f for f in (job.output / "samples").glob("*") if re.fullmatch(
-        re.escape(case_id) + r"_s\d+" + re.escape(job.file_ending), f.name)]
+    stale += [
+        f
+        for f in (job.output / "samples").glob("*")
+        if re.fullmatch(re.escape(case_id) + r"_s\d+" + re.escape(job.file_ending), f.name)
+    ]
     for file in stale:
         file.unlink(missing_ok=True)
     files = [f.relative_to(stage) for f in sorted(stage.rglob("*")) if f.is_file()]

@@ -81,8 +81,16 @@ def predict_folder(
         raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")
     every_case = [case.id for case in cases]
     cases = cases[part_id::num_parts]
-    job = ExportJob(output, predictor.plans.plans, predictor.model.configuration, predictor.dataset_json, save_samples,
-                    save_probabilities, {**predictor.settings(), "fuse": fuse}, fuse)
+    job = ExportJob(
+        output,
+        predictor.plans.plans,
+        predictor.model.configuration,
+        predictor.dataset_json,
+        save_samples,
+        save_probabilities,
+        {**predictor.settings(), "fuse": fuse},
+        fuse,
+    )
     own_cases = [case.id for case in cases]
     if continue_prediction:
         cases = [case for case in cases if not _is_complete(job, case, predictor)]
@@ -96,13 +104,21 @@ def predict_folder(
         remove_staging(output, own_cases)
     _write_report(output, Path(input_folder), predictor, every_case)
     if bad:
-        raise UserError(f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete): "
-                        + " ".join(bad.values()))
+        raise UserError(
+            f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete): "
+            + " ".join(bad.values())
+        )
     return [case.id for case in cases]
 
 
-def _predict_cases(predictor: Predictor, job: ExportJob, cases: Sequence[Case], preprocessing_processes: int,
-                   export_processes: int, progress: bool) -> dict[str, str]:
+def _predict_cases(
+    predictor: Predictor,
+    job: ExportJob,
+    cases: Sequence[Case],
+    preprocessing_processes: int,
+    export_processes: int,
+    progress: bool,
+) -> dict[str, str]:
     """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
     bad: dict[str, str] = {}
     arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
@@ -127,8 +143,9 @@ def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, prog
         try:
             return predictor.predict_preprocessed(data, case_id, keep_parts=False, on_tile=bar.update)
         except torch.cuda.OutOfMemoryError:  # even the smallest chunk did not fit
-            raise UserError(f"The GPU has too little memory for {case_id}; close what else runs on it, or use "
-                            "-device cpu.") from None
+            raise UserError(
+                f"The GPU has too little memory for {case_id}; close what else runs on it, or use -device cpu."
+            ) from None
 
 
 def _is_complete(job: ExportJob, case: Case, predictor: Predictor) -> bool:
@@ -145,15 +162,25 @@ def _prepare_output(output: Path, input_folder: Path, predictor: Predictor, job:
     output.mkdir(parents=True, exist_ok=True)
     write_json(predictor.dataset_json, output / "dataset.json")
     write_json(predictor.plans.plans, output / "plans.json")
-    write_json({"input_folder": str(input_folder), "output_folder": str(output), "save_samples": job.save_samples,
-                "save_probabilities": job.save_probabilities, **job.settings},
-               output / "predict_from_raw_data_args.json")
+    write_json(
+        {
+            "input_folder": str(input_folder),
+            "output_folder": str(output),
+            "save_samples": job.save_samples,
+            "save_probabilities": job.save_probabilities,
+            **job.settings,
+        },
+        output / "predict_from_raw_data_args.json",
+    )
 
 
 def _write_report(output: Path, input_folder: Path, predictor: Predictor, every_case: Sequence[str]) -> None:
     ending = predictor.dataset_json["file_ending"]
-    images = {case.id: list(case.files) for case in find_cases(input_folder, predictor.dataset_json)
-              if case.id in every_case and (output / f"{case.id}{ending}").is_file()}
+    images = {
+        case.id: list(case.files)
+        for case in find_cases(input_folder, predictor.dataset_json)
+        if case.id in every_case and (output / f"{case.id}{ending}").is_file()
+    }
     if images:
         from nndiffseg.report.report import write_prediction_report  # loads matplotlib
 
@@ -195,8 +222,9 @@ def _told_when_killed() -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool:
-        raise WorkerKilledError("A worker process was killed, most likely for want of memory; try again with -npp 1 "
-                                "-nps 1.") from None
+        raise WorkerKilledError(
+            "A worker process was killed, most likely for want of memory; try again with -npp 1 -nps 1."
+        ) from None
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

@@ -53,8 +53,14 @@ def trained_models(results: Path) -> list[TrainedModel]:
     return models
 
 
-def choose_model(results: Path, *, dataset: str | None = None, configuration: str | None = None,
-                 trainer: str | None = None, plans: str | None = None) -> TrainedModel:
+def choose_model(
+    results: Path,
+    *,
+    dataset: str | None = None,
+    configuration: str | None = None,
+    trainer: str | None = None,
+    plans: str | None = None,
+) -> TrainedModel:
     """The only trained model that fits all that is given.
 
     Args:
@@ -67,8 +73,9 @@ def choose_model(results: Path, *, dataset: str | None = None, configuration: st
     """
     models = trained_models(results)
     if not models:
-        raise UserError(f"There is no trained nndiffseg model in {results}; train one with nndiffseg_train, or give "
-                        "its folder with -m.")
+        raise UserError(
+            f"There is no trained nndiffseg model in {results}; train one with nndiffseg_train, or give its folder with -m."
+        )
     wanted = {"dataset": dataset, "configuration": configuration, "trainer": trainer, "plans": plans}
     fitting = [m for m in models if all(v is None or getattr(m, k) == v for k, v in wanted.items())]
     if len(fitting) == 1:
@@ -100,8 +107,9 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
 
 
-def load_model(folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
-               ) -> LoadedModel:
+def load_model(
+    folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
+) -> LoadedModel:
     """Loads a model folder as nnU-Net's and nndiffseg's training leave it.
 
     Args:
@@ -126,11 +134,21 @@ def load_model(folder: str | Path, folds: Sequence[int | str] | None = None, che
         try:
             network.load_state_dict(content["network_weights"])
         except RuntimeError:
-            raise UserError(f"The weights in {file} do not fit the plans beside them; the model folder is mixed up, so "
-                            "export or train it again.") from None
+            raise UserError(
+                f"The weights in {file} do not fit the plans beside them; the model folder is mixed up, so "
+                "export or train it again."
+            ) from None
     axes = contents[0].get("inference_allowed_mirroring_axes") or ()
-    return LoadedModel(network, [c["network_weights"] for c in contents], chosen, manager, configuration,
-                       dataset_json, trainer, tuple(int(a) for a in axes))
+    return LoadedModel(
+        network,
+        [c["network_weights"] for c in contents],
+        chosen,
+        manager,
+        configuration,
+        dataset_json,
+        trainer,
+        tuple(int(a) for a in axes),
+    )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -149,8 +167,10 @@ def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:
     if not there:
         return f"{folder} holds no checkpoint yet; train it first with nndiffseg_train."
     lacking = [f"fold_{f}/{checkpoint}" for f in chosen if not (folder / f"fold_{f}" / checkpoint).is_file()]
-    return (f"{folder} holds no {', '.join(lacking) or checkpoint}; it has {', '.join(there)}: choose folds with -f "
-            "and another checkpoint with -chk.")
+    return (
+        f"{folder} holds no {', '.join(lacking) or checkpoint}; it has {', '.join(there)}: choose folds with -f "
+        "and another checkpoint with -chk."
+    )
 
 
 def trainer_by_name(name: str) -> Any:
@@ -172,11 +192,15 @@ def _build(plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
         raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
     trainer_class = trainer_by_name(trainer)
     if trainer_class is None:
-        raise UserError(f"The model was trained by {trainer}, which is not installed here; put its folder into "
-                        "nnUNet_extTrainer.")
+        raise UserError(
+            f"The model was trained by {trainer}, which is not installed here; put its folder into nnUNet_extTrainer."
+        )
     network = trainer_class.build_network_architecture(
-        plans, manager, determine_num_input_channels(plans, manager, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads, enable_deep_supervision=False,
+        plans,
+        manager,
+        determine_num_input_channels(plans, manager, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
     )
     if not all(hasattr(network, a) for a in ("encode", "sample", "decode", "fusion_weight", "map_strides")):
         raise UserError(f"{folder} was trained by {trainer}, which draws no samples; use nnUNetv2_predict for it.")

@@ -59,8 +59,14 @@ class Predictor:
     Make one with :meth:`from_folder` (a trained model) or :meth:`from_network` (a network at hand).
     """
 
-    def __init__(self, model: LoadedModel, options: SamplingOptions, device: torch.device,
-                 origin: dict[str, Any] | None = None, fuse: str = "mean"):
+    def __init__(
+        self,
+        model: LoadedModel,
+        options: SamplingOptions,
+        device: torch.device,
+        origin: dict[str, Any] | None = None,
+        fuse: str = "mean",
+    ):
         """``origin`` (model folder, checkpoint) is recorded with the results."""
         check_fusion(fuse)
         self.fuse = fuse
@@ -162,8 +168,7 @@ class Predictor:
             "plans": self.plans.plans_name,
             "configuration": self.model.configuration,
             **self.origin,
-            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"),
-                         "torch": torch.__version__},
+            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
         }
 
     def predict(
@@ -190,31 +195,42 @@ class Predictor:
         data, properties = preprocess(data, properties, self.plans, self.model.configuration, self.dataset_json)
         statistics = self.predict_preprocessed(data, case_id, keep_parts=False)
         geometry = CaseGeometry(properties, self.plans, self.configuration)
-        segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True,
-                                                            fuse=self.fuse)
+        segmentation, probabilities = geometry.segmentation(
+            statistics, self.dataset_json, with_probabilities=True, fuse=self.fuse
+        )
         assert probabilities is not None
         summary = case_summary(statistics, segmentation, geometry, self.dataset_json)
         maps = {kind: geometry.maps_to_image(m.numpy()[None])[0] for kind, m in statistics.maps.items()}
         samples = np.stack([geometry.labels_to_image(m) for m in statistics.labels]) if return_samples else None
-        prediction = Prediction(segmentation, probabilities, maps["total"], maps["aleatoric"], maps.get("epistemic"),
-                                summary["structures"], summary["expected_dice"], samples)
+        prediction = Prediction(
+            segmentation,
+            probabilities,
+            maps["total"],
+            maps["aleatoric"],
+            maps.get("epistemic"),
+            summary["structures"],
+            summary["expected_dice"],
+            samples,
+        )
         return _without_slice_axis(prediction) if squeeze else prediction
 
-    def _read(self, image: Any, spacing: Sequence[float] | None, case_id: str
-              ) -> tuple[np.ndarray, dict[str, Any], bool]:
+    def _read(self, image: Any, spacing: Sequence[float] | None, case_id: str) -> tuple[np.ndarray, dict[str, Any], bool]:
         """Array ``(C, z, y, x)``, properties, and whether the z axis was added."""
         channels = channel_count(self.dataset_json)
         parts = list(image) if isinstance(image, (list, tuple)) else [image]
         if not isinstance(image, np.ndarray) and all(isinstance(p, (str, Path)) for p in parts):
             data, properties = read_case(
-                self.plans.image_reader_writer_class(), Case(case_id, tuple(Path(p) for p in parts)), channels)
+                self.plans.image_reader_writer_class(), Case(case_id, tuple(Path(p) for p in parts)), channels
+            )
             return data, properties, False
         if not isinstance(image, np.ndarray) and all(isinstance(p, sitk.Image) for p in parts):
             image, spacing = _from_sitk(parts)
         data = np.asarray(image, dtype=np.float32)
         if data.ndim not in (3, 4) or len(data) != channels:
-            raise UserError(f"The image has the shape {data.shape}, but the model needs {channels} channel"
-                            f"{'s' * (channels > 1)} first, then two or three spatial axes.")
+            raise UserError(
+                f"The image has the shape {data.shape}, but the model needs {channels} channel"
+                f"{'s' * (channels > 1)} first, then two or three spatial axes."
+            )
         if spacing is None:
             spacing = [1.0] * (data.ndim - 1)
         if len(spacing) != data.ndim - 1 or min(spacing) <= 0:
@@ -258,8 +274,12 @@ class Predictor:
             sampler = self._sampler(on_tile)
             weights.append(float(self.network.fusion_weight))
             scales.append(volume_scales_of(self.network))
-            sums = FoldSums(self.label_manager.num_segmentation_heads, shape, sampler.sums_device(data),
-                            None if keep_parts and folds == 1 else weights[-1])
+            sums = FoldSums(
+                self.label_manager.num_segmentation_heads,
+                shape,
+                sampler.sums_device(data),
+                None if keep_parts and folds == 1 else weights[-1],
+            )
             sampler.run(data, case_id, samples_of_fold(self.options.samples, fold, folds), sums, labels)
             if folds == 1:
                 return CaseStatistics.of_one_fold(sums, weights[0], labels, self.label_manager.has_regions, scales[0])
@@ -268,8 +288,15 @@ class Predictor:
 
     def _sampler(self, on_tile: Callable[[], None] | None = None) -> VolumeSampler:
         patch = self.configuration.patch_size
-        return VolumeSampler(self.network, patch, self.label_manager, self.device, self.options,
-                             slice_batch=max(1, min(16, self.configuration.batch_size)), on_tile=on_tile)
+        return VolumeSampler(
+            self.network,
+            patch,
+            self.label_manager,
+            self.device,
+            self.options,
+            slice_batch=max(1, min(16, self.configuration.batch_size)),
+            on_tile=on_tile,
+        )
 
     def tiles(self, data: np.ndarray | torch.Tensor) -> int:
         """How often ``on_tile`` will be called for this case, over all folds."""
@@ -287,8 +314,16 @@ class Predictor:
         return predict_folder(self, input_folder, output_folder, **options)
 
 
-def _options(model: LoadedModel, samples: int | None, steps: int | None, sampler: str | None, seed: int,
-             step_size: float, mirroring: bool, precision: str | None) -> SamplingOptions:
+def _options(
+    model: LoadedModel,
+    samples: int | None,
+    steps: int | None,
+    sampler: str | None,
+    seed: int,
+    step_size: float,
+    mirroring: bool,
+    precision: str | None,
+) -> SamplingOptions:
     configuration = model.plans.get_configuration(model.configuration).configuration
     if samples is None:
         samples = DiffusionSettings.from_configuration(configuration).samples
@@ -322,7 +357,11 @@ def _from_sitk(images: Sequence[sitk.Image]) -> tuple[np.ndarray, list[float]]:
 
 def _without_slice_axis(p: Prediction) -> Prediction:
     return replace(
-        p, segmentation=p.segmentation[0], probabilities=p.probabilities[:, 0], total=p.total[0],
-        aleatoric=p.aleatoric[0], epistemic=None if p.epistemic is None else p.epistemic[0],
+        p,
+        segmentation=p.segmentation[0],
+        probabilities=p.probabilities[:, 0],
+        total=p.total[0],
+        aleatoric=p.aleatoric[0],
+        epistemic=None if p.epistemic is None else p.epistemic[0],
         samples=None if p.samples is None else p.samples[:, 0],
     )

@@ -184,8 +184,16 @@ class VolumeSampler:
 
         def encode(batch: Sequence[int]) -> list[Tensor]:
             image = frame.pad(images[batch[0] : batch[-1] + 1]).flip([a + 2 for a in flip])
-            return encode_tiled(self.network, image, self.patch, self.options.step_size, self.device, store=store,
-                                precision=self.options.precision, on_tile=self.on_tile)
+            return encode_tiled(
+                self.network,
+                image,
+                self.patch,
+                self.options.step_size,
+                self.device,
+                store=store,
+                precision=self.options.precision,
+                on_tile=self.on_tile,
+            )
 
         for batch, maps in in_chunks(encode, range(len(images)), self.slice_batch):
             yield batch[0], maps
@@ -202,15 +210,28 @@ class VolumeSampler:
             where, part = window.place(part, start)
             sums.add_deterministic(where, part[0], share)
 
-    def _add_samples(self, maps: list[Tensor], case_id: str, members: Sequence[int], window: _Window, sums: FoldSums,
-                     labels: np.ndarray, share: float, noise: dict[tuple, Tensor] | None) -> None:
+    def _add_samples(
+        self,
+        maps: list[Tensor],
+        case_id: str,
+        members: Sequence[int],
+        window: _Window,
+        sums: FoldSums,
+        labels: np.ndarray,
+        share: float,
+        noise: dict[tuple, Tensor] | None,
+    ) -> None:
         grid = [n // s for n, s in zip(window.frame.padded, self.network.stride, strict=True)]
 
         def sample(chunk: Sequence[int]) -> Tensor:
             draw = _Draw(self.options.seed, case_id, chunk, grid, window.flip, self.device, noise)
             with autocast_for(self.device, self.options.precision):
-                return self.network.sample([self._to_device(m, i) for i, m in enumerate(maps)], draw,
-                                           sampler=self.options.sampler, steps=self.options.steps).float()
+                return self.network.sample(
+                    [self._to_device(m, i) for i, m in enumerate(maps)],
+                    draw,
+                    sampler=self.options.sampler,
+                    steps=self.options.steps,
+                ).float()
 
         chunk_size = max(1, self.batch_memory // (4 * FLOATS_PER_CELL * math.prod(grid)))
         for chunk, latents in in_chunks(sample, members, chunk_size):
@@ -247,8 +268,9 @@ class VolumeSampler:
             ]
             inner = slice((a - low) * stride, (b - low) * stride)
 
-            def decode(indices: Sequence[int], low: int = low, high: int = high, slabs: list[Tensor] = slabs,
-                       inner: slice = inner) -> Tensor:
+            def decode(
+                indices: Sequence[int], low: int = low, high: int = high, slabs: list[Tensor] = slabs, inner: slice = inner
+            ) -> Tensor:
                 with autocast_for(self.device, self.options.precision):
                     return self.network.decode(latents[indices[0] : indices[-1] + 1, :, low:high], slabs)[:, :, inner]
 
@@ -299,8 +321,16 @@ class _Draw:
     A mirrored image sees mirrored noise: the noise belongs to the place, not to the pass.
     """
 
-    def __init__(self, seed: int, case_id: str, samples: Sequence[int], grid: Sequence[int], flip: tuple[int, ...],
-                 device: torch.device, cache: dict[tuple, Tensor] | None):
+    def __init__(
+        self,
+        seed: int,
+        case_id: str,
+        samples: Sequence[int],
+        grid: Sequence[int],
+        flip: tuple[int, ...],
+        device: torch.device,
+        cache: dict[tuple, Tensor] | None,
+    ):
         self.fields = [NoiseField(seed, case_id, n) for n in samples]
         self.samples, self.grid, self.flip = tuple(samples), tuple(grid), flip
         self.device, self.cache = device, cache

@@ -74,8 +74,7 @@ class LabelSpaceNetwork(FittedNumbers, ABC):
         """image ``(B, C_in, *patch)`` -> deterministic logits, image."""
         return [self.deterministic(image), image]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
-               ) -> Tensor:
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
         """maps of one volume -> x0 ``(N, heads, *volume)``.
 
         Streams: 0 the starting noise, then for step i the network's vector (1 + 2 i) and the sampler's noise (2 + 2 i).
@@ -88,18 +87,24 @@ class LabelSpaceNetwork(FittedNumbers, ABC):
             return self._denoise_tiled(x, t, conditions, vector)
 
         return sampler_by_name(sampler or self.default_sampler)(
-            denoise, draw(0, self.heads), timesteps(steps or self.default_steps), schedule=self.schedule,
-            step_noise=lambda i, x: draw(2 + 2 * i, self.heads))
+            denoise,
+            draw(0, self.heads),
+            timesteps(steps or self.default_steps),
+            schedule=self.schedule,
+            step_noise=lambda i, x: draw(2 + 2 * i, self.heads),
+        )
 
-    def _denoise_tiled(self, x: Tensor, t: Tensor, condition_of: Callable[[Window], Any], vector: Tensor | None
-                       ) -> Tensor:
+    def _denoise_tiled(self, x: Tensor, t: Tensor, condition_of: Callable[[Window], Any], vector: Tensor | None) -> Tensor:
         frame = tuple(x.shape[2:])
         starts = [tile_starts(n, p, TILE_STEP, 1) for n, p in zip(frame, self.patch, strict=True)]
         weights = [blending_weights(n, p, s) for n, p, s in zip(frame, self.patch, starts, strict=True)]
         x0 = torch.zeros(x.shape, device=x.device)
         for tile in itertools.product(*(range(len(s)) for s in starts)):
-            window = (slice(None), slice(None), *(
-                slice(s[i], s[i] + p) for s, i, p in zip(starts, tile, self.patch, strict=True)))
+            window = (
+                slice(None),
+                slice(None),
+                *(slice(s[i], s[i] + p) for s, i, p in zip(starts, tile, self.patch, strict=True)),
+            )
             weight = torch.ones((), device=x.device)
             for w, i in zip(weights, tile, strict=True):
                 weight = weight[..., None] * torch.as_tensor(w[i], dtype=torch.float32, device=x.device)

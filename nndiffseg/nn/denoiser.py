@@ -53,9 +53,18 @@ class Denoiser(nn.Module):
     At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """
 
-    def __init__(self, dim: int, latent_channels: int, noise_channels: int, channels: Sequence[int],
-                 strides: Sequence[Sequence[int]], schedule: Schedule, embedding: int = 64,
-                 blocks: Sequence[int] = (1, 3), learned_deviation: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        latent_channels: int,
+        noise_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        schedule: Schedule,
+        embedding: int = 64,
+        blocks: Sequence[int] = (1, 3),
+        learned_deviation: bool = False,
+    ):
         """``channels[0]`` lies on the latent grid, ``strides[i]`` leads from level i to i + 1.
 
         ``blocks[0]`` residual blocks run before and after the coarser levels at every level but the deepest, which
@@ -73,9 +82,7 @@ class Denoiser(nn.Module):
         )
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(deepest))
-        self.up = nn.ModuleList(
-            _Level(ResidualBlock(dim, c, embedding) for _ in range(blocks[0])) for c in channels[:-1]
-        )
+        self.up = nn.ModuleList(_Level(ResidualBlock(dim, c, embedding) for _ in range(blocks[0])) for c in channels[:-1])
         self.norm = ChannelNorm(channels[0])
         # Zero: an untrained denoiser answers with the prior at t = 1, and spread grows from there.
         self.head = zero(conv(dim, channels[0], latent_channels))

@@ -14,8 +14,7 @@ from nndiffseg.nn.whitening import RunningWhitening
 class LabelEncoder(nn.Module):
     """Cuts the label into blocks stage by stage; sees neighbouring blocks, unlike the PCA that ranks the candidates."""
 
-    def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int],
-                 latent_channels: int):
+    def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int], latent_channels: int):
         """``strides[s]`` leads from stage s to stage s + 1, ``channels[s]`` are those of stage s + 1."""
         super().__init__()
         stages: list[nn.Module] = []

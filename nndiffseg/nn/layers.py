@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv(dim: int, c_in: int, c_out: int, kernel: int | Sequence[int] = 3, stride: int | Sequence[int] = 1, *,
-         bias: bool = True) -> nn.Module:
+def conv(
+    dim: int, c_in: int, c_out: int, kernel: int | Sequence[int] = 3, stride: int | Sequence[int] = 1, *, bias: bool = True
+) -> nn.Module:
     """Convolution of ``dim`` axes; odd kernels keep the size, ``kernel == stride`` cuts into blocks."""
     kernel = (kernel,) * dim if isinstance(kernel, int) else tuple(kernel)
     stride = (stride,) * dim if isinstance(stride, int) else tuple(stride)

@@ -53,8 +53,7 @@ class SampleNetwork(Protocol):
         """image ``(B, C_in, *patch)`` -> maps ``(B, C_i, *patch / map_strides[i])``."""
         ...
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
-               ) -> Tensor:
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
         """maps ``(1, C_i, *grid_i)`` of one volume -> latents ``(N, C_z, *grid)``, N as ``draw`` returns."""
         ...
 

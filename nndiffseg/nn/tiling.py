@@ -43,9 +43,7 @@ class Frame:
     @classmethod
     def around(cls, shape: Sequence[int], patch: Sequence[int], multiple: Sequence[int]) -> Frame:
         """The smallest frame around an image of this shape."""
-        padded = tuple(
-            math.ceil(max(n, p) / m) * m for n, p, m in zip(shape, patch, multiple, strict=True)
-        )
+        padded = tuple(math.ceil(max(n, p) / m) * m for n, p, m in zip(shape, patch, multiple, strict=True))
         return cls(tuple(shape), padded, tuple((f - n) // 2 for f, n in zip(padded, shape, strict=True)))
 
     def pad(self, image: Tensor) -> Tensor:
@@ -134,9 +132,7 @@ def encode_tiled(
     frame, store = tuple(image.shape[2:]), store or device
     starts = [tile_starts(n, p, step_size, m) for n, p, m in zip(frame, patch, common_multiple(network), strict=True)]
     axis_weights = [blending_weights(n, p, s) for n, p, s in zip(frame, patch, starts, strict=True)]
-    map_weights = [
-        [_cell_weights(w, s) for w, s in zip(axis_weights, strides, strict=True)] for strides in network.map_strides
-    ]
+    map_weights = [[_cell_weights(w, s) for w, s in zip(axis_weights, strides, strict=True)] for strides in network.map_strides]
     sums: list[Tensor] = []
     for tile in product(*(range(len(s)) for s in starts)):
         corner = [s[i] for s, i in zip(starts, tile, strict=True)]
@@ -147,16 +143,18 @@ def encode_tiled(
             sums = [_empty_sum(m, frame, i, network, store) for i, m in enumerate(maps)]
         for i, strides in enumerate(network.map_strides):
             weight = _outer([w[j] for w, j in zip(map_weights[i], tile, strict=True)], device)
-            cells = (slice(None), slice(None),
-                     *(slice(c // s, (c + p) // s) for c, p, s in zip(corner, patch, strides, strict=True)))
+            cells = (
+                slice(None),
+                slice(None),
+                *(slice(c // s, (c + p) // s) for c, p, s in zip(corner, patch, strides, strict=True)),
+            )
             sums[i][cells] += (maps[i].float() * weight).to(store, sums[i].dtype)
         if on_tile is not None:
             on_tile()
     return sums
 
 
-def _empty_sum(tile_map: Tensor, frame: tuple[int, ...], index: int, network: SampleNetwork, store: torch.device
-               ) -> Tensor:
+def _empty_sum(tile_map: Tensor, frame: tuple[int, ...], index: int, network: SampleNetwork, store: torch.device) -> Tensor:
     strides = network.map_strides[index]
     shape = (*tile_map.shape[:2], *(n // s for n, s in zip(frame, strides, strict=True)))
     finer = any(s < n for s, n in zip(strides, network.stride, strict=True))

@@ -73,9 +73,7 @@ def image_network(arch_kwargs: Mapping[str, Any], input_channels: int, heads: in
     one = (1,) * len(grids[0])
     total = conv(input_channels, features[0], kernels[0], grids[0])  # stem
     previous = features[0]
-    for grid, width, kernel, blocks in zip(
-        grids, features, kernels, arch_kwargs["n_blocks_per_stage"], strict=True
-    ):
+    for grid, width, kernel, blocks in zip(grids, features, kernels, arch_kwargs["n_blocks_per_stage"], strict=True):
         total += conv(previous, width, kernel, grid) + (2 * blocks - 1) * conv(width, width, kernel, grid)
         if previous != width:
             total += conv(previous, width, one, grid)  # projection of the first block's shortcut
@@ -106,9 +104,7 @@ def denoiser(settings: DiffusionSettings, grid: Sequence[int]) -> Cost:
     dim = len(grid)
     three, one, widths = (3,) * dim, (1,) * dim, settings.denoiser_channels
     xi = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
-    total = conv(settings.latent_channels + xi, widths[0], three, grid) + conv(
-        widths[0], settings.latent_channels, three, grid
-    )
+    total = conv(settings.latent_channels + xi, widths[0], three, grid) + conv(widths[0], settings.latent_channels, three, grid)
     cells = tuple(grid)
     for i, width in enumerate(widths):
         deepest = i == len(widths) - 1
@@ -134,8 +130,7 @@ def label_decoder(settings: DiffusionSettings, heads: int, grids: Sequence[Seque
     return total + conv(widths[1], widths[0], one, grids[0]) + conv(widths[0], heads, one, grids[0])
 
 
-def label_encoder(settings: DiffusionSettings, heads: int, patch: Sequence[int], strides: Sequence[Sequence[int]]
-                  ) -> Cost:
+def label_encoder(settings: DiffusionSettings, heads: int, patch: Sequence[int], strides: Sequence[Sequence[int]]) -> Cost:
     """Encoding one label (in training), or the deterministic answer once per tile.
 
     ``strides`` as in the plans, with the leading stage of ones.
@@ -154,9 +149,7 @@ def sample(settings: DiffusionSettings, heads: int, grids: Sequence[Sequence[int
     return settings.steps * denoiser(settings, grids[settings.latent_stage]) + label_decoder(settings, heads, grids)
 
 
-def training_overhead(
-    settings: DiffusionSettings, arch_kwargs: Mapping[str, Any], heads: int, patch: Sequence[int]
-) -> float:
+def training_overhead(settings: DiffusionSettings, arch_kwargs: Mapping[str, Any], heads: int, patch: Sequence[int]) -> float:
     """Memory that all networks but the image network add to a training pass of one patch, in its elements."""
     grids = stage_grids(patch, arch_kwargs["strides"])
     light = (

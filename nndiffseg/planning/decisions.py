@@ -154,8 +154,9 @@ def choose(
     else:
         # Above the threshold the narrowest will do; below it every channel counts.
         good = [(s, p) for s, p in points if p.worst_p5 >= THRESHOLD]
-        stage, point = (max(good, key=lambda sp: (sp[0], -sp[1].channels)) if good
-                        else max(points, key=lambda sp: (sp[0], sp[1].worst_p5)))
+        stage, point = (
+            max(good, key=lambda sp: (sp[0], -sp[1].channels)) if good else max(points, key=lambda sp: (sp[0], sp[1].worst_p5))
+        )
         why = "no latent fits the budget, so the cheapest one is taken that keeps the structures as well as possible"
     final = candidate(arch, stage, size, point.channels)
     settings = final.settings
@@ -171,15 +172,27 @@ def choose(
 def paper_latent_reason(arch: Architecture, curve: Sequence[RateDistortion]) -> str:
     """What LDSeg's published latent becomes on this plan, in words."""
     stride = paper_latent(arch.arch_kwargs["strides"], arch.patch).stride
-    shallow = "" if min(stride) == PAPER_STRIDE else (
-        f"; published are {PAPER_STRIDE} voxels along every axis, but this is the deepest stage of the plan within that, "
-        f"for a patch of {cross(arch.patch)}")
+    shallow = (
+        ""
+        if min(stride) == PAPER_STRIDE
+        else (
+            f"; published are {PAPER_STRIDE} voxels along every axis, but this is the deepest stage of the plan within that, "
+            f"for a patch of {cross(arch.patch)}"
+        )
+    )
     point = next((p for p in curve if (p.stride, p.channels) == (stride, PAPER_CHANNELS)), None)
-    worst = "" if point is None else (
-        f" Worst structure in a linear code: {point.worst}, 5th percentile {point.worst_p5:.3f}, mean "
-        f"{point.worst_mean:.3f}.")
-    return (f"nnDiffSegTrainerLDSeg uses its published latent instead: stride {cross(stride)} with {PAPER_CHANNELS} "
-            f"channel{shallow}.{worst}")
+    worst = (
+        ""
+        if point is None
+        else (
+            f" Worst structure in a linear code: {point.worst}, 5th percentile {point.worst_p5:.3f}, mean "
+            f"{point.worst_mean:.3f}."
+        )
+    )
+    return (
+        f"nnDiffSegTrainerLDSeg uses its published latent instead: stride {cross(stride)} with {PAPER_CHANNELS} "
+        f"channel{shallow}.{worst}"
+    )
 
 
 def cross(values: Sequence[float]) -> str:

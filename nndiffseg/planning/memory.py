@@ -78,8 +78,9 @@ def saved_bytes(network: nn.Module, training_pass: Callable[[], Any]) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def trainer_bytes(trainer: type[DiffusionTrainer], plans: PlansManager, configuration: ConfigurationManager,
-                  channels: int, heads: int) -> float:
+def trainer_bytes(
+    trainer: type[DiffusionTrainer], plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
+) -> float:
     """What a trainer's network keeps for the backward pass of one patch, in float32.
 
     Args:
@@ -100,8 +101,14 @@ def image_network_bytes(configuration: ConfigurationManager, channels: int, head
     """The same for the planned image network alone."""
     with torch.device("meta"):
         unet = get_network_from_plans(
-            configuration.network_arch_class_name, configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import, channels, heads, allow_init=True, deep_supervision=True)
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            channels,
+            heads,
+            allow_init=True,
+            deep_supervision=True,
+        )
         image = torch.zeros(MIN_BATCH, channels, *configuration.patch_size)
     return saved_bytes(unet, lambda: unet(image)) / MIN_BATCH
 
@@ -117,8 +124,13 @@ def _materialise_scalars(network: nn.Module) -> None:
 # ---- fitting ----------------------------------------------------------------------------------------------------------
 
 
-def fit(gb_of: Callable[[tuple[int, ...]], float], target_gb: float, patch: Sequence[int], batch: int,
-        strides: Sequence[Sequence[int]]) -> Fit:
+def fit(
+    gb_of: Callable[[tuple[int, ...]], float],
+    target_gb: float,
+    patch: Sequence[int],
+    batch: int,
+    strides: Sequence[Sequence[int]],
+) -> Fit:
     """The largest batch that fits, at least two; then the patch, its longest axis first, as long as it does not fit.
 
     Args:
@@ -146,8 +158,15 @@ def fit(gb_of: Callable[[tuple[int, ...]], float], target_gb: float, patch: Sequ
     return Fit(tuple(smaller), fewer, fewer * gb)
 
 
-def plan_entries(trainers: Sequence[type[DiffusionTrainer]], plans: PlansManager, configuration: str, channels: int,
-                 heads: int, image_network_gb: float, target_gb: float) -> dict[str, dict[str, Any]]:
+def plan_entries(
+    trainers: Sequence[type[DiffusionTrainer]],
+    plans: PlansManager,
+    configuration: str,
+    channels: int,
+    heads: int,
+    image_network_gb: float,
+    target_gb: float,
+) -> dict[str, dict[str, Any]]:
     """What the plans say about each trainer: its patch and batch, and those of the configuration that they replace.
 
     Args:
@@ -168,9 +187,17 @@ def plan_entries(trainers: Sequence[type[DiffusionTrainer]], plans: PlansManager
             return gb_per_byte * trainer_bytes(trainer, plans, resized, channels, heads)
 
         chosen = fit(gb_of, target_gb, patch, batch, planned.pool_op_kernel_sizes)
-        return {"patch_size": list(chosen.patch), "batch_size": chosen.batch, "training_memory_gb": chosen.gb,
-                "planned": {"patch_size": list(patch), "batch_size": batch, "training_memory_gb": batch * gb_of(patch),
-                            "target_gb": target_gb}}
+        return {
+            "patch_size": list(chosen.patch),
+            "batch_size": chosen.batch,
+            "training_memory_gb": chosen.gb,
+            "planned": {
+                "patch_size": list(patch),
+                "batch_size": batch,
+                "training_memory_gb": batch * gb_of(patch),
+                "target_gb": target_gb,
+            },
+        }
 
     return {trainer.__name__: entry(trainer) for trainer in trainers}
 
@@ -206,8 +233,10 @@ def sentence(entry: dict[str, Any]) -> str:
     else:
         change = f"so it trains with {words(entry)} in about {entry['training_memory_gb']:.3g} GB"
         change += ", the least there is" if entry["training_memory_gb"] > planned["target_gb"] else ""
-    return (f"With {words(planned)} this method needs about {planned['training_memory_gb']:.3g} GB, more than the "
-            f"{planned['target_gb']:.3g} GB that was planned for, {change}.")
+    return (
+        f"With {words(planned)} this method needs about {planned['training_memory_gb']:.3g} GB, more than the "
+        f"{planned['target_gb']:.3g} GB that was planned for, {change}."
+    )
 
 
 def list_of(value: Any) -> list[int]:

@@ -96,9 +96,7 @@ def rate_distortion(
     return [_summary(tuple(int(s) for s in stride), k, d, names) for k, d in zip(channels, dice, strict=True)]
 
 
-def _boundary_blocks(
-    array: np.ndarray, stride: tuple[int, ...], n_labels: int, cap: int, rng: np.random.Generator
-) -> _Blocks:
+def _boundary_blocks(array: np.ndarray, stride: tuple[int, ...], n_labels: int, cap: int, rng: np.random.Generator) -> _Blocks:
     array = np.pad(array, [(0, -n % s) for n, s in zip(array.shape, stride, strict=True)])
     split = [v for n, s in zip(array.shape, stride, strict=True) for v in (n // s, s)]
     dim = array.ndim
@@ -117,9 +115,7 @@ def _one_hot(rows: np.ndarray, n_labels: int) -> np.ndarray:  # (n, voxels) -> (
     return np.eye(n_labels, dtype=np.float32)[rows].reshape(len(rows), rows.shape[1] * n_labels)
 
 
-def _principal_components(
-    rows: np.ndarray, n_labels: int, k: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _principal_components(rows: np.ndarray, n_labels: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Mean ``(D,)`` and the first k principal components ``(D, k)`` of the one-hot blocks."""
     x = _one_hot(rows, n_labels)
     mean = x.mean(0) if len(x) else np.zeros(x.shape[1], np.float32)

@@ -31,8 +31,11 @@ class Thickness:
 
 
 def thickness(
-    labels: Sequence[np.ndarray], spacing: Sequence[float], structures: Mapping[str, Sequence[int]],
-    *, max_cases: int = MAX_CASES,
+    labels: Sequence[np.ndarray],
+    spacing: Sequence[float],
+    structures: Mapping[str, Sequence[int]],
+    *,
+    max_cases: int = MAX_CASES,
 ) -> dict[str, Thickness]:
     """Local thickness of each structure that occurs.
 

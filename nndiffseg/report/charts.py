@@ -25,8 +25,9 @@ def spread_figure(cases: Mapping[str, Any], structures: Sequence[str]) -> Figure
         rows = [case["volumes"][structure] for case in cases.values()]
         points = np.array([(r["known_sd_ml"], r["sd_ml"]) for r in rows if r["known_sd_ml"] and r["sd_ml"] is not None])
         if len(points):
-            ax.scatter(points[:, 0], points[:, 1], s=30, color=DARK[i % len(DARK)], alpha=0.8, linewidths=0, label=structure,
-                       zorder=3)
+            ax.scatter(
+                points[:, 0], points[:, 1], s=30, color=DARK[i % len(DARK)], alpha=0.8, linewidths=0, label=structure, zorder=3
+            )
             highest = max(highest, points.max())
     if highest == 0:
         return None
@@ -64,8 +65,15 @@ def reliability_figure(calibration: Mapping[str, Any] | None) -> Figure | None:
     bins = {key: np.asarray(values, float) for key, values in calibration["bins"].items()}
     figure, ax = _square("predicted probability", "how often it was right")
     ax.plot(bins["probability"], bins["frequency"], color=DARK[0], linewidth=1.2)
-    ax.scatter(bins["probability"], bins["frequency"], s=15 + 160 * np.sqrt(bins["voxels"] / bins["voxels"].sum()),
-               color=COLOURS[0], edgecolors=DARK[0], linewidths=0.8, zorder=3)
+    ax.scatter(
+        bins["probability"],
+        bins["frequency"],
+        s=15 + 160 * np.sqrt(bins["voxels"] / bins["voxels"].sum()),
+        color=COLOURS[0],
+        edgecolors=DARK[0],
+        linewidths=0.8,
+        zorder=3,
+    )
     _finish(ax, 0, 1)
     return figure
 

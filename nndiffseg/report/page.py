@@ -55,7 +55,8 @@ def page(title: str, subtitle: str, body: Iterable[str]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="quiet">{escape(subtitle)}</p>\n' + "\n".join(body)
+        f'<h1>{escape(title)}</h1>\n<p class="quiet">{escape(subtitle)}</p>\n'
+        + "\n".join(body)
         + "\n</main>\n</body>\n</html>\n"
     )
 
@@ -111,49 +112,60 @@ def card(value: str, title: str, sentence: str) -> str:
 
 def chart(source: str, title: str, caption: str) -> str:
     """A chart with its caption."""
-    return (f'<figure><strong>{escape(title)}</strong>{picture(source, title)}'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+    return (
+        f"<figure><strong>{escape(title)}</strong>{picture(source, title)}<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def explanation(*, several_folds: bool, samples_saved: bool, with_reference: bool) -> str:
     """What the pictures and tables mean, in plain words."""
     words = {
         "Segmentation": "The solid outlines: the label that the model thinks most probable at each voxel."
-        + (" The thin outlines are its samples: each is one plausible segmentation of the whole image, and where they "
-           "part, the model is in doubt." if samples_saved else
-           " The samples themselves were not saved; with --save_samples their outlines are drawn too."),
+        + (
+            " The thin outlines are its samples: each is one plausible segmentation of the whole image, and where they "
+            "part, the model is in doubt."
+            if samples_saved
+            else " The samples themselves were not saved; with --save_samples their outlines are drawn too."
+        ),
         "Total uncertainty": "How undecided the model is about a voxel’s label. Uncoloured means certain; the bright end "
-        "of the colour bar means that two labels are equally probable, or worse."}
+        "of the colour bar means that two labels are equally probable, or worse.",
+    }
     if several_folds:
         words |= {
             "Aleatoric": "The part of the total that every fold’s model has on its own: what the image leaves open, such "
             "as a blurred edge.",
             "Epistemic": "The rest: what the folds’ models disagree about. It is high where the training data taught "
-            "them too little, and more such data would lower it."}
+            "them too little, and more such data would lower it.",
+        }
     else:
         words["Aleatoric, epistemic"] = (
             "One fold was used, so no models could disagree: the aleatoric map equals the total and is not drawn twice, "
-            "and there is no epistemic map. To tell the two apart, predict with several folds, as in -f 0 1 2 3 4.")
+            "and there is no epistemic map. To tell the two apart, predict with several folds, as in -f 0 1 2 3 4."
+        )
     if with_reference:
-        words["True outline, errors"] = ("The dashed white outline is the true label; red voxels carry a wrong one. Good "
-                                         "uncertainty maps are bright where the red is.")
+        words["True outline, errors"] = (
+            "The dashed white outline is the true label; red voxels carry a wrong one. Good "
+            "uncertainty maps are bright where the red is."
+        )
     words |= {
         "Volumes": "The segmentation’s volume, and the samples’ mean volume with standard deviation (sd) and 90 % interval. "
         "These two are calibrated on the training’s validation cases: of such cases nine of ten true volumes lie in the "
         "interval (fewer where there are less than 19 samples).",
         "Expected Dice": "How well two samples overlap on average (1: identical). Were the truth one more sample, this "
-        "would be the Dice to expect of a sample. The least certain cases come first: look at those."}
+        "would be the Dice to expect of a sample. The least certain cases come first: look at those.",
+    }
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
-    note = ('<p class="note">Where the training data hold one annotator per case, the spread of the samples is the '
-            "model’s uncertainty about the label, not the variability between annotators.</p>")
+    note = (
+        '<p class="note">Where the training data hold one annotator per case, the spread of the samples is the '
+        "model’s uncertainty about the label, not the variability between annotators.</p>"
+    )
     return section("How to read this", [f"<dl>{rows}</dl>", note])
 
 
 def settings_box(settings: Mapping[str, str]) -> str:
     """How the prediction was made, folded away."""
     rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in settings.items())
-    return (f'<section><details><summary>How this was made</summary><table class="settings">{rows}</table></details>'
-            "</section>")
+    return f'<section><details><summary>How this was made</summary><table class="settings">{rows}</table></details></section>'
 
 
 def volume_table(structures: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -162,8 +174,16 @@ def volume_table(structures: Mapping[str, Mapping[str, Any]], known: Mapping[str
     rows = []
     for name, s in structures.items():
         sd, low_high = error_bars(s)
-        rows.append([escape(name), ml(s.get("segmentation_ml")), ml(s.get("mean_ml")), ml(sd), interval(low_high),
-                     number(s.get("expected_dice"))])
+        rows.append(
+            [
+                escape(name),
+                ml(s.get("segmentation_ml")),
+                ml(s.get("mean_ml")),
+                ml(sd),
+                interval(low_high),
+                number(s.get("expected_dice")),
+            ]
+        )
     if known:
         spread = any(v.get("known_sd_ml") for v in known.values())
         head += ["true volume", *(["true sd"] if spread else [])]

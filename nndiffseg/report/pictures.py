@@ -27,14 +27,20 @@ from nndiffseg.report.slices import ANATOMICAL, View
 COLOURS = ("#56b4e9", "#e69f00", "#2fbf8f", "#cc79a7", "#f0e442", "#d55e00", "#4d86d8")
 ERROR, INK, QUIET = "#ff3b30", "#1f2933", "#6b7785"
 SHADE = {"boxstyle": "round,pad=0.25", "facecolor": (0, 0, 0, 0.45), "edgecolor": "none"}
-TITLES = {"segmentation": "Segmentation", "total": "Total uncertainty", "aleatoric": "Aleatoric uncertainty",
-          "epistemic": "Epistemic uncertainty", "errors": "Errors"}
+TITLES = {
+    "segmentation": "Segmentation",
+    "total": "Total uncertainty",
+    "aleatoric": "Aleatoric uncertainty",
+    "epistemic": "Epistemic uncertainty",
+    "errors": "Errors",
+}
 DPI = 130
 GAP, TITLE, BAR, LEGEND = 0.06, 0.27, 0.62, 0.36  # inches: between pictures, above a row, right of it, below all
 
 
-def case_figure(views: Sequence[View], structures: Mapping[str, Sequence[int]], *, scale: float = 1.0,
-                width: float = 9.0) -> Figure:
+def case_figure(
+    views: Sequence[View], structures: Mapping[str, Sequence[int]], *, scale: float = 1.0, width: float = 9.0
+) -> Figure:
     """Draws one case: image with contours, uncertainty maps, and errors where the truth is known.
 
     Three slices make a row per kind of picture; those of a 2D image stand two in a row.
@@ -62,8 +68,9 @@ def case_figure(views: Sequence[View], structures: Mapping[str, Sequence[int]], 
         bottom, left = LEGEND + (len(rows) - 1 - i) * (height + TITLE), 0.0
         for j, (kind, view) in enumerate(row):
             if len(views) == 1 or j == 0:
-                figure.text(left / size[0], (bottom + height + 0.07) / size[1], TITLES[kind], fontsize=9.5, color=INK,
-                            weight="bold")
+                figure.text(
+                    left / size[0], (bottom + height + 0.07) / size[1], TITLES[kind], fontsize=9.5, color=INK, weight="bold"
+                )
             draw_view(_axes(figure, left, bottom, widths[j], height), view, kind, structures, scale)
             left += widths[j] + GAP
         if any(kind in view.maps for kind, view in row):
@@ -127,8 +134,7 @@ def _line_width(ax: Axes, rows: int) -> float:
 def _truth(ax: Axes, view: View, structures: Mapping[str, Sequence[int]], width: float) -> None:
     assert view.reference is not None
     for labels in structures.values():
-        _contours(ax, [np.isin(view.reference, labels)], view.spacing, color="white", linewidth=width,
-                  linestyle=(0, (3, 2)))
+        _contours(ax, [np.isin(view.reference, labels)], view.spacing, color="white", linewidth=width, linestyle=(0, (3, 2)))
 
 
 def _contours(ax: Axes, masks: Iterable[NDArray], spacing: tuple[float, float], **style: Any) -> None:
@@ -159,8 +165,7 @@ def _overlay(values: NDArray, scale: float) -> NDArray:
 def _colour_bar(ax: Axes, scale: float) -> None:
     """The scale of an uncertainty map."""
     assert isinstance(ax.figure, Figure)
-    bar = ax.figure.colorbar(ScalarMappable(Normalize(0, scale), _colours_of_maps()), cax=ax,
-                             ticks=np.linspace(0, scale, 3))
+    bar = ax.figure.colorbar(ScalarMappable(Normalize(0, scale), _colours_of_maps()), cax=ax, ticks=np.linspace(0, scale, 3))
     ticks = [f"{t:.2f}" for t in np.linspace(0, scale, 3)]
     bar.set_ticklabels([*ticks[:2], ("≥ " if scale < 1 else "") + ticks[2]])
     bar.ax.tick_params(labelsize=7.5, length=0, colors=QUIET)
@@ -187,13 +192,25 @@ def _legend(figure: Figure, views: Sequence[View], structures: Mapping[str, Sequ
     if views[0].samples:
         entries.append((Line2D([], [], color=QUIET, linewidth=0.7), f"{len(views[0].samples)} samples"))
     if views[0].reference is not None:
-        entries += [(Line2D([], [], color=QUIET, linewidth=1.2, linestyle=(0, (3, 2))), "true outline"),
-                    (Patch(color=ERROR), "wrong label")]
-    shown = entries if len(entries) <= 10 else [*entries[:7], *entries[len(structures):]]
+        entries += [
+            (Line2D([], [], color=QUIET, linewidth=1.2, linestyle=(0, (3, 2))), "true outline"),
+            (Patch(color=ERROR), "wrong label"),
+        ]
+    shown = entries if len(entries) <= 10 else [*entries[:7], *entries[len(structures) :]]
     labels = [f"\u200b{label}" for _, label in shown]  # a leading underscore would hide an entry
-    legend = figure.legend([handle for handle, _ in shown], labels, loc="lower left", bbox_to_anchor=(0, 0), ncols=len(shown),
-                           frameon=False, fontsize=8, handlelength=1.5, columnspacing=1.4, borderaxespad=0.1,
-                           labelcolor=INK)
+    legend = figure.legend(
+        [handle for handle, _ in shown],
+        labels,
+        loc="lower left",
+        bbox_to_anchor=(0, 0),
+        ncols=len(shown),
+        frameon=False,
+        fontsize=8,
+        handlelength=1.5,
+        columnspacing=1.4,
+        borderaxespad=0.1,
+        labelcolor=INK,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 

@@ -49,8 +49,14 @@ def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]]) 
     return _write(output / "report.html", html.page(title, _counts(len(cases), settings), body))
 
 
-def write_demo_report(output: Path, predictions: Path, images: Path, references: Path, evaluation: Mapping[str, Any],
-                      dataset_json: Mapping[str, Any]) -> Path:
+def write_demo_report(
+    output: Path,
+    predictions: Path,
+    images: Path,
+    references: Path,
+    evaluation: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+) -> Path:
     """Writes the report of the demo: how good segmentations, uncertainty and volumes are where the truth is known.
 
     Args:
@@ -69,8 +75,13 @@ def write_demo_report(output: Path, predictions: Path, images: Path, references:
     truth = {case: references / f"{case}{ending}" for case in evaluation["cases"]}
     report = _Report(predictions, files, dataset_json, truth, evaluation["cases"])
     cases = report.by_certainty()
-    body = [_cards(evaluation["summary"]), _charts(evaluation, list(report.structures)), report.overview(cases),
-            report.explanation(), *report.case_sections(cases)]
+    body = [
+        _cards(evaluation["summary"]),
+        _charts(evaluation, list(report.structures)),
+        report.overview(cases),
+        report.explanation(),
+        *report.case_sections(cases),
+    ]
     subtitle = _counts(len(cases), _settings(predictions)) + ", none of which the model saw in training"
     return _write(output / "report.html", html.page("nndiffseg demo: how much to trust a segmentation", subtitle, body))
 
@@ -99,6 +110,7 @@ class _Report:
 
     def by_certainty(self) -> list[str]:
         """Cases by their expected Dice, the least certain first, those without one (one sample) last."""
+
         def key(case: str) -> tuple[bool, float, str]:
             expected = self.reports[case].get("expected_dice")
             return expected is None, expected or 0.0, case
@@ -108,8 +120,13 @@ class _Report:
     def overview(self, cases: Sequence[str]) -> str:
         """The table of all cases."""
         columns = list(self.structures) if len(self.structures) <= COLUMNS else []
-        head = ["case", "expected Dice", *(["true Dice"] if self.evaluated else []), "least certain structure",
-                *(f"{name}, ml (90 %)" for name in columns)]
+        head = [
+            "case",
+            "expected Dice",
+            *(["true Dice"] if self.evaluated else []),
+            "least certain structure",
+            *(f"{name}, ml (90 %)" for name in columns),
+        ]
         rows = []
         for i, case in enumerate(cases):
             report = self.reports[case]
@@ -120,9 +137,11 @@ class _Report:
             rows.append([link, html.dice_cell(report.get("expected_dice")), *true, escape(_least_certain(found)), *volumes])
         note = []
         if (left := len(cases) - PICTURED) > 0:
-            note = [f'<p class="quiet">Below are pictures of the {PICTURED} least certain of {len(cases)} cases. The other '
-                    f"{left} {'is' if left == 1 else 'are'} left out; their maps are in the folder <code>uncertainty"
-                    "</code>.</p>"]
+            note = [
+                f'<p class="quiet">Below are pictures of the {PICTURED} least certain of {len(cases)} cases. The other '
+                f"{left} {'is' if left == 1 else 'are'} left out; their maps are in the folder <code>uncertainty"
+                "</code>.</p>"
+            ]
         return html.section("Cases, least certain first", [html.table(head, rows, wide=True), *note])
 
     def explanation(self) -> str:
@@ -176,37 +195,59 @@ def _cards(summary: Mapping[str, Any]) -> str:
     """The headline numbers, each with a sentence."""
     dice, auroc = summary["dice_mean"], summary["error_auroc"]
     cards = [
-        html.card(html.number(dice, 2), "Accuracy: mean Dice",
-                  "Overlap of the segmentations with the true labels: 1 is perfect, 0 is none."),
-        html.card(html.number(auroc, 2), "Errors are flagged: AUROC",
-                  "How often a wrong voxel is more uncertain than a right one, near the structures: 0.5 is guessing, 1 is "
-                  "perfect."),
+        html.card(
+            html.number(dice, 2),
+            "Accuracy: mean Dice",
+            "Overlap of the segmentations with the true labels: 1 is perfect, 0 is none.",
+        ),
+        html.card(
+            html.number(auroc, 2),
+            "Errors are flagged: AUROC",
+            "How often a wrong voxel is more uncertain than a right one, near the structures: 0.5 is guessing, 1 is perfect.",
+        ),
     ]
     ratios = {k: v for k, v in (summary["volume_spread_ratio"] or {}).items() if k != "mean" and v is not None}
     for name, ratio in ratios.items():
-        cards.append(html.card(html.number(ratio, 2), f"Volume spread: {name}",
-                               "Calibrated spread of the samples’ volumes, divided by the true spread: 1 is right, less is "
-                               "over-confident, more is over-cautious."))
+        cards.append(
+            html.card(
+                html.number(ratio, 2),
+                f"Volume spread: {name}",
+                "Calibrated spread of the samples’ volumes, divided by the true spread: 1 is right, less is "
+                "over-confident, more is over-cautious.",
+            )
+        )
     if not ratios:
         covered = [v["coverage_90"] for v in summary["volumes"].values() if html.number(v["coverage_90"]) != "–"]
         share = f"{100 * sum(covered) / len(covered):.0f} %" if covered else "–"
-        cards.append(html.card(share, "Volumes: coverage", "So many true volumes lie within the calibrated 90 % interval; 90 % "
-                               "would be right."))
+        cards.append(
+            html.card(
+                share, "Volumes: coverage", "So many true volumes lie within the calibrated 90 % interval; 90 % would be right."
+            )
+        )
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _charts(evaluation: Mapping[str, Any], structures: Sequence[str]) -> str:
     cases, calibration = evaluation["cases"], evaluation["summary"]["calibration"]
     charts = [
-        (spread_figure(cases, structures), "Spread of the volumes",
-         "Each point is one structure of one case. On the dashed line, the samples’ volumes spread exactly as much as the "
-         "true volumes do."),
-        (volume_figure(cases, structures), "Volumes",
-         "Each bar is the 90 % interval of one structure of one case. About nine of ten bars should cross the dashed "
-         "line, where measured and true volume are equal."),
-        (reliability_figure(calibration), "Probabilities",
-         "Of the voxels to which the model gives a label with 70 % probability, 70 % should truly carry it: on the "
-         "dashed line they do. Larger marks stand for more voxels."),
+        (
+            spread_figure(cases, structures),
+            "Spread of the volumes",
+            "Each point is one structure of one case. On the dashed line, the samples’ volumes spread exactly as much as the "
+            "true volumes do.",
+        ),
+        (
+            volume_figure(cases, structures),
+            "Volumes",
+            "Each bar is the 90 % interval of one structure of one case. About nine of ten bars should cross the dashed "
+            "line, where measured and true volume are equal.",
+        ),
+        (
+            reliability_figure(calibration),
+            "Probabilities",
+            "Of the voxels to which the model gives a label with 70 % probability, 70 % should truly carry it: on the "
+            "dashed line they do. Larger marks stand for more voxels.",
+        ),
     ]
     shown = "".join(html.chart(as_data_uri(figure), title, text) for figure, title, text in charts if figure is not None)
     return html.section("Measured against the truth", [f'<div class="charts">{shown}</div>']) if shown else ""
@@ -223,8 +264,21 @@ def _settings(folder: Path) -> dict[str, str]:
     """How the prediction was made, as far as it was recorded; without folders, so that a report can be passed on."""
     file = folder / "predict_from_raw_data_args.json"
     recorded = json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
-    kept = ("trainer", "plans", "configuration", "folds", "checkpoint", "samples", "steps", "sampler", "seed",
-            "step_size", "mirror_axes", "precision", "device")
+    kept = (
+        "trainer",
+        "plans",
+        "configuration",
+        "folds",
+        "checkpoint",
+        "samples",
+        "steps",
+        "sampler",
+        "seed",
+        "step_size",
+        "mirror_axes",
+        "precision",
+        "device",
+    )
     settings = {key.replace("_", " "): recorded[key] for key in kept if recorded.get(key) is not None}
     settings |= recorded.get("versions", {})
     return {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in settings.items()}

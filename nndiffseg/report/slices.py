@@ -94,8 +94,9 @@ def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: P
     return find_reader(dataset_json, example)()
 
 
-def read_views(predictions: Path, case: str, image_file: Path, dataset_json: Mapping[str, Any],
-               reference_file: Path | None = None) -> list[View]:
+def read_views(
+    predictions: Path, case: str, image_file: Path, dataset_json: Mapping[str, Any], reference_file: Path | None = None
+) -> list[View]:
     """Reads the slices of one case; holds no more than a few volumes at a time.
 
     Args:
@@ -121,15 +122,27 @@ def read_views(predictions: Path, case: str, image_file: Path, dataset_json: Map
     maps = {"total": planes.cut(total)} if total_file is not None else {}
     del total
     maps |= _further_maps(predictions, case, reader, planes)
-    samples = [planes.cut(read_image(reader, file, label=True)[0][0])
-               for file in sample_files(predictions, case, ending)[: samples_shown(labels.size)]]
+    samples = [
+        planes.cut(read_image(reader, file, label=True)[0][0])
+        for file in sample_files(predictions, case, ending)[: samples_shown(labels.size)]
+    ]
     image, _ = read_image(reader, image_file)
     colour = len(image) == 3 and image.shape[1] == 1
     grey = planes.cut(image.mean(0) if colour else image[0])
     truth = None if reference is None else planes.cut(reference)
     segmentation = planes.cut(labels[0])
-    return [View(name, planes.pixel(i), grey[i], segmentation[i], {kind: m[i] for kind, m in maps.items()},
-                 [s[i] for s in samples], None if truth is None else truth[i]) for i, name in enumerate(planes.names)]
+    return [
+        View(
+            name,
+            planes.pixel(i),
+            grey[i],
+            segmentation[i],
+            {kind: m[i] for kind, m in maps.items()},
+            [s[i] for s in samples],
+            None if truth is None else truth[i],
+        )
+        for i, name in enumerate(planes.names)
+    ]
 
 
 def _further_maps(predictions: Path, case: str, reader: BaseReaderWriter, planes: Planes) -> dict[str, list[NDArray]]:
@@ -152,8 +165,9 @@ def samples_shown(voxels: int) -> int:
     return min(MAX_SAMPLES, max(4, SAMPLE_VOXELS // voxels))
 
 
-def find_planes(segmentation: NDArray, total: NDArray, reference: NDArray | None, properties: Mapping[str, Any],
-                scale: float) -> Planes:
+def find_planes(
+    segmentation: NDArray, total: NDArray, reference: NDArray | None, properties: Mapping[str, Any], scale: float
+) -> Planes:
     """Chooses the slices.
 
     Each lies at the median of the foreground along its axis, so that it cuts the foreground even where that is hollow
@@ -229,5 +243,4 @@ def _orientation(properties: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[
         return None
     file_axis = [int(np.flatnonzero(ornt[:, 0] == physical)[0]) for physical in (2, 1, 0)]
     wanted = (-1, 1, 1)
-    return (tuple(2 - axis for axis in file_axis),
-            tuple(i for i, axis in enumerate(file_axis) if ornt[axis, 1] != wanted[i]))
+    return (tuple(2 - axis for axis in file_axis), tuple(i for i, axis in enumerate(file_axis) if ornt[axis, 1] != wanted[i]))

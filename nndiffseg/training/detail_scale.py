@@ -66,8 +66,9 @@ class SpreadTable:
     spread: np.ndarray
 
 
-def spread_tables(trainer: DiffusionTrainer, network: LatentDiffusionSegmenter, patches: int | None = None
-                  ) -> list[SpreadTable]:
+def spread_tables(
+    trainer: DiffusionTrainer, network: LatentDiffusionSegmenter, patches: int | None = None
+) -> list[SpreadTable]:
     """Random patches of the fold's validation cases, two samples each; how many follows from the number of cases."""
     _, cases = trainer.do_split()
     number = patches or int(np.clip(PATCHES_PER_CASE * len(cases), *PATCHES))
@@ -82,8 +83,9 @@ def spread_tables(trainer: DiffusionTrainer, network: LatentDiffusionSegmenter, 
     return tables
 
 
-def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, cases: tuple[str, ...],
-           generator: torch.Generator) -> SpreadTable:
+def _table(
+    network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, cases: tuple[str, ...], generator: torch.Generator
+) -> SpreadTable:
     maps, regions = network.encode(data), bool(network.regions)
     grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
     draw = PatchNoise(len(data), grid, generator, data.device)
@@ -103,8 +105,9 @@ def _table(network: LatentDiffusionSegmenter, data: Tensor, onehot: Tensor, case
     return SpreadTable(cases, error, spread)
 
 
-def fit_detail(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None, groups: Mapping[str, str] | None = None
-               ) -> float:
+def fit_detail(
+    tables: Sequence[SpreadTable], cases: Sequence[str] | None = None, groups: Mapping[str, str] | None = None
+) -> float:
     """d at which spread and error nearly agree, nearer to 1 where few groups of cases or unlike ones say so.
 
     Args:
@@ -132,8 +135,9 @@ def fit_detail(tables: Sequence[SpreadTable], cases: Sequence[str] | None = None
     return math.exp(mode(log_d, interpolated(log_ratio(each.sum(0)), log_d), unscaled, PRIOR_SD, LEFT_ALONE))
 
 
-def fit_detail_without_each(tables: Sequence[SpreadTable], cases: Sequence[str], groups: Mapping[str, str] | None = None
-                            ) -> dict[str, float]:
+def fit_detail_without_each(
+    tables: Sequence[SpreadTable], cases: Sequence[str], groups: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """For each case d fitted on all other groups, so that no case is judged with a number that it helped to choose."""
     return {case: fit_detail(tables, others(case, cases, groups or {}), groups) for case in cases}
 

@@ -57,8 +57,11 @@ def plot(folder: str | Path) -> None:
     for name in rows[0]["losses"]:
         left.plot(epochs, [row["losses"].get(name) for row in rows], label=name)
     left.set(xlabel="epoch", title="training losses", yscale="log")
-    for name, label in (("dice_deterministic", "deterministic head"), ("dice_samples", "mean of samples"),
-                        ("dice_fused", "fused")):
+    for name, label in (
+        ("dice_deterministic", "deterministic head"),
+        ("dice_samples", "mean of samples"),
+        ("dice_fused", "fused"),
+    ):
         middle.plot(epochs, [row[name] for row in rows], label=label)
     middle.set(xlabel="epoch", title="Dice on validation patches", ylim=(0, 1))
     right.plot(epochs, [row["spread"] for row in rows], label="1 - Dice between two seeds")

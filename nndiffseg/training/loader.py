@@ -47,12 +47,19 @@ class _From:
             index += 1
 
 
-def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool
-                 ) -> Iterator[dict[str, Any]]:
+def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
     """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
     dataset = IndexedBatches(loader, seed)
-    return iter(DataLoader(dataset, batch_size=None, sampler=_From(start), num_workers=workers,
-                           pin_memory=pin_memory, prefetch_factor=4 if workers else None))
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=_From(start),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+        )
+    )
 
 
 def disable_timing_dependence(transform: Any) -> None:

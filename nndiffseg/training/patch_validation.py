@@ -36,8 +36,13 @@ def judge_patches(logits: Tensor, samples: Tensor, onehot: Tensor, *, regions: b
     truth = onehot[:, first:] > 0.5
     one, other = (_hard(s, regions)[:, first:] for s in p)
     mean = p.mean(0)
-    pairs = {"deterministic": (_hard(p_det, regions)[:, first:], truth), "samples": (_hard(mean, regions)[:, first:], truth),
-             "fused": (_hard((mean + p_det) / 2, regions)[:, first:], truth), "seeds": (one, other), "sample": (one, truth)}
+    pairs = {
+        "deterministic": (_hard(p_det, regions)[:, first:], truth),
+        "samples": (_hard(mean, regions)[:, first:], truth),
+        "fused": (_hard((mean + p_det) / 2, regions)[:, first:], truth),
+        "seeds": (one, other),
+        "sample": (one, truth),
+    }
     loss = F.binary_cross_entropy(p_det.clamp(1e-6, 1 - 1e-6), onehot)
     return {"loss": float(loss), **{name: _overlap(*pairs[name]) for name in COMPARED}}
 

@@ -23,8 +23,11 @@ SEGMENTATION_LAYERS = ".seg_layers."
 LEAST_SHARE = 0.9
 _SCALAR = np.float64(0).__reduce__()[0]
 #: what nnU-Net's own checkpoints hold besides tensors; numpy 1 and 2 name it differently
-NUMPY_TYPES: list[Any] = [*((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype,
-               *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_))]
+NUMPY_TYPES: list[Any] = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
 
 
 def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
@@ -44,23 +47,33 @@ def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
     own = network.state_dict()
     prefix = _prefix(weights, own)
     if prefix is None:
-        raise UserError(f"The weights in {path} are those of another kind of network; choose a checkpoint of the same "
-                        "trainer, or one of nnUNetTrainer for a trainer that contains nnU-Net's network.")
+        raise UserError(
+            f"The weights in {path} are those of another kind of network; choose a checkpoint of the same "
+            "trainer, or one of nnUNetTrainer for a trainer that contains nnU-Net's network."
+        )
     # Numbers that are fitted at the end of a training, such as the fusion weight, belong to that training.
     fitted = {name for name, buffer in network.named_buffers() if buffer.numel() == 1}
     wanted = {k: v for k, v in own.items() if k.startswith(prefix) and SEGMENTATION_LAYERS not in k and k not in fitted}
-    fits = {k: weights[k[len(prefix):]] for k, v in wanted.items()
-            if k[len(prefix):] in weights and weights[k[len(prefix):]].shape == v.shape}
+    fits = {
+        k: weights[k[len(prefix) :]]
+        for k, v in wanted.items()
+        if k[len(prefix) :] in weights and weights[k[len(prefix) :]].shape == v.shape
+    }
     share = _elements(fits) / _elements(wanted)
     if share < LEAST_SHARE:
         first = next(k for k in wanted if k not in fits)
-        raise UserError(f"Only {share:.0%} of the weights in {path} fit this network, {first} for one does not; choose a "
-                        "checkpoint that was trained with the same plans (see nndiffseg_plan_and_preprocess).")
+        raise UserError(
+            f"Only {share:.0%} of the weights in {path} fit this network, {first} for one does not; choose a "
+            "checkpoint that was trained with the same plans (see nndiffseg_plan_and_preprocess)."
+        )
     network.load_state_dict(own | fits)
     part = "the whole network" if not prefix else f"nnU-Net's network ({prefix.rstrip('.')})"
     fresh = len(wanted) - len(fits)
-    return (f"Pretrained weights: {part}, from {path}; the segmentation layers"
-            + (f" and {fresh} tensors of another shape" if fresh else "") + " start anew.")
+    return (
+        f"Pretrained weights: {part}, from {path}; the segmentation layers"
+        + (f" and {fresh} tensors of another shape" if fresh else "")
+        + " start anew."
+    )
 
 
 def _read(path: Path) -> dict[str, Tensor]:

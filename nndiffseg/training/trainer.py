@@ -44,15 +44,22 @@ class DiffusionTrainer(nnUNetTrainer):
     current_epoch: int
     _best_ema: float | None
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):  # noqa: B008 - nnU-Net reads this exact signature
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
+    ):
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:
             raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
         self.settings = DiffusionSettings.from_configuration(self.configuration_manager.configuration)
-        self.precision = training_precision(self.device, stage_grids(
-            self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes))
+        self.precision = training_precision(
+            self.device, stage_grids(self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes)
+        )
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.seed = 0
@@ -89,8 +96,9 @@ class DiffusionTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         fused = self.device.type in ("cpu", "cuda")  # one pass through memory instead of ten
-        return torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay,
-                                 fused=fused), None
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused
+        ), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Deep supervision is an argument of the network's forward, so there is nothing to switch."""
@@ -107,8 +115,10 @@ class DiffusionTrainer(nnUNetTrainer):
         pin = self.device.type == "cuda"
         key = (self.seed, self.fold, self.local_rank)
         first_val = self.current_epoch * self.num_val_iterations_per_epoch
-        return (batches_from(train, seed_of("train", *key), self.iteration, workers, pin),
-                batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin))
+        return (
+            batches_from(train, seed_of("train", *key), self.iteration, workers, pin),
+            batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
+        )
 
     def validation_batches(self) -> Iterator[dict]:
         """Random patches of the validation cases, made in this process, the same ones in every call."""
@@ -139,10 +149,14 @@ class DiffusionTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             log.keep_epochs(self.output_folder, self.current_epoch)
         if self.precision != default_precision(self.device):
-            self.print_to_log_file("Training in float32, which is slower: this processor's bfloat16 convolutions are not safe "
-                                   "for patches of few large slices. Predictions are not affected.")
-        self.print_to_log_file(f"device {self.device}, {self.precision}, seed {self.seed}, diffusion "
-                               f"settings {json.dumps(self.settings.to_plan())}")
+            self.print_to_log_file(
+                "Training in float32, which is slower: this processor's bfloat16 convolutions are not safe "
+                "for patches of few large slices. Predictions are not affected."
+            )
+        self.print_to_log_file(
+            f"device {self.device}, {self.precision}, seed {self.seed}, diffusion "
+            f"settings {json.dumps(self.settings.to_plan())}"
+        )
         if self.memory_note is not None:
             self.print_to_log_file(self.memory_note)
 
@@ -159,7 +173,8 @@ class DiffusionTrainer(nnUNetTrainer):
             with torch.no_grad():
                 self.on_validation_epoch_start()
                 self.on_validation_epoch_end(
-                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)])
+                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+                )
             self.on_epoch_end()
         self.on_train_end()
 
@@ -168,9 +183,13 @@ class DiffusionTrainer(nnUNetTrainer):
         from tqdm import tqdm
 
         end = (self.current_epoch + 1) * self.num_iterations_per_epoch
-        with tqdm(total=self.num_iterations_per_epoch, initial=self.iteration - end + self.num_iterations_per_epoch,
-                  desc=f"epoch {self.current_epoch}", disable=not self.show_progress or self.local_rank > 0,
-                  leave=False) as bar:
+        with tqdm(
+            total=self.num_iterations_per_epoch,
+            initial=self.iteration - end + self.num_iterations_per_epoch,
+            desc=f"epoch {self.current_epoch}",
+            disable=not self.show_progress or self.local_rank > 0,
+            leave=False,
+        ) as bar:
             while self.iteration < end and self.budget.progress(self.iteration) < 1:
                 rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
                 for group in self.optimizer.param_groups:
@@ -193,7 +212,7 @@ class DiffusionTrainer(nnUNetTrainer):
     def _log(self, key: str, value: Any) -> None:
         """Logs for the current epoch, replacing what an interrupted run of this epoch left."""
         values = self.logger.local_logger.my_fantastic_logging[key]
-        del values[self.current_epoch:]
+        del values[self.current_epoch :]
         self.logger.log(key, value, self.current_epoch)
 
     def on_epoch_start(self) -> None:
@@ -228,8 +247,10 @@ class DiffusionTrainer(nnUNetTrainer):
             scaler.update()
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
-        return (batch["data"].to(self.device, non_blocking=True),
-                [t.to(self.device, non_blocking=True) for t in batch["target"]])
+        return (
+            batch["data"].to(self.device, non_blocking=True),
+            [t.to(self.device, non_blocking=True) for t in batch["target"]],
+        )
 
     def onehot(self, target: Tensor) -> Tensor:
         """Target of nnU-Net's loader ``(B, 1 or regions, *patch)`` -> float ``(B, heads, *patch)``."""
@@ -261,22 +282,30 @@ class DiffusionTrainer(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         dice = dice_of_batches(val_outputs)
         mean = {name: mean_over_structures(values) for name, values in dice.items()}
-        for key, value in (("mean_fg_dice", mean["fused"]),
-                           ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
-                           ("val_losses", float(np.mean([o["loss"] for o in val_outputs])))):
+        for key, value in (
+            ("mean_fg_dice", mean["fused"]),
+            ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
+            ("val_losses", float(np.mean([o["loss"] for o in val_outputs]))),
+        ):
             self._drop_later(key)
             self.logger.log(key, value, self.current_epoch)
         assert self.budget is not None
         self._row: dict[str, Any] = {
-            "epoch": self.current_epoch, "iteration": self.iteration, "seconds": round(self.budget.seconds, 1),
+            "epoch": self.current_epoch,
+            "iteration": self.iteration,
+            "seconds": round(self.budget.seconds, 1),
             "losses": {name: float(np.mean(values)) for name, values in self._epoch_terms.items()},
-            "dice_deterministic": mean["deterministic"], "dice_samples": mean["samples"], "dice_fused": mean["fused"],
-            "spread": 1 - mean["seeds"], "sample_error": 1 - mean["sample"]}
+            "dice_deterministic": mean["deterministic"],
+            "dice_samples": mean["samples"],
+            "dice_fused": mean["fused"],
+            "spread": 1 - mean["seeds"],
+            "sample_error": 1 - mean["sample"],
+        }
 
     def _drop_later(self, key: str) -> None:
         logged = self.logger.local_logger.my_fantastic_logging
         for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):
-            del logged[name][self.current_epoch:]
+            del logged[name][self.current_epoch :]
 
     def on_epoch_end(self) -> None:
         assert self.budget is not None
@@ -286,12 +315,15 @@ class DiffusionTrainer(nnUNetTrainer):
         self.print_to_log_file(f"losses: {losses}")
         self.print_to_log_file(
             f"Dice: deterministic {row['dice_deterministic']:.4f}, mean of samples {row['dice_samples']:.4f}, fused "
-            f"{row['dice_fused']:.4f}; spread between seeds {row['spread']:.4f}, sample error {row['sample_error']:.4f}")
+            f"{row['dice_fused']:.4f}; spread between seeds {row['spread']:.4f}, sample error {row['sample_error']:.4f}"
+        )
         done = self.budget.progress(self.iteration)
         self.print_to_log_file(f"{100 * done:.1f} % done after {row['seconds'] / 60:.1f} min")
         if done > 0.2 and row["spread"] < DEAD_SPREAD * row["sample_error"]:
-            self.print_to_log_file("WARNING: the samples hardly differ between seeds although they are wrong more "
-                                   "often: the latent is dead, and the uncertainty maps of this model mean little.")
+            self.print_to_log_file(
+                "WARNING: the samples hardly differ between seeds although they are wrong more "
+                "often: the latent is dead, and the uncertainty maps of this model mean little."
+            )
         if self.local_rank == 0:
             log.append(self.output_folder, row)
             log.plot(self.output_folder)
@@ -318,26 +350,29 @@ class DiffusionTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         assert self.average is not None
-        save_atomically({
-            "network_weights": self.average.network.state_dict(),
-            "network_weights_raw": self.bare_network.state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-            "logging": self.logger.get_checkpoint(),
-            "_best_ema": self._best_ema,
-            "current_epoch": self.current_epoch,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            "nndiffseg_version": nndiffseg.__version__,
-            "diffusion": self.settings.to_plan(),
-            "iteration": self.iteration,
-            "ema_updates": self.average.updates,
-            "method_state": self.method_state(),
-            "epoch_terms": self._epoch_terms,
-            "seconds": self.budget.seconds if self.budget else self._spent,
-            "seed": self.seed,
-        }, filename)
+        save_atomically(
+            {
+                "network_weights": self.average.network.state_dict(),
+                "network_weights_raw": self.bare_network.state_dict(),
+                "optimizer_state": self.optimizer.state_dict(),
+                "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+                "logging": self.logger.get_checkpoint(),
+                "_best_ema": self._best_ema,
+                "current_epoch": self.current_epoch,
+                "init_args": self.my_init_kwargs,
+                "trainer_name": type(self).__name__,
+                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+                "nndiffseg_version": nndiffseg.__version__,
+                "diffusion": self.settings.to_plan(),
+                "iteration": self.iteration,
+                "ema_updates": self.average.updates,
+                "method_state": self.method_state(),
+                "epoch_terms": self._epoch_terms,
+                "seconds": self.budget.seconds if self.budget else self._spent,
+                "seed": self.seed,
+            },
+            filename,
+        )
         self._last_save = time.monotonic()
 
     def load_pretrained_weights(self, path: str) -> None:
@@ -359,18 +394,25 @@ class DiffusionTrainer(nnUNetTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        checkpoint = (load_checkpoint(filename_or_checkpoint, self.device)
-                      if isinstance(filename_or_checkpoint, str) else filename_or_checkpoint)
+        checkpoint = (
+            load_checkpoint(filename_or_checkpoint, self.device)
+            if isinstance(filename_or_checkpoint, str)
+            else filename_or_checkpoint
+        )
         if checkpoint["trainer_name"] != type(self).__name__:
-            raise UserError(f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(self).__name__}; "
-                            f"choose -tr {checkpoint['trainer_name']}.")
+            raise UserError(
+                f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(self).__name__}; "
+                f"choose -tr {checkpoint['trainer_name']}."
+            )
         assert self.average is not None
         try:
             self.bare_network.load_state_dict(checkpoint["network_weights_raw"])
             self.average.network.load_state_dict(checkpoint["network_weights"])
         except RuntimeError:
-            raise UserError("The checkpoint's network differs from the plans; the plans were changed after this training "
-                            "began, so restore them or train anew without --c.") from None
+            raise UserError(
+                "The checkpoint's network differs from the plans; the plans were changed after this training "
+                "began, so restore them or train anew without --c."
+            ) from None
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])

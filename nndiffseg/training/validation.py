@@ -65,10 +65,24 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
     folder.mkdir(parents=True)
     predictor = Predictor.from_network(
-        network, trainer.plans_manager, trainer.configuration_name, trainer.dataset_json, type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes, device=trainer.device, fold=trainer.fold, seed=trainer.seed)
-    job = ExportJob(folder, trainer.plans_manager.plans, trainer.configuration_name, trainer.dataset_json,
-                    save_probabilities=save_probabilities, settings=predictor.settings())
+        network,
+        trainer.plans_manager,
+        trainer.configuration_name,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
+        device=trainer.device,
+        fold=trainer.fold,
+        seed=trainer.seed,
+    )
+    job = ExportJob(
+        folder,
+        trainer.plans_manager.plans,
+        trainer.configuration_name,
+        trainer.dataset_json,
+        save_probabilities=save_probabilities,
+        settings=predictor.settings(),
+    )
     spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
     groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
     tables = _predict_in_halves(trainer, predictor, job, spreads, groups)
@@ -101,8 +115,9 @@ def _store_fitted(path: Path, fitted: Iterable[str], network: Any) -> None:
     save_atomically(checkpoint, path)
 
 
-def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable],
-                       groups: dict[str, str]) -> list[CaseTables]:
+def _predict_in_halves(
+    trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable], groups: dict[str, str]
+) -> list[CaseTables]:
     """Exports every case with numbers fitted on others; returns what to fit them on."""
     _, keys = trainer.do_split()
     halves = halves_of(keys, groups)
@@ -128,8 +143,9 @@ def _predict_in_halves(trainer: DiffusionTrainer, predictor: Predictor, job: Exp
     return tables[0] + tables[1]
 
 
-def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], details: dict[str, float]
-             ) -> Iterator[tuple[str, CaseStatistics, CaseTables, dict[str, Any]]]:
+def _predict(
+    trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], details: dict[str, float]
+) -> Iterator[tuple[str, CaseStatistics, CaseTables, dict[str, Any]]]:
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
@@ -139,15 +155,20 @@ def _predict(trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], d
         statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
         reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)
         assert statistics.deterministic is not None and statistics.sampled is not None
-        fusion = fusion_table(statistics.deterministic.cpu(), statistics.sampled.cpu(), _onehot(trainer, reference),
-                              regions=trainer.label_manager.has_regions)
+        fusion = fusion_table(
+            statistics.deterministic.cpu(),
+            statistics.sampled.cpu(),
+            _onehot(trainer, reference),
+            regions=trainer.label_manager.has_regions,
+        )
         geometry = CaseGeometry(properties, trainer.plans_manager, trainer.configuration_manager)
         tables = CaseTables(fusion, _volumes(trainer, key, statistics.labels, reference.numpy(), geometry))
         yield key, statistics, tables, properties
 
 
-def _volumes(trainer: DiffusionTrainer, key: str, labels: np.ndarray, reference: np.ndarray, geometry: CaseGeometry
-             ) -> VolumeTable:
+def _volumes(
+    trainer: DiffusionTrainer, key: str, labels: np.ndarray, reference: np.ndarray, geometry: CaseGeometry
+) -> VolumeTable:
     """Volumes of samples ``(N, *spatial)`` and reference ``(*spatial)``."""
     ml = geometry.voxel_volume(reference.shape) / MM3_PER_ML
     structures = structures_of(trainer.dataset_json).values()
@@ -163,8 +184,16 @@ def _onehot(trainer: DiffusionTrainer, reference: torch.Tensor) -> torch.Tensor:
 
 def _store(path: Path, statistics: CaseStatistics, properties: dict[str, Any]) -> None:
     assert statistics.deterministic is not None and statistics.sampled is not None
-    torch.save({"deterministic": statistics.deterministic.half(), "sampled": statistics.sampled.half(),
-                "labels": statistics.labels, "properties": properties, "regions": statistics.regions}, path)
+    torch.save(
+        {
+            "deterministic": statistics.deterministic.half(),
+            "sampled": statistics.sampled.half(),
+            "labels": statistics.labels,
+            "properties": properties,
+            "regions": statistics.regions,
+        },
+        path,
+    )
 
 
 def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
@@ -175,20 +204,33 @@ def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
     return statistics, saved["properties"]
 
 
-def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable],
-           fitted: dict[str, float | Sequence[float]]) -> None:
+def _judge(
+    trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], fitted: dict[str, float | Sequence[float]]
+) -> None:
     manager = trainer.label_manager
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     metrics = compute_metrics_on_folder(
-        str(references), str(folder), str(folder / "summary.json"), trainer.plans_manager.image_reader_writer_class(),
+        str(references),
+        str(folder),
+        str(folder / "summary.json"),
+        trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
-        manager.foreground_regions if manager.has_regions else manager.foreground_labels, manager.ignore_label,
-        chill=True, num_processes=1)
+        manager.foreground_regions if manager.has_regions else manager.foreground_labels,
+        manager.ignore_label,
+        chill=True,
+        num_processes=1,
+    )
     by_weight = mean_dice(tables)
     uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
     scales = by_structure(np.atleast_1d(fitted["volume_scale"]).tolist(), structures_of(trainer.dataset_json))
-    result = {**fitted, "volume_scale": scales, "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
-              "dice_deterministic": by_weight[-1], "dice_samples": by_weight[0], **uncertainty}
+    result = {
+        **fitted,
+        "volume_scale": scales,
+        "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
+        "dice_deterministic": by_weight[-1],
+        "dice_samples": by_weight[0],
+        **uncertainty,
+    }
     write_json(result, folder / "uncertainty.json")
     for label in metrics["mean"]:
         trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["mean"][label]["Dice"])
@@ -196,6 +238,8 @@ def _judge(trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable],
     trainer.print_to_log_file(
         f"Mean Validation Dice:  {metrics['foreground_mean']['Dice']:.4f} (deterministic head alone {by_weight[-1]:.4f}, "
         f"mean of samples alone {by_weight[0]:.4f}); fitted: "
-        + ", ".join(f"{name.replace('_', ' ')} {'/'.join(f'{v:.2f}' for v in np.atleast_1d(value))}"
-                    for name, value in fitted.items()),
-        also_print_to_console=True)
+        + ", ".join(
+            f"{name.replace('_', ' ')} {'/'.join(f'{v:.2f}' for v in np.atleast_1d(value))}" for name, value in fitted.items()
+        ),
+        also_print_to_console=True,
+    )

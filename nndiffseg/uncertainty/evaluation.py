@@ -112,11 +112,7 @@ def matching_cases(predictions: Path, references: Path, file_ending: str) -> lis
     Raises:
         UserError: there is none.
     """
-    names = sorted(
-        p.name[: -len(file_ending)]
-        for p in predictions.glob(f"*{file_ending}")
-        if (references / p.name).is_file()
-    )
+    names = sorted(p.name[: -len(file_ending)] for p in predictions.glob(f"*{file_ending}") if (references / p.name).is_file())
     if not names:
         raise UserError(
             f"No segmentation in {predictions} has a reference of the same name in {references}; "
@@ -155,8 +151,13 @@ class _Evaluator:
             for s, v in self.structures.items()
         }
         dice = {structure: float(metrics[v]["Dice"]) for structure, v in self.structures.items()}
-        return {"dice": dice, "dice_mean": nanmean(dice.values()), "error_auroc": auroc,
-                "expected_dice": report.get("expected_dice"), "volumes": volumes}
+        return {
+            "dice": dice,
+            "dice_mean": nanmean(dice.values()),
+            "error_auroc": auroc,
+            "expected_dice": report.get("expected_dice"),
+            "volumes": volumes,
+        }
 
     def _voxels(self, name: str, reference: NDArray, prediction: NDArray) -> float:
         """Pools a case's voxels, segmentations ``(1, *spatial)``; returns the AUROC of this case alone."""
@@ -231,11 +232,15 @@ def _calibration(reliability: ReliabilityAccumulator | None) -> dict[str, Any] |
     """NLL, Brier, ECE and the reliability diagram pooled over the foreground classes; None without probabilities."""
     if reliability is None or not reliability.voxels.any():
         return None
-    voxels, confidence, frequency = (a[1:].sum(axis=0) for a in (
-        reliability.voxels, reliability.confidence, reliability.frequency))
+    voxels, confidence, frequency = (
+        a[1:].sum(axis=0) for a in (reliability.voxels, reliability.confidence, reliability.frequency)
+    )
     used = voxels > 0
-    bins = {"voxels": voxels[used].tolist(), "probability": (confidence[used] / voxels[used]).tolist(),
-            "frequency": (frequency[used] / voxels[used]).tolist()}
+    bins = {
+        "voxels": voxels[used].tolist(),
+        "probability": (confidence[used] / voxels[used]).tolist(),
+        "frequency": (frequency[used] / voxels[used]).tolist(),
+    }
     return {**reliability.summary(), "bins": bins}
 
 
@@ -268,18 +273,26 @@ def format_table(evaluation: dict[str, Any]) -> str:
     rows = [("structure", "Dice", "volume error", "90 % coverage", "spread, ml", "known, ml", "ratio")]
     for structure, dice in summary["dice"].items():
         v = summary["volumes"][structure]
-        rows.append((
-            structure, number(dice), number(v["relative_error"]), number(v["coverage_90"], 2), number(v["mean_sd_ml"]),
-            number(v["mean_known_sd_ml"]), number(v["spread_ratio"], 2),
-        ))
+        rows.append(
+            (
+                structure,
+                number(dice),
+                number(v["relative_error"]),
+                number(v["coverage_90"], 2),
+                number(v["mean_sd_ml"]),
+                number(v["mean_known_sd_ml"]),
+                number(v["spread_ratio"], 2),
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
-    lines.append(f"{summary['cases']} cases, mean Dice {number(summary['dice_mean'])}, AUROC of total uncertainty "
-                 f"against errors {number(summary['error_auroc'])} (dilated foreground)")
+    lines.append(
+        f"{summary['cases']} cases, mean Dice {number(summary['dice_mean'])}, AUROC of total uncertainty "
+        f"against errors {number(summary['error_auroc'])} (dilated foreground)"
+    )
     return "\n".join(lines)
 
 

@@ -88,8 +88,10 @@ class ReliabilityAccumulator:
         classes, bins = self.voxels.shape
         labels = reference.shape == region.shape
         if probabilities.shape != (classes, *region.shape) or not (labels or reference.shape == probabilities.shape):
-            raise ValueError(f"Probabilities {probabilities.shape}, reference {reference.shape} and region "
-                             f"{region.shape} do not match for {classes} classes.")
+            raise ValueError(
+                f"Probabilities {probabilities.shape}, reference {reference.shape} and region "
+                f"{region.shape} do not match for {classes} classes."
+            )
         if labels and self.regions:
             raise ValueError("Overlapping regions need one reference mask each, not a label map.")
         for c in range(classes):
@@ -120,7 +122,7 @@ class ReliabilityAccumulator:
         n = int(self.voxels[0].sum())
         if n == 0:
             return {"ece": None, "ece_per_class": None, "brier": None, "nll": None, "voxels": 0}
-        foreground = self.ece()[0 if self.regions else 1:]
+        foreground = self.ece()[0 if self.regions else 1 :]
         heads = len(self.voxels) if self.regions else 1
         return {
             "ece": float(foreground.mean()),

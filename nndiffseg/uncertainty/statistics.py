@@ -68,24 +68,44 @@ class CaseStatistics:
     volume_scales: tuple[tuple[float, ...], ...] = ((1.0,),)
 
     @classmethod
-    def of_one_fold(cls, sums: FoldSums, weight: float, labels: np.ndarray, regions: bool,
-                    volume_scales: Sequence[float] = (1.0,)) -> CaseStatistics:
+    def of_one_fold(
+        cls, sums: FoldSums, weight: float, labels: np.ndarray, regions: bool, volume_scales: Sequence[float] = (1.0,)
+    ) -> CaseStatistics:
         """With one fold, nothing can be told about disagreement between folds: aleatoric equals total."""
         deterministic, sampled = sums.deterministic.cpu(), sums.sampled.cpu()
         apart = sums.weight is None
         fused = torch.lerp(sampled, deterministic, weight) if apart else deterministic
         total = entropy(fused, regions=regions)
-        return cls(fused, {"total": total, "aleatoric": total}, labels, (weight,), deterministic if apart else None,
-                   sampled if apart else None, regions, (tuple(volume_scales),))
+        return cls(
+            fused,
+            {"total": total, "aleatoric": total},
+            labels,
+            (weight,),
+            deterministic if apart else None,
+            sampled if apart else None,
+            regions,
+            (tuple(volume_scales),),
+        )
 
     @classmethod
-    def of_folds(cls, decomposition: Decomposition, weights: Sequence[float], labels: np.ndarray,
-                 volume_scales: Sequence[Sequence[float]] = ((1.0,),)) -> CaseStatistics:
+    def of_folds(
+        cls,
+        decomposition: Decomposition,
+        weights: Sequence[float],
+        labels: np.ndarray,
+        volume_scales: Sequence[Sequence[float]] = ((1.0,),),
+    ) -> CaseStatistics:
         """``decomposition`` holds the fused probabilities of two or more folds."""
         maps = {name: torch.as_tensor(values).cpu() for name, values in decomposition.maps().items()}
         probabilities = torch.as_tensor(decomposition.probabilities).cpu()
-        return cls(probabilities, maps, labels, tuple(weights), regions=decomposition.regions,
-                   volume_scales=tuple(tuple(fold) for fold in volume_scales))
+        return cls(
+            probabilities,
+            maps,
+            labels,
+            tuple(weights),
+            regions=decomposition.regions,
+            volume_scales=tuple(tuple(fold) for fold in volume_scales),
+        )
 
     def with_fitted(self, fusion_weight: float, volume_scales: Sequence[float]) -> CaseStatistics:
         """The same samples of one fold, fused with another weight and with other scales of their volumes.
@@ -97,8 +117,13 @@ class CaseStatistics:
             raise ValueError("The deterministic and sampled probabilities of this case were not kept apart.")
         fused = torch.lerp(self.sampled, self.deterministic, fusion_weight)
         total = entropy(fused, regions=self.regions)
-        return replace(self, probabilities=fused, maps={"total": total, "aleatoric": total}, fusion_weights=(fusion_weight,),
-                       volume_scales=(tuple(volume_scales),))
+        return replace(
+            self,
+            probabilities=fused,
+            maps={"total": total, "aleatoric": total},
+            fusion_weights=(fusion_weight,),
+            volume_scales=(tuple(volume_scales),),
+        )
 
 
 def label_map(probabilities: Tensor, label_manager: LabelManager) -> Tensor:

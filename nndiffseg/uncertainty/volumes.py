@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 MM3_PER_ML = 1000.0
 
 
-def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float,
-                      scales: Sequence[Sequence[float]] = ((1.0,),)) -> dict[str, dict[str, Any]]:
+def volume_statistics(
+    voxel_counts: Mapping[str, ArrayLike], voxel_volume: float, scales: Sequence[Sequence[float]] = ((1.0,),)
+) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation and 90 % interval of every structure's volume over samples, as drawn and calibrated.
 
     Calibrated means first that volumes are stretched around their mean by ``scales``
@@ -40,8 +41,10 @@ def volume_statistics(voxel_counts: Mapping[str, ArrayLike], voxel_volume: float
     if voxel_volume <= 0:
         raise ValueError(f"The volume of a voxel must be positive, got {voxel_volume}.")
     folds = [by_structure(fold, voxel_counts) for fold in scales]
-    return {name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, [fold[name] for fold in folds])
-            for name, counts in voxel_counts.items()}
+    return {
+        name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, [fold[name] for fold in folds])
+        for name, counts in voxel_counts.items()
+    }
 
 
 def stretched(volumes: NDArray, scales: ArrayLike) -> NDArray[np.float64]:

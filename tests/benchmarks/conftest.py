@@ -30,8 +30,20 @@ def tiny_folders(make_dataset: Callable[..., Path], tmp_path_factory) -> dict[st
 @pytest.fixture
 def tiny_flags(tiny_folders: dict[str, Path], tmp_path: Path) -> list[str]:
     """Flags of the benchmarks' commands for the tiny dataset, with an empty results folder."""
-    return ["--dataset", "901", "--configuration", "2d", "--planner", "S", "--raw", str(tiny_folders["raw"]),
-            "--preprocessed", str(tiny_folders["preprocessed"]), "--results", str(tmp_path / "results")]
+    return [
+        "--dataset",
+        "901",
+        "--configuration",
+        "2d",
+        "--planner",
+        "S",
+        "--raw",
+        str(tiny_folders["raw"]),
+        "--preprocessed",
+        str(tiny_folders["preprocessed"]),
+        "--results",
+        str(tmp_path / "results"),
+    ]
 
 
 @pytest.fixture

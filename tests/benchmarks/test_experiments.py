@@ -132,8 +132,9 @@ def test_without_the_latent_the_generator_ignores_the_vector(tiny_data):
         torch.manual_seed(0)
         network = trainer.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3).eval()
         with torch.no_grad():
-            outputs = [network(images[:, :1], images, torch.ones(2), v * torch.ones(2, network.vector_channels))
-                       for v in (-2.0, 2.0)]
+            outputs = [
+                network(images[:, :1], images, torch.ones(2), v * torch.ones(2, network.vector_channels)) for v in (-2.0, 2.0)
+            ]
         assert torch.allclose(*outputs) is equal
 
 

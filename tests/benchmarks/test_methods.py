@@ -51,8 +51,12 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, results_elsewhere, 
     flags = [*tiny_flags, "--iterations", "2", "--samples", "2", "--cases", "2", "--name", "tiny"]
     assert methods.main([*flags, "--trainers", STOCK]) == 0
     assert methods.main([*flags, "--trainers", "nnDiffSegTrainer"]) == 0
-    assert in_this_process == ["methods_training nnUNetTrainer", "methods_prediction nnUNetTrainer",
-                               "methods_training nnDiffSegTrainer", "methods_prediction nnDiffSegTrainer"]
+    assert in_this_process == [
+        "methods_training nnUNetTrainer",
+        "methods_prediction nnUNetTrainer",
+        "methods_training nnDiffSegTrainer",
+        "methods_prediction nnDiffSegTrainer",
+    ]
     result = json.loads((results_elsewhere / "tiny.json").read_text())
     assert list(result["methods"]) == [STOCK, "nnDiffSegTrainer"]
     for row in result["methods"].values():

@@ -38,8 +38,9 @@ def test_a_variant_in_a_module_is_found():
         find_class("benchmarks.component_ablation:Nothing")
 
 
-@pytest.mark.parametrize("flags", [["--iterations", "3", "--minutes", "1"], ["--iterations", "0"], ["--minutes", "-1"],
-                                   ["--minutes", "nan"]])
+@pytest.mark.parametrize(
+    "flags", [["--iterations", "3", "--minutes", "1"], ["--iterations", "0"], ["--minutes", "-1"], ["--minutes", "nan"]]
+)
 def test_senseless_budgets_are_refused(flags):
     parser = data_parser("")
     add_budget_flags(parser)
@@ -56,13 +57,16 @@ def test_flags_passed_on_mean_the_same(tiny_flags):
     assert budget_from(again) == Budget(7, None)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--dataset", "77"], "No such dataset: 77"),
-    (["--planner", "L"], "There are no plans nnDiffSegPlansL .* -pl DiffSegPlannerL"),
-    (["--configuration", "3d_fullres"], "no configuration 3d_fullres"),
-    (["--fold", "2"], "no fold 2"),
-    (["--cases", "0"], "--cases must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "77"], "No such dataset: 77"),
+        (["--planner", "L"], "There are no plans nnDiffSegPlansL .* -pl DiffSegPlannerL"),
+        (["--configuration", "3d_fullres"], "no configuration 3d_fullres"),
+        (["--fold", "2"], "no fold 2"),
+        (["--cases", "0"], "--cases must be at least 1"),
+    ],
+)
 def test_bad_input_is_told_in_one_sentence(tiny_flags, flags, message):
     with pytest.raises(UserError, match=message):
         data_from(data_parser("").parse_args([*tiny_flags, *flags]))

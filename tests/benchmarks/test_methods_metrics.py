@@ -110,8 +110,12 @@ def test_all_annotations_of_a_case_are_used_where_there_are_several(tiny_data, t
     assert np.array_equal(references_of(data, case)[0][:, 0], raters)
     sample = raters[0][None]
     figures = Judge(data, fuse=False).judge(lambda: [(case, prediction_of(sample))])
-    iou = np.mean([(np.isin(raters[0], k) & np.isin(raters[1], k)).sum() / (np.isin(raters[0], k) | np.isin(raters[1], k)).sum()
-                   for k in (1, 2)])
+    iou = np.mean(
+        [
+            (np.isin(raters[0], k) & np.isin(raters[1], k)).sum() / (np.isin(raters[0], k) | np.isin(raters[1], k)).sum()
+            for k in (1, 2)
+        ]
+    )
     assert figures["ged_cross"] == pytest.approx((1 - iou) / 2)  # of the two annotations, one is hit
     assert figures["ged_within_references"] == pytest.approx((1 - iou) / 2)
     assert figures["ged2"] == pytest.approx((1 - iou) / 2)

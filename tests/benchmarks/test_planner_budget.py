@@ -11,9 +11,11 @@ from benchmarks import planner_budget
 
 def row(operations_per_element: float) -> dict:
     """Parts whose seconds follow one number exactly."""
-    parts = {"image_network": {"gflop": 10.0, "million_elements": 8.0},
-             "denoiser_step": {"gflop": 0.5, "million_elements": 0.2},
-             "label_decoder": {"gflop": 0.2, "million_elements": 1.2}}
+    parts = {
+        "image_network": {"gflop": 10.0, "million_elements": 8.0},
+        "denoiser_step": {"gflop": 0.5, "million_elements": 0.2},
+        "label_decoder": {"gflop": 0.2, "million_elements": 1.2},
+    }
     seconds = {k: v["gflop"] + operations_per_element * v["million_elements"] / 1e3 for k, v in parts.items()}
     return {"parts": parts, "seconds": seconds}
 
@@ -26,7 +28,7 @@ def test_the_number_that_made_the_times_has_no_error_and_others_have():
 
 
 def test_ratios_of_every_configuration_are_measured(tiny_flags, tiny_folders, results_elsewhere, capsys):
-    flags = ["--datasets", "901", "--planners", "S", "--device", "cpu", *tiny_flags[tiny_flags.index("--raw"):]]
+    flags = ["--datasets", "901", "--planners", "S", "--device", "cpu", *tiny_flags[tiny_flags.index("--raw") :]]
     assert planner_budget.main(flags) == 0
     result = json.loads((results_elsewhere / "planner_budget.json").read_text())
     (only,) = result["rows"]

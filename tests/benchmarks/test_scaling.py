@@ -13,14 +13,23 @@ from benchmarks.rivals import Rivals, single
 from benchmarks.scaling import BASE, SWEEPS, Point, made_plans, table
 
 CPU = torch.device("cpu")
-SMALL = {"image size, 2D": [Point(size=16, axes=2), Point(size=32, axes=2)],
-         "samples": [Point(size=16, axes=2, samples=n) for n in (1, 2)]}
+SMALL = {
+    "image size, 2D": [Point(size=16, axes=2), Point(size=32, axes=2)],
+    "samples": [Point(size=16, axes=2, samples=n) for n in (1, 2)],
+}
 
 
 def specification(point: Point, **more) -> dict:
     plans, dataset_json = made_plans(point, "S")
-    return {"plans": plans, "configuration": "made", "dataset_json": dataset_json, "device": "cpu",
-            "shape": [point.size] * point.axes, "samples": point.samples, **more}
+    return {
+        "plans": plans,
+        "configuration": "made",
+        "dataset_json": dataset_json,
+        "device": "cpu",
+        "shape": [point.size] * point.axes,
+        "samples": point.samples,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("side", rivals.SIDES)
@@ -104,8 +113,10 @@ def test_a_failed_measurement_is_named_in_its_cell():
     assert table("samples", [BASE], [value], "seconds") == [row]
 
 
-@pytest.mark.parametrize(("flags", "message"), [(["--planner", "XL"], "Unknown planner XL"), (["--limit", "0"], "--limit"),
-                                                (["--quik"], "did you mean --quick")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--planner", "XL"], "Unknown planner XL"), (["--limit", "0"], "--limit"), (["--quik"], "did you mean --quick")],
+)
 def test_bad_input_is_told_in_one_sentence(flags, message, capsys):
     assert scaling.main(flags) == 2
     error = capsys.readouterr().err

@@ -35,10 +35,25 @@ def folds(results: Path) -> dict[str, Path]:
     return {f"{p.parts[-5]}/{p.parts[-3].split('__')[0]}": p.parent for p in results.rglob(FINAL)}
 
 
-def test_the_whole_comparison_runs_and_is_reused(tiny_flags, tiny_folders, results_elsewhere, no_worker_processes, tmp_path,
-                                                 capsys):
-    flags = [*tiny_flags, "--iterations", "2", "--ensemble", "2", "--samples", "3", "--more_steps", "3", "--no_speed",
-             "--name", "tiny", "--device", "cpu"]
+def test_the_whole_comparison_runs_and_is_reused(
+    tiny_flags, tiny_folders, results_elsewhere, no_worker_processes, tmp_path, capsys
+):
+    flags = [
+        *tiny_flags,
+        "--iterations",
+        "2",
+        "--ensemble",
+        "2",
+        "--samples",
+        "3",
+        "--more_steps",
+        "3",
+        "--no_speed",
+        "--name",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
     assert versus_nnunet.main([*flags, "--only", "nnunet"]) == 0
     trained = folds(tmp_path / "results")
     assert sorted(trained) == ["seed_0/nnUNetTrainer", "seed_1/nnUNetTrainer"]
@@ -64,15 +79,27 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, tiny_folders, resul
     assert " s (" not in capsys.readouterr().out
     assert json.loads((results_elsewhere / "tiny.json").read_text())["figures"] == figures
     # Alone it has the same figures.
-    alone = [*flags[:flags.index("--ensemble") + 1], "0", *flags[flags.index("--ensemble") + 2:]]
+    alone = [*flags[: flags.index("--ensemble") + 1], "0", *flags[flags.index("--ensemble") + 2 :]]
     assert versus_nnunet.main(alone) == 0
     for name, figure in json.loads((results_elsewhere / "tiny.json").read_text())["figures"].items():
         assert figure["values"] == {"nndiffseg": figures[name]["values"]["nndiffseg"]} and not figure["nndiffseg_minus"]
 
 
 def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes, tmp_path):
-    flags = [*tiny_flags, "--iterations", "2", "--ensemble", "1", "--samples", "2", "--more_steps", "--no_speed", "--device",
-             "cpu", "--same_precision"]
+    flags = [
+        *tiny_flags,
+        "--iterations",
+        "2",
+        "--ensemble",
+        "1",
+        "--samples",
+        "2",
+        "--more_steps",
+        "--no_speed",
+        "--device",
+        "cpu",
+        "--same_precision",
+    ]
     for fold in ("0", "1"):
         assert versus_nnunet.main([*flags, "--fold", fold, "--name", f"fold_{fold}"]) == 0
     assert versus_nnunet.main([*flags, "--fold", "0", "1", "--name", "both"]) == 0
@@ -92,8 +119,21 @@ def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_else
     from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    flags = [*tiny_flags, "--iterations", "8", "--ensemble", "1", "--samples", "2", "--more_steps", "--no_speed", "--name",
-             "tiny", "--device", "cpu"]
+    flags = [
+        *tiny_flags,
+        "--iterations",
+        "8",
+        "--ensemble",
+        "1",
+        "--samples",
+        "2",
+        "--more_steps",
+        "--no_speed",
+        "--name",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
     assert versus_nnunet.main(flags) == 0
     fold = folds(tmp_path / "results")["seed_0/nnUNetTrainer"]
     predictor = nnUNetPredictor(device=CPU, allow_tqdm=False)
@@ -106,25 +146,29 @@ def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_else
     (tmp_path / "labels").mkdir()
     for case in cases:
         shutil.copy(raw / "labelsTr" / f"{case}.png", tmp_path / "labels")
-    stock = compute_metrics_on_folder(str(tmp_path / "labels"), str(out), None, NaturalImage2DIO(), ".png", [1, 2],
-                                      num_processes=1)
+    stock = compute_metrics_on_folder(
+        str(tmp_path / "labels"), str(out), None, NaturalImage2DIO(), ".png", [1, 2], num_processes=1
+    )
     figures = json.loads((results_elsewhere / "tiny.json").read_text())["figures"]
     ours = [figures[f"Dice, {name}"]["values"]["nnunet"][0] for name in ("shell", "core")]
     np.testing.assert_allclose(ours, [stock["mean"][k]["Dice"] for k in (1, 2)], atol=1e-6)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    ([], "--iterations, or --speed_only"),
-    (["--iterations", "0"], "must be positive, not 0"),
-    (["--iterations", "2", "--ensemble", "-1"], "must not be negative, not -1"),
-    (["--iterations", "2", "--ensemble", "0"], "add --no_speed"),
-    (["--iterations", "2", "--only", "nnU-Net"], "Unknown side nnU-Net (did you mean nnunet?)"),
-    (["--iterations", "2", "--fold", "5"], "no fold 5"),
-    (["--iterations", "2", "--fold", "0", "0"], "a fold twice"),
-    (["--iterations", "2", "--more_steps", "0"], "--more_steps"),
-    (["--speed_only", "--planner", "XL"], "Unknown planner XL"),
-    (["--speed_onyl"], "did you mean --speed_only"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--iterations, or --speed_only"),
+        (["--iterations", "0"], "must be positive, not 0"),
+        (["--iterations", "2", "--ensemble", "-1"], "must not be negative, not -1"),
+        (["--iterations", "2", "--ensemble", "0"], "add --no_speed"),
+        (["--iterations", "2", "--only", "nnU-Net"], "Unknown side nnU-Net (did you mean nnunet?)"),
+        (["--iterations", "2", "--fold", "5"], "no fold 5"),
+        (["--iterations", "2", "--fold", "0", "0"], "a fold twice"),
+        (["--iterations", "2", "--more_steps", "0"], "--more_steps"),
+        (["--speed_only", "--planner", "XL"], "Unknown planner XL"),
+        (["--speed_onyl"], "did you mean --speed_only"),
+    ],
+)
 def test_bad_input_is_told_in_one_sentence(tiny_flags, flags, message, capsys):
     assert versus_nnunet.main([*tiny_flags, *flags]) == 2
     error = capsys.readouterr().err
@@ -212,12 +256,21 @@ def test_peak_memory_sees_what_was_freed_again():
 
 
 def test_a_measurement_that_takes_too_long_is_reported(tiny_plans):
-    spec = {"plans": tiny_plans[0], "configuration": "2d", "dataset_json": tiny_plans[1], "device": "cpu", "side": "nnunet",
-            "task": "training"}
+    spec = {
+        "plans": tiny_plans[0],
+        "configuration": "2d",
+        "dataset_json": tiny_plans[1],
+        "device": "cpu",
+        "side": "nnunet",
+        "task": "training",
+    }
     assert in_own_process(spec, 0.1) == {"failed": "more than 0.1 s"}
 
 
 def test_cells_show_differences_with_sign_and_interval():
-    figure = Figure("Dice", {"nnunet": Interval(0.8, 0.7, 0.9), "nndiffseg": Interval(0.81, 0.7, 0.9)},
-                    {"nnunet": Interval(0.01, -0.002, 0.03)})
+    figure = Figure(
+        "Dice",
+        {"nnunet": Interval(0.8, 0.7, 0.9), "nndiffseg": Interval(0.81, 0.7, 0.9)},
+        {"nnunet": Interval(0.01, -0.002, 0.03)},
+    )
     assert rows([figure]) == [["Dice", "0.8000", "0.8100", "", "+0.0100 [-0.0020, +0.0300]", ""]]

@@ -22,8 +22,12 @@ from nndiffseg.uncertainty.volumes import stretched
 def normal_cases(rng: np.random.Generator, cases: int, sd: float, samples: int = 16, means=(50.0,)) -> list[VolumeTable]:
     """Volumes y ~ N(mean, (mean / 50)^2) of a case, samples ~ N(mean, (sd mean / 50)^2): the right scale is 1 / sd."""
     m = np.array(means)[:, None]
-    return [VolumeTable(str(i), m * (1 + sd / 50 * rng.standard_normal((len(m), samples))),
-                        m * (1 + rng.standard_normal((len(m), 1)) / 50)) for i in range(cases)]
+    return [
+        VolumeTable(
+            str(i), m * (1 + sd / 50 * rng.standard_normal((len(m), samples))), m * (1 + rng.standard_normal((len(m), 1)) / 50)
+        )
+        for i in range(cases)
+    ]
 
 
 def fit_volume_scale(*arguments) -> float:
@@ -34,8 +38,10 @@ def fit_volume_scale(*arguments) -> float:
 
 def joined(*structures: list[VolumeTable]) -> list[VolumeTable]:
     """Cases with all of these structures."""
-    return [VolumeTable(parts[0].case, np.concatenate([p.sampled for p in parts]), np.concatenate([p.true for p in parts]))
-            for parts in zip(*structures, strict=True)]
+    return [
+        VolumeTable(parts[0].case, np.concatenate([p.sampled for p in parts]), np.concatenate([p.true for p in parts]))
+        for parts in zip(*structures, strict=True)
+    ]
 
 
 def around(mean: float, sd: float, true: float, case: int) -> VolumeTable:
@@ -74,13 +80,14 @@ def test_few_cases_keep_the_scales_of_structures_together():
     rng = np.random.default_rng(8)
     wide, right = normal_cases(rng, 200, 2.0), normal_cases(rng, 200, 1.0)
     many = np.log(fit_volume_scales(joined(wide, right)))
-    few = [np.log(fit_volume_scales(joined(wide, right)[i:i + 8])) for i in range(0, 200, 8)]
+    few = [np.log(fit_volume_scales(joined(wide, right)[i : i + 8])) for i in range(0, 200, 8)]
     assert 0.5 < np.mean([b - a for a, b in few]) / (many[1] - many[0]) < 0.9
 
 
 @pytest.mark.parametrize(("apart", "gain"), [(0.0, (0.8, 1.0)), (0.35, (1.15, 2.0))])
 def test_own_scales_win_where_structures_differ_and_lose_little_where_they_do_not(apart, gain, monkeypatch):
     """Root mean square error of log r with eight cases, that of one scale for all / that of own ones."""
+
     def error() -> float:
         rng, errors = np.random.default_rng(11), []
         for _ in range(60):
@@ -95,6 +102,7 @@ def test_own_scales_win_where_structures_differ_and_lose_little_where_they_do_no
 
 def test_what_structures_of_a_case_have_in_common_is_no_difference_between_them():
     """One varies twice as much as the other. Where they share each case's error, eight cases are enough to see it."""
+
     def difference(shared: bool, rng: np.random.Generator) -> float:
         one = normal_cases(rng, 8, 1.0)
         other = one if shared else normal_cases(rng, 8, 1.0)
@@ -136,12 +144,16 @@ def test_the_scale_stays_within_its_bounds():
     assert np.log(fit_volume_scale(near)) == pytest.approx(np.log(SMALLEST), abs=STEP)
 
 
-@pytest.mark.parametrize("tables", [
-    [],
-    normal_cases(np.random.default_rng(0), 1, 2.0),
-    normal_cases(np.random.default_rng(0), 9, 2.0, samples=1),
-    [VolumeTable(str(i), np.zeros((1, 4)), np.zeros((1, 1))) for i in range(5)],
-], ids=["none", "one case", "one sample", "nothing there"])
+@pytest.mark.parametrize(
+    "tables",
+    [
+        [],
+        normal_cases(np.random.default_rng(0), 1, 2.0),
+        normal_cases(np.random.default_rng(0), 9, 2.0, samples=1),
+        [VolumeTable(str(i), np.zeros((1, 4)), np.zeros((1, 1))) for i in range(5)],
+    ],
+    ids=["none", "one case", "one sample", "nothing there"],
+)
 def test_where_nothing_can_be_fitted_volumes_stay(tables):
     assert fit_volume_scales(tables) == (1.0,)
 

@@ -111,7 +111,11 @@ def swap_labels(folder: Path) -> None:
     ],
 )
 def test_bad_data_write_nothing(
-    tiny: Path, folders: list[str], tmp_path: Path, spoil: Callable[[Path], None], words: str,
+    tiny: Path,
+    folders: list[str],
+    tmp_path: Path,
+    spoil: Callable[[Path], None],
+    words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     spoil(tiny)
@@ -139,9 +143,7 @@ def test_bad_data_write_nothing(
         (["--verfy_dataset_integrity"], "did you mean --verify_dataset_integrity?"),
     ],
 )
-def test_bad_flags(
-    tiny: Path, folders: list[str], words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_flags(tiny: Path, folders: list[str], words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-d", "901", *folders, *words]) == 2
     error = capsys.readouterr().err
     assert expected in error
@@ -177,8 +179,9 @@ def test_plan_only(tiny: Path, folders: list[str], tmp_path: Path) -> None:
     assert not (out / "nnUNetPlans_3d_fullres").exists()
 
 
-def test_a_preprocessed_splits_file_is_checked(tiny: Path, folders: list[str], tmp_path: Path,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preprocessed_splits_file_is_checked(
+    tiny: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "preprocessed" / tiny.name
     out.mkdir(parents=True)
     (out / "splits_final.json").write_text('[{"train": ["case_000"], "val": ["case_777"]}]')
@@ -190,8 +193,9 @@ def write_groups(folder: Path, groups: dict[str, str]) -> None:
     (folder / "cases.csv").write_text("case,group\n" + "".join(f"{c},{g}\n" for c, g in groups.items()))
 
 
-def test_folds_follow_the_groups_of_cases_csv(make_dataset: Callable[..., Path], folders: list[str], tmp_path: Path,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
+def test_folds_follow_the_groups_of_cases_csv(
+    make_dataset: Callable[..., Path], folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = make_dataset(tmp_path / "raw", cases=10, shape=(12, 14, 12))
     groups = {f"case_{i:03d}": f"patient_{i // 2}" for i in range(10)}
     write_groups(raw, groups)
@@ -217,10 +221,13 @@ def test_a_cases_csv_without_groups_is_told(tiny: Path, folders: list[str], caps
     assert "cases.csv has no columns case and group separated by commas" in capsys.readouterr().out
 
 
-def test_bad_groups_are_told_before_any_work(tiny: Path, folders: list[str], tmp_path: Path,
-                                             capsys: pytest.CaptureFixture[str]) -> None:
-    for groups, words in (({"case_000": "x"}, "does not name the case case_001"),
-                          ({"case_000": "x", "case_001": "y"}, "2 groups, too few for 5 folds")):
+def test_bad_groups_are_told_before_any_work(
+    tiny: Path, folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for groups, words in (
+        ({"case_000": "x"}, "does not name the case case_001"),
+        ({"case_000": "x", "case_001": "y"}, "2 groups, too few for 5 folds"),
+    ):
         write_groups(tiny, groups)
         assert main(["-d", "901", *folders, "--no_pbar"]) == 2
         error = capsys.readouterr().err

@@ -16,9 +16,17 @@ def call(raw_images, results, tmp_path, capsys):  # noqa: F811
     """Runs the command on the images with the results folder; returns (exit code, stdout, stderr)."""
 
     def run(*flags, i=raw_images, results=results):
-        argv = ["-i", str(i), "-o", str(tmp_path / "out"), "-device", "cpu", "--disable_progress_bar",
-                *(f"--{kind}={results if kind == 'results' else tmp_path / kind}"
-                  for kind in ("raw", "preprocessed", "results")), *map(str, flags)]
+        argv = [
+            "-i",
+            str(i),
+            "-o",
+            str(tmp_path / "out"),
+            "-device",
+            "cpu",
+            "--disable_progress_bar",
+            *(f"--{kind}={results if kind == 'results' else tmp_path / kind}" for kind in ("raw", "preprocessed", "results")),
+            *map(str, flags),
+        ]
         code = main(argv)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -37,13 +45,46 @@ def test_the_only_model_predicts_with_two_flags(call, tmp_path):
 
 
 def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F811
-    code, _, err = call("-m", model_folder, "-f", 1, "--samples", 2, "--steps", 3, "--sampler", "ddim", "--seed", 9,
-                        "--save_samples", "--npz", "-step_size", 0.7, "--disable_tta", "-num_parts", 4, "-part_id", 1,
-                        "--verbose", "-npp", 0, "-nps", 0)
+    code, _, err = call(
+        "-m",
+        model_folder,
+        "-f",
+        1,
+        "--samples",
+        2,
+        "--steps",
+        3,
+        "--sampler",
+        "ddim",
+        "--seed",
+        9,
+        "--save_samples",
+        "--npz",
+        "-step_size",
+        0.7,
+        "--disable_tta",
+        "-num_parts",
+        4,
+        "-part_id",
+        1,
+        "--verbose",
+        "-npp",
+        0,
+        "-nps",
+        0,
+    )
     assert code == 0, err
     settings = json.loads((tmp_path / "out" / "uncertainty" / "case_001.json").read_text())["settings"]
-    wanted = {"samples": 2, "steps": 3, "sampler": "ddim", "seed": 9, "step_size": 0.7, "mirror_axes": [],
-              "folds": ["1"], "checkpoint": "checkpoint_final.pth"}
+    wanted = {
+        "samples": 2,
+        "steps": 3,
+        "sampler": "ddim",
+        "seed": 9,
+        "step_size": 0.7,
+        "mirror_axes": [],
+        "folds": ["1"],
+        "checkpoint": "checkpoint_final.pth",
+    }
     assert {k: settings[k] for k in wanted} == wanted
     for name in ("case_001.npz", "case_001.pkl", "samples/case_001_s01.nii.gz"):
         assert (tmp_path / "out" / name).is_file()
@@ -57,24 +98,26 @@ def test_several_models_are_listed(call, model_folder, tmp_path):  # noqa: F811
     code, _, err = call(results=tmp_path / "several")
     assert code == 2 and "several trained models" in err
     assert "-d 901 -c 3d_fullres -tr nnDiffSegTrainer -p nnDiffSegPlansS" in err
-    code, out, err = call("-d", 901, "-p", "nnDiffSegPlansS", "--samples", 2, "-num_parts", 4,
-                          results=tmp_path / "several")
+    code, out, err = call("-d", 901, "-p", "nnDiffSegPlansS", "--samples", 2, "-num_parts", 4, results=tmp_path / "several")
     assert code == 0 and "nnDiffSegPlansS__3d_fullres" in out
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["-d", "77"], "No such dataset: 77"),
-    (["-c", "3d_lowres"], "no trained nndiffseg model with configuration 3d_lowres"),
-    (["-tr", "nnUNetTrainer"], "no trained nndiffseg model with trainer nnUNetTrainer"),
-    (["-m", "nowhere"], "no model folder nowhere"),
-    (["-m", "x", "-d", "901"], "not both"),
-    (["-f", "4"], "holds no fold_4/checkpoint_final.pth"),
-    (["-chk", "checkpoint_best.pth"], "no checkpoint_best.pth"),
-    (["--samples", "0"], "at least 1"),
-    (["--sampler", "euler"], "invalid choice"),
-    (["--sample", "2"], "nknown flag --sample, did you mean --samples?"),
-    (["-num_parts", "2", "-part_id", "2"], "-part_id must lie between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["-d", "77"], "No such dataset: 77"),
+        (["-c", "3d_lowres"], "no trained nndiffseg model with configuration 3d_lowres"),
+        (["-tr", "nnUNetTrainer"], "no trained nndiffseg model with trainer nnUNetTrainer"),
+        (["-m", "nowhere"], "no model folder nowhere"),
+        (["-m", "x", "-d", "901"], "not both"),
+        (["-f", "4"], "holds no fold_4/checkpoint_final.pth"),
+        (["-chk", "checkpoint_best.pth"], "no checkpoint_best.pth"),
+        (["--samples", "0"], "at least 1"),
+        (["--sampler", "euler"], "invalid choice"),
+        (["--sample", "2"], "nknown flag --sample, did you mean --samples?"),
+        (["-num_parts", "2", "-part_id", "2"], "-part_id must lie between 0 and 1"),
+    ],
+)
 def test_wrong_calls_end_with_one_sentence(call, tmp_path, flags, message):
     code, _, err = call(*flags)
     assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err

@@ -62,9 +62,7 @@ def test_cases_are_those_that_nnunet_lists(dataset: Path) -> None:
     content = read_dataset_json(dataset)
     expected = get_filenames_of_train_images_and_targets(str(dataset), content)
     ours = training_cases(dataset, content)
-    assert {c.name: (list(c.images), c.label) for c in ours} == {
-        k: (v["images"], v["label"]) for k, v in expected.items()
-    }
+    assert {c.name: (list(c.images), c.label) for c in ours} == {k: (v["images"], v["label"]) for k, v in expected.items()}
 
 
 @pytest.mark.parametrize(
@@ -77,9 +75,7 @@ def test_cases_are_those_that_nnunet_lists(dataset: Path) -> None:
     ],
     ids=["png", "tif", "2D nifti", "regions"],
 )
-def test_other_kinds_of_dataset_pass(
-    make_dataset: Callable[..., Path], tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_other_kinds_of_dataset_pass(make_dataset: Callable[..., Path], tmp_path: Path, options: dict[str, Any]) -> None:
     check_dataset(make_dataset(tmp_path, cases=2, **options), progress=False)
 
 

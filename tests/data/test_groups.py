@@ -40,14 +40,17 @@ def test_a_file_of_another_meaning_says_nothing_about_groups(tmp_path):
     assert read_groups(tmp_path, ["a", "b"]) == {}
 
 
-@pytest.mark.parametrize(("lines", "words"), [
-    (("a,x", "a,y"), "names the case a twice"),
-    (("a,x", "b,"), "row without a group (b)"),
-    (("a,x", "b"), "row without a group (b)"),
-    (("a,x", ",y"), "row without a case (y)"),
-    (("a,x",), "does not name the case b"),
-    (("a,x", "b,x", "c,x"), "unknown case c"),
-])
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("a,x", "a,y"), "names the case a twice"),
+        (("a,x", "b,"), "row without a group (b)"),
+        (("a,x", "b"), "row without a group (b)"),
+        (("a,x", ",y"), "row without a case (y)"),
+        (("a,x",), "does not name the case b"),
+        (("a,x", "b,x", "c,x"), "unknown case c"),
+    ],
+)
 def test_a_defect_is_one_sentence(tmp_path, lines, words):
     write(tmp_path, "case,group", *lines)
     with pytest.raises(UserError) as error:

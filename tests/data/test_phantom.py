@@ -134,8 +134,7 @@ def test_folder_passes_nnunets_own_integrity_check(dataset):
     meta = json.loads((dataset / "dataset.json").read_text())
     assert meta["numTraining"] == 8
     assert list(meta["labels"].values()) == [0, 1, 2]
-    assert sorted(p.name for p in (dataset / "imagesTs").iterdir()) == [
-        "phantom_008_0000.nii.gz", "phantom_009_0000.nii.gz"]
+    assert sorted(p.name for p in (dataset / "imagesTs").iterdir()) == ["phantom_008_0000.nii.gz", "phantom_009_0000.nii.gz"]
     split = json.loads((dataset / "splits_final.json").read_text())
     assert len(split) == 1 and not set(split[0]["train"]) & set(split[0]["val"])
     assert len(split[0]["train"]) + len(split[0]["val"]) == 8

@@ -13,8 +13,7 @@ from PIL import Image
 
 from nndiffseg.data.check import check_dataset
 
-CELL_SUBSETS = {"ds1_rat_smc": ("b", 2, np.uint8), "ds2A_rabbit_smc": ("p", 3, np.uint8),
-                "ds3_fibroblast": ("m", 3, np.uint16)}
+CELL_SUBSETS = {"ds1_rat_smc": ("b", 2, np.uint8), "ds2A_rabbit_smc": ("p", 3, np.uint8), "ds3_fibroblast": ("m", 3, np.uint16)}
 
 
 def write(array: np.ndarray, file: Path) -> None:

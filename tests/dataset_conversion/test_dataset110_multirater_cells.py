@@ -72,8 +72,10 @@ def test_the_annotations_to_validate_on_are_drawn_once_for_all(cells_source, con
 
 
 def test_the_dataset_can_be_planned_and_preprocessed(converted, tmp_path):
-    words = f"-d 110 -c 2d -pl DiffSegPlannerS --verify_dataset_integrity --no_pbar -np 1 --raw {converted.parent} " \
-            f"--preprocessed {tmp_path} --results {tmp_path / 'results'}"
+    words = (
+        f"-d 110 -c 2d -pl DiffSegPlannerS --verify_dataset_integrity --no_pbar -np 1 --raw {converted.parent} "
+        f"--preprocessed {tmp_path} --results {tmp_path / 'results'}"
+    )
     assert plan_and_preprocess.main(words.split()) == 0
     folder = tmp_path / converted.name
     assert len(list((folder / "nnUNetPlans_2d").glob("*.pkl"))) == 80

@@ -49,9 +49,9 @@ def test_values_do_not_change_between_versions():
 @pytest.fixture(scope="module")
 def large() -> np.ndarray:
     """(samples, streams, channels, z, y, x), about a million values."""
-    return np.stack([
-        np.stack([NoiseField(11, "brain", n).draw(s, 4, (32, 32, 32)).numpy() for s in range(2)]) for n in range(4)
-    ]).astype(np.float64)
+    return np.stack(
+        [np.stack([NoiseField(11, "brain", n).draw(s, 4, (32, 32, 32)).numpy() for s in range(2)]) for n in range(4)]
+    ).astype(np.float64)
 
 
 def test_values_are_standard_normal(large):

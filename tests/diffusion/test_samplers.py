@@ -91,10 +91,7 @@ def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, samp
         with pytest.raises(ValueError, match="exactly one of step_noise and generator"):
             run(generator=seeded(), step_noise=lambda i, z: z)
         noise = torch.randn(1, 1, 4)
-        a, b = (
-            sample(target.posterior_mean, noise, timesteps(2), schedule=schedule, generator=seeded(s))
-            for s in (1, 2)
-        )
+        a, b = (sample(target.posterior_mean, noise, timesteps(2), schedule=schedule, generator=seeded(s)) for s in (1, 2))
         assert not torch.equal(a, b)
     else:
         assert run().shape == (1, 1, 4)

@@ -88,9 +88,27 @@ def read(file) -> np.ndarray:
 
 def test_the_flag_changes_the_segmentation_and_nothing_else(model_folder, raw_images, tmp_path, capsys):
     for fuse in ("mean", "staple"):
-        flags = ["-m", model_folder, "-i", raw_images, "-o", tmp_path / fuse, "-device", "cpu", "--disable_progress_bar",
-                 "--disable_tta", "--samples", 3, "--save_samples", "--npz", "-num_parts", 4, "--fuse", fuse,
-                 *(f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results"))]
+        flags = [
+            "-m",
+            model_folder,
+            "-i",
+            raw_images,
+            "-o",
+            tmp_path / fuse,
+            "-device",
+            "cpu",
+            "--disable_progress_bar",
+            "--disable_tta",
+            "--samples",
+            3,
+            "--save_samples",
+            "--npz",
+            "-num_parts",
+            4,
+            "--fuse",
+            fuse,
+            *(f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")),
+        ]
         assert main([str(f) for f in flags]) == 0, capsys.readouterr().err
     mean, fused = tmp_path / "mean", tmp_path / "staple"
     samples = np.stack([read(fused / f"samples/case_000_s{n:02d}.nii.gz") for n in range(3)])
@@ -111,8 +129,9 @@ def test_the_flag_changes_the_segmentation_and_nothing_else(model_folder, raw_im
 def test_the_python_interface_fuses_as_the_command_does(model_folder, raw_images, tmp_path):
     files = [raw_images / f"case_000_{c:04d}.nii.gz" for c in range(2)]
     array = np.stack([read(file) for file in files])
-    mean, fused = (Predictor.from_folder(model_folder, device="cpu", samples=3, mirroring=False, fuse=fuse)
-                   for fuse in ("mean", "staple"))
+    mean, fused = (
+        Predictor.from_folder(model_folder, device="cpu", samples=3, mirroring=False, fuse=fuse) for fuse in ("mean", "staple")
+    )
     a, b = (p.predict(array, (1, 1, 1), "case_000", return_samples=True) for p in (mean, fused))
     assert np.array_equal(b.segmentation, staple(a.samples, a.segmentation))
     assert not np.array_equal(a.segmentation, b.segmentation)

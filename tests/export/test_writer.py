@@ -21,8 +21,7 @@ from nndiffseg.export.writer import STAGING, CaseGeometry, ExportJob, case_summa
 from nndiffseg.uncertainty import dice, entropy
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
-LABELS = {"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0, "shell": 1, "core": 2},
-          "file_ending": ".nii.gz"}
+LABELS = {"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0, "shell": 1, "core": 2}, "file_ending": ".nii.gz"}
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +151,10 @@ def test_maps_of_a_colourful_photograph_are_2d_with_unit_spacing(tmp_path):
 
 def prepared(plans, shape=(12, 16, 14)) -> tuple[CaseGeometry, dict]:
     manager = PlansManager({**plans, "image_reader_writer": "SimpleITKIO"})
-    properties = {"spacing": [2.0, 1.0, 1.0],
-                  "sitk_stuff": {"spacing": (1.0, 1.0, 2.0), "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())}}
+    properties = {
+        "spacing": [2.0, 1.0, 1.0],
+        "sitk_stuff": {"spacing": (1.0, 1.0, 2.0), "origin": (0.0,) * 3, "direction": tuple(np.eye(3).ravel())},
+    }
     image = np.random.default_rng(0).random((2, *shape)).astype(np.float32) + 1
     _, properties = preprocess(image, properties, manager, "3d_fullres", LABELS)
     return CaseGeometry(properties, manager, manager.get_configuration("3d_fullres")), properties

@@ -87,8 +87,23 @@ def _train(trainer: str, flags: list[str]) -> None:
     from nndiffseg.cli.train import main as train
     from nndiffseg.training.trainer import DiffusionTrainer
 
-    command = ["999", "3d_fullres", "0", "-p", "nnDiffSegPlansS", "-tr", trainer, "-device", "cpu", "--epochs", str(EPOCHS),
-               "--iterations_per_epoch", str(ITERATIONS), "--disable_progress_bar", *flags]
+    command = [
+        "999",
+        "3d_fullres",
+        "0",
+        "-p",
+        "nnDiffSegPlansS",
+        "-tr",
+        trainer,
+        "-device",
+        "cpu",
+        "--epochs",
+        str(EPOCHS),
+        "--iterations_per_epoch",
+        str(ITERATIONS),
+        "--disable_progress_bar",
+        *flags,
+    ]
     # The validation is left out: numbers that it fits are no business of this record.
     with mock.patch.object(DiffusionTrainer, "perform_actual_validation", lambda *_: None):
         assert train(command) == 0
@@ -103,8 +118,26 @@ def _predict(trainer: str, root: Path, flags: list[str]) -> dict[str, str]:
     from nndiffseg.cli.predict import main as predict
 
     (images,), output = root.glob("raw/*/imagesTs"), root / "predictions"
-    command = ["-i", str(images), "-o", str(output), "-d", "999", "-tr", trainer, "-f", "0", "-device", "cpu", "--samples", "4",
-               "--save_samples", "--save_probabilities", "--disable_progress_bar", *flags]
+    command = [
+        "-i",
+        str(images),
+        "-o",
+        str(output),
+        "-d",
+        "999",
+        "-tr",
+        trainer,
+        "-f",
+        "0",
+        "-device",
+        "cpu",
+        "--samples",
+        "4",
+        "--save_samples",
+        "--save_probabilities",
+        "--disable_progress_bar",
+        *flags,
+    ]
     assert predict(command) == 0
     hashes = {}
     for file in sorted(output.rglob("*.nii.gz")):

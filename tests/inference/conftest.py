@@ -13,8 +13,15 @@ from torch.nn import functional as F
 class TinyNetwork(nn.Module):
     """Two-step denoiser and two-stage decoder on a latent of stride ``stride``; everything acts alike on any extent."""
 
-    def __init__(self, stride: tuple[int, ...] = (2, 4, 4), channels: int = 1, heads: int = 3, latent: int = 2,
-                 seed: int = 0, norm: bool = False):
+    def __init__(
+        self,
+        stride: tuple[int, ...] = (2, 4, 4),
+        channels: int = 1,
+        heads: int = 3,
+        latent: int = 2,
+        seed: int = 0,
+        norm: bool = False,
+    ):
         super().__init__()
         dim = len(stride)
         conv = nn.Conv3d if dim == 3 else nn.Conv2d

@@ -35,8 +35,7 @@ def predictor(model_folder) -> Predictor:
 def reference(predictor, raw_images, tmp_path_factory) -> Path:
     """All cases in one run."""
     out = tmp_path_factory.mktemp("out")
-    assert predictor.predict_folder(raw_images, out, save_samples=True, save_probabilities=True,
-                                    progress=False) == CASES
+    assert predictor.predict_folder(raw_images, out, save_samples=True, save_probabilities=True, progress=False) == CASES
     return out
 
 
@@ -48,8 +47,9 @@ def images(raw_images, tmp_path) -> Path:
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """Every array that a run wrote, by file name."""
-    found = {str(f.relative_to(folder)): sitk.GetArrayFromImage(sitk.ReadImage(str(f)))
-             for f in sorted(folder.rglob("*.nii.gz"))}
+    found = {
+        str(f.relative_to(folder)): sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(folder.rglob("*.nii.gz"))
+    }
     return found | {f.name: np.load(f)["probabilities"] for f in sorted(folder.glob("*.npz"))}
 
 
@@ -75,13 +75,15 @@ def test_every_file_of_the_contract_is_there_and_nothing_else(reference):
 def test_values_lie_in_their_ranges_and_fit_together(reference):
     total, aleatoric, epistemic = (
         sitk.GetArrayFromImage(sitk.ReadImage(str(reference / "uncertainty" / f"case_002_{kind}.nii.gz")))
-        for kind in ("total", "aleatoric", "epistemic"))
+        for kind in ("total", "aleatoric", "epistemic")
+    )
     assert total.dtype == np.float32 and total.min() >= 0 and total.max() <= 1
     np.testing.assert_allclose(total, aleatoric + epistemic, atol=1e-5)
     content = json.loads((reference / "uncertainty" / "case_002.json").read_text())
     segmentation = sitk.GetArrayFromImage(sitk.ReadImage(str(reference / "case_002.nii.gz")))
-    samples = [sitk.GetArrayFromImage(sitk.ReadImage(str(reference / "samples" / f"case_002_s{n:02d}.nii.gz")))
-               for n in range(3)]
+    samples = [
+        sitk.GetArrayFromImage(sitk.ReadImage(str(reference / "samples" / f"case_002_s{n:02d}.nii.gz"))) for n in range(3)
+    ]
     shell = content["structures"]["shell"]
     assert shell["segmentation_ml"] == pytest.approx((segmentation == 1).sum() / 1000)
     assert shell["mean_ml"] == pytest.approx(np.mean([(s == 1).sum() for s in samples]) / 1000)
@@ -90,8 +92,14 @@ def test_values_lie_in_their_ranges_and_fit_together(reference):
 
 
 def test_nnunets_evaluation_runs_on_the_output(reference, raw_images, tmp_path):
-    compute_metrics_on_folder2(str(raw_images.parent / "labelsTr"), str(reference), str(reference / "dataset.json"),
-                               str(reference / "plans.json"), str(tmp_path / "summary.json"), num_processes=1)
+    compute_metrics_on_folder2(
+        str(raw_images.parent / "labelsTr"),
+        str(reference),
+        str(reference / "dataset.json"),
+        str(reference / "plans.json"),
+        str(tmp_path / "summary.json"),
+        num_processes=1,
+    )
     assert len(json.loads((tmp_path / "summary.json").read_text())["metric_per_case"]) == 4
 
 
@@ -104,8 +112,15 @@ def test_parts_and_order_do_not_matter(predictor, raw_images, reference, tmp_pat
 
 
 def test_worker_processes_do_not_matter(predictor, raw_images, reference, tmp_path):
-    predictor.predict_folder(raw_images, tmp_path / "out", save_samples=True, save_probabilities=True, progress=False,
-                             preprocessing_processes=2, export_processes=2)
+    predictor.predict_folder(
+        raw_images,
+        tmp_path / "out",
+        save_samples=True,
+        save_probabilities=True,
+        progress=False,
+        preprocessing_processes=2,
+        export_processes=2,
+    )
     assert_same(tmp_path / "out", reference)
 
 
@@ -113,8 +128,7 @@ def test_another_seed_gives_other_samples(model_folder, raw_images, reference, t
     other = Predictor.from_folder(model_folder, device="cpu", samples=3, seed=6)
     other.predict_folder(raw_images, tmp_path, save_samples=True, progress=False, num_parts=4)
     x, y = arrays(tmp_path), arrays(reference)
-    assert all((x[f"samples/case_000_s{n:02d}.nii.gz"] != y[f"samples/case_000_s{n:02d}.nii.gz"]).any()
-               for n in range(3))
+    assert all((x[f"samples/case_000_s{n:02d}.nii.gz"] != y[f"samples/case_000_s{n:02d}.nii.gz"]).any() for n in range(3))
 
 
 def test_a_killed_run_goes_on_to_the_same_result(model_folder, raw_images, reference, tmp_path):
@@ -135,8 +149,9 @@ def test_a_killed_run_goes_on_to_the_same_result(model_folder, raw_images, refer
         process.wait()
     assert (out / "case_000.nii.gz").exists() and not (out / "report.html").exists()
     predictor = Predictor.from_folder(model_folder, device="cpu", samples=3, seed=5)
-    done = predictor.predict_folder(raw_images, out, save_samples=True, save_probabilities=True, progress=False,
-                                    continue_prediction=True)
+    done = predictor.predict_folder(
+        raw_images, out, save_samples=True, save_probabilities=True, progress=False, continue_prediction=True
+    )
     assert "case_000" not in done and "case_003" in done
     assert_same(out, reference)
     assert not [f for f in out.iterdir() if f.name.startswith(".")]
@@ -154,8 +169,10 @@ def test_a_case_with_a_missing_file_is_done_again(predictor, raw_images, referen
 def test_colour_photographs(model_folder_2d, tmp_path):
     """PNG in, PNG out; the maps are 2D NIfTI with unit spacing."""
     model = Path(shutil.copytree(model_folder_2d, tmp_path / model_folder_2d.name))
-    for name, changes in (("plans.json", {"image_reader_writer": "NaturalImage2DIO"}),
-                          ("dataset.json", {"file_ending": ".png", "channel_names": {"0": "R", "1": "G"}})):
+    for name, changes in (
+        ("plans.json", {"image_reader_writer": "NaturalImage2DIO"}),
+        ("dataset.json", {"file_ending": ".png", "channel_names": {"0": "R", "1": "G"}}),
+    ):
         content = json.loads((model / name).read_text())
         (model / name).write_text(json.dumps(content | changes))
     images, out = tmp_path / "in", tmp_path / "out"

@@ -30,8 +30,12 @@ def _dataset(source: Path, raw: Path) -> Path:
             for sub in ("imagesTr", "imagesTs")[: 1 + (patient == patients[0])]:
                 (folder / sub / f"{patient}_{i:04d}.nii.gz").symlink_to(source / "images" / f"{patient}_{channel}.nii.gz")
         (folder / "labelsTr" / f"{patient}.nii.gz").symlink_to(source / "labels" / f"{patient}.nii.gz")
-    content = {"channel_names": {str(i): c for i, c in enumerate(CHANNELS)}, "labels": {"background": 0, "lesion": 1},
-               "numTraining": len(patients), "file_ending": ".nii.gz"}
+    content = {
+        "channel_names": {str(i): c for i, c in enumerate(CHANNELS)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": len(patients),
+        "file_ending": ".nii.gz",
+    }
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
 
@@ -42,9 +46,16 @@ def _model(folder: Path, plans_file: Path, dataset: Path) -> None:
     for name, content in (("plans.json", plans), ("dataset.json", json.loads((dataset / "dataset.json").read_text()))):
         (folder / name).write_text(json.dumps(content))
     network = build_latent_diffusion(PlansManager(plans).get_configuration("3d_fullres"), len(CHANNELS), 2)
-    torch.save({"network_weights": network.state_dict(), "nndiffseg_version": nndiffseg.__version__,
-                "trainer_name": "nnDiffSegTrainer", "init_args": {"configuration": "3d_fullres"},
-                "inference_allowed_mirroring_axes": (0, 1, 2)}, folder / "fold_0" / "checkpoint_final.pth")
+    torch.save(
+        {
+            "network_weights": network.state_dict(),
+            "nndiffseg_version": nndiffseg.__version__,
+            "trainer_name": "nnDiffSegTrainer",
+            "init_args": {"configuration": "3d_fullres"},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        },
+        folder / "fold_0" / "checkpoint_final.pth",
+    )
 
 
 def _tree(pid: int) -> list[int]:
@@ -73,9 +84,24 @@ def test_a_four_channel_brain_with_16_samples_stays_below_6_gigabytes(shared_dat
     assert plan(["-d", "911", "-pl", planner, "-c", "3d_fullres", "--no_pp", "--no_pbar", *flags]) == 0
     plans_file = next((tmp_path / "preprocessed" / dataset.name).glob("nnDiffSegPlans*.json"))
     _model(tmp_path / "results" / dataset.name / f"nnDiffSegTrainer__{plans_file.stem}__3d_fullres", plans_file, dataset)
-    process = subprocess.Popen([
-        sys.executable, "-m", "nndiffseg.cli.predict", "-i", str(dataset / "imagesTs"), "-o", str(tmp_path / "out"),
-        "-device", "cpu", "--disable_tta", "--samples", "16", "--disable_progress_bar", *flags])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "nndiffseg.cli.predict",
+            "-i",
+            str(dataset / "imagesTs"),
+            "-o",
+            str(tmp_path / "out"),
+            "-device",
+            "cpu",
+            "--disable_tta",
+            "--samples",
+            "16",
+            "--disable_progress_bar",
+            *flags,
+        ]
+    )
     peak = 0
     while process.poll() is None:
         peak = max(peak, sum(_proportional_set_size(pid) for pid in _tree(process.pid)))

@@ -62,8 +62,12 @@ def test_folds_default_to_the_trained_ones(copy_of_model):
 
 def test_every_fold_has_its_own_weights(model_folder):
     model = load_model(model_folder)
-    a, b = (w["image_network.unet.encoder.stem.convs.0.conv.weight"] if
-            "image_network.unet.encoder.stem.convs.0.conv.weight" in w else next(iter(w.values())) for w in model.weights)
+    a, b = (
+        w["image_network.unet.encoder.stem.convs.0.conv.weight"]
+        if "image_network.unet.encoder.stem.convs.0.conv.weight" in w
+        else next(iter(w.values()))
+        for w in model.weights
+    )
     assert not torch.equal(a, b) and model.mirror_axes == (0, 1, 2)
 
 

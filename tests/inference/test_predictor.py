@@ -75,8 +75,9 @@ def test_the_deterministic_part_is_what_nnunet_predicts(predictor, raw_images, m
     data = torch.from_numpy(rng.normal(size=(2, 30, 36, 30)).astype(np.float32))
     stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     plans = predictor.plans
-    stock.manual_initialization(predictor.network, plans, predictor.configuration, None, predictor.dataset_json,
-                                "nnDiffSegTrainer", None)
+    stock.manual_initialization(
+        predictor.network, plans, predictor.configuration, None, predictor.dataset_json, "nnDiffSegTrainer", None
+    )
     expected = stock.predict_sliding_window_return_logits(data).float().softmax(0)
     ours = predictor.predict_preprocessed(data, "x").deterministic
     # nnU-Net sums in half precision, its tiles need not start at whole cells, and its Gaussian is truncated.
@@ -132,8 +133,15 @@ def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(
 def test_a_network_at_hand_predicts_like_its_folder(predictor, model_folder, image, prediction):
     model = load_model(model_folder, [0])
     own = Predictor.from_network(
-        model.network, PlansManager(json.loads((model_folder / "plans.json").read_text())), "3d_fullres",
-        model.dataset_json, "nnDiffSegTrainer", None, device="cpu", samples=4, precision="float32",
+        model.network,
+        PlansManager(json.loads((model_folder / "plans.json").read_text())),
+        "3d_fullres",
+        model.dataset_json,
+        "nnDiffSegTrainer",
+        None,
+        device="cpu",
+        samples=4,
+        precision="float32",
     )
     again = own.predict(image, case_id="case_000", return_samples=True)
     assert np.array_equal(again.samples, prediction.samples)
@@ -156,23 +164,32 @@ def test_bfloat16_changes_little(model_folder, image, prediction):
     assert np.abs(p.probabilities - prediction.probabilities).mean() < 0.02
 
 
-@pytest.mark.parametrize(("array", "spacing", "message"), [
-    (np.zeros((1, 8, 8, 8)), None, "2 channels"),
-    (np.zeros((2, 8)), None, "two or three spatial axes"),
-    (np.ones((2, 8, 8, 8)), (1, 1), "one positive number"),
-    (np.ones((2, 8, 8, 8)), (1, 0, 1), "one positive number"),
-    (np.full((2, 8, 8, 8), np.nan), None, "1024 NaN"),
-    (np.zeros((2, 8, 8, 8)), None, "All voxels"),
-])
+@pytest.mark.parametrize(
+    ("array", "spacing", "message"),
+    [
+        (np.zeros((1, 8, 8, 8)), None, "2 channels"),
+        (np.zeros((2, 8)), None, "two or three spatial axes"),
+        (np.ones((2, 8, 8, 8)), (1, 1), "one positive number"),
+        (np.ones((2, 8, 8, 8)), (1, 0, 1), "one positive number"),
+        (np.full((2, 8, 8, 8), np.nan), None, "1024 NaN"),
+        (np.zeros((2, 8, 8, 8)), None, "All voxels"),
+    ],
+)
 def test_bad_images_are_told(predictor, array, spacing, message):
     with pytest.raises(UserError, match=message):
         predictor.predict(array, spacing)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"samples": 0}, "samples must be at least 1"), ({"steps": 0}, "steps must be at least 1"),
-    ({"step_size": 0}, "step size"), ({"step_size": 1.5}, "step size"), ({"sampler": "euler"}, "sampler 'euler'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"step_size": 0}, "step size"),
+        ({"step_size": 1.5}, "step size"),
+        ({"sampler": "euler"}, "sampler 'euler'"),
+    ],
+)
 def test_options_out_of_range_are_told(model_folder, options, message):
     with pytest.raises(UserError, match=message):
         Predictor.from_folder(model_folder, device="cpu", **options)

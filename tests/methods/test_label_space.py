@@ -74,8 +74,12 @@ def test_one_tile_equals_the_plain_sampler(network, patch):
     draw, calls = draw_for(range(4), patch), iter(range(3))
     x0 = model.sample(model.encode(data), draw)
     expected = sample_ancestral(
-        lambda x, t: model.denoise(x, t, model.condition(data), draw.vector(1 + 2 * next(calls), 5)), draw(0, 3),
-        timesteps(3), schedule=model.schedule, step_noise=lambda i, x: draw(2 + 2 * i, 3))
+        lambda x, t: model.denoise(x, t, model.condition(data), draw.vector(1 + 2 * next(calls), 5)),
+        draw(0, 3),
+        timesteps(3),
+        schedule=model.schedule,
+        step_noise=lambda i, x: draw(2 + 2 * i, 3),
+    )
     torch.testing.assert_close(x0, expected, atol=1e-6, rtol=0)
 
 
@@ -131,8 +135,9 @@ def test_the_number_of_steps_is_the_networks_own_unless_told():
     assert times == [1.0, 0.5, 1.0, 0.75, 0.5, 0.25]
 
 
-def run(data: Tensor, options: SamplingOptions = OPTIONS, *, patch=(8, 16, 16), case="case", network=Smoothing, samples=None
-        ) -> tuple[FoldSums, np.ndarray]:
+def run(
+    data: Tensor, options: SamplingOptions = OPTIONS, *, patch=(8, 16, 16), case="case", network=Smoothing, samples=None
+) -> tuple[FoldSums, np.ndarray]:
     sampler = VolumeSampler(network(patch).eval(), patch, LABELS, torch.device("cpu"), options, slice_batch=2)
     sums = FoldSums(3, tuple(data.shape[1:]), torch.device("cpu"), None)
     labels = np.zeros((options.samples, *data.shape[1:]), np.uint8)
@@ -186,9 +191,14 @@ def test_a_vector_is_a_function_of_seed_case_sample_and_stream():
     vector = NoiseField(0, "case", 0).vector(1, 100)
     assert vector.shape == (100,) and torch.equal(vector, NoiseField(0, "case", 0).vector(1, 100))
     assert torch.equal(NoiseField(0, "case", 0).vector(1, 7), vector[:7]), "fewer channels are the first channels"
-    others = [NoiseField(1, "case", 0).vector(1, 100), NoiseField(0, "b", 0).vector(1, 100),
-              NoiseField(0, "case", 1).vector(1, 100), NoiseField(0, "case", 0).vector(2, 100),
-              NoiseField(0, "case", 0).draw(1, 1, (100,))[0], NoiseField(0, "case", 0).draw(1, 100, (1,))[:, 0]]
+    others = [
+        NoiseField(1, "case", 0).vector(1, 100),
+        NoiseField(0, "b", 0).vector(1, 100),
+        NoiseField(0, "case", 1).vector(1, 100),
+        NoiseField(0, "case", 0).vector(2, 100),
+        NoiseField(0, "case", 0).draw(1, 1, (100,))[0],
+        NoiseField(0, "case", 0).draw(1, 100, (1,))[:, 0],
+    ]
     assert all(not torch.isclose(vector, other).any() for other in others)
 
 

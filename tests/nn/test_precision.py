@@ -24,14 +24,17 @@ def amx(monkeypatch) -> None:
         monkeypatch.setattr(torch.cpu, probe, lambda: True, raising=False)
 
 
-@pytest.mark.parametrize(("grids", "expected"), [
-    ([(6, 112, 96), (6, 56, 48)], "float32"),
-    ([(20, 320, 320)], "float32"),
-    ([(64, 128, 128), (16, 128, 128)], "float32"),  # a coarser stage
-    ([(64, 128, 128), (32, 64, 64)], "bfloat16"),
-    ([(6, 80, 80)], "bfloat16"),
-    ([(512, 512)], "bfloat16"),
-])
+@pytest.mark.parametrize(
+    ("grids", "expected"),
+    [
+        ([(6, 112, 96), (6, 56, 48)], "float32"),
+        ([(20, 320, 320)], "float32"),
+        ([(64, 128, 128), (16, 128, 128)], "float32"),  # a coarser stage
+        ([(64, 128, 128), (32, 64, 64)], "bfloat16"),
+        ([(6, 80, 80)], "bfloat16"),
+        ([(512, 512)], "bfloat16"),
+    ],
+)
 @pytest.mark.usefixtures("amx")
 def test_thin_volumes_are_trained_in_float32(grids, expected):
     assert default_precision(CPU) == "bfloat16"

@@ -119,15 +119,17 @@ def test_plans_hold_everything_and_round_trip(tiny: str, folders: Folders, name:
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_stock_nnunet_and_nndiffseg_build_the_planned_networks(
-    tiny: str, folders: Folders, configuration: str
-) -> None:
+def test_stock_nnunet_and_nndiffseg_build_the_planned_networks(tiny: str, folders: Folders, configuration: str) -> None:
     plan(DiffSegPlannerS, tiny)
     manager = PlansManager(read(folders, tiny, "nnDiffSegPlansS")).get_configuration(configuration)
     image = torch.zeros(1, 1, *manager.patch_size)
     stock = get_network_from_plans(
-        manager.network_arch_class_name, manager.network_arch_init_kwargs,
-        manager.network_arch_init_kwargs_req_import, 1, 3, deep_supervision=False,
+        manager.network_arch_class_name,
+        manager.network_arch_init_kwargs,
+        manager.network_arch_init_kwargs_req_import,
+        1,
+        3,
+        deep_supervision=False,
     )
     model = build_latent_diffusion(manager, 1, 3).eval()
     with torch.no_grad():
@@ -213,9 +215,7 @@ def test_thick_slices_give_anisotropic_latents(make_dataset: Callable[..., Path]
     assert list(settings["latent_stride"]) == product
 
 
-def test_large_images_get_a_low_resolution_but_no_cascade(
-    make_dataset: Callable[..., Path], folders: Folders
-) -> None:
+def test_large_images_get_a_low_resolution_but_no_cascade(make_dataset: Callable[..., Path], folders: Folders) -> None:
     folder = make_dataset(folders.raw, cases=2, shape=(64, 64, 64))
     made = plan(DiffSegPlannerS, fingerprint(folder, folders), gpu_memory_target_in_gb=0.1)
     configurations = made.plans["configurations"]
@@ -243,9 +243,7 @@ def test_an_ignore_label_is_refused(tiny: str, folders: Folders) -> None:
         DiffSegPlanner(tiny)
 
 
-def test_the_light_networks_take_memory_from_the_image_network(
-    make_dataset: Callable[..., Path], folders: Folders
-) -> None:
+def test_the_light_networks_take_memory_from_the_image_network(make_dataset: Callable[..., Path], folders: Folders) -> None:
     folder = make_dataset(folders.raw, cases=2, shape=(64, 64, 64))
     dataset = fingerprint(folder, folders)
     size = [1, 1]

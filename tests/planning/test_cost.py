@@ -63,8 +63,15 @@ def count(module: nn.Module, *inputs: Any) -> int:
 def unet(dim: int, kwargs: dict[str, Any] | None = None) -> ResidualEncoderUNet:
     conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dim == 2 else (nn.Conv3d, nn.InstanceNorm3d)
     return ResidualEncoderUNet(
-        2, conv_op=conv, norm_op=norm, num_classes=HEADS, deep_supervision=False, nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, norm_op_kwargs={"affine": True}, conv_bias=True,
+        2,
+        conv_op=conv,
+        norm_op=norm,
+        num_classes=HEADS,
+        deep_supervision=False,
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        norm_op_kwargs={"affine": True},
+        conv_bias=True,
         **(kwargs or architecture(dim)),
     )
 
@@ -124,10 +131,20 @@ def test_a_sample_is_all_steps_and_one_decode() -> None:
 def test_training_overhead_is_what_autograd_keeps(dim: int) -> None:
     """Of a whole pass with its losses, relative to the image network alone."""
     patch, regular = {2: (48, 64), 3: (16, 32, 32)}[dim], [[1] * dim, *[[2] * dim] * 3]
-    arch = {**architecture(dim), "features_per_stage": [16, 32, 64, 128], "strides": regular,
-            "n_blocks_per_stage": [1, 3, 4, 6], "n_conv_per_stage_decoder": [1, 1, 1]}
-    s = replace(settings(dim), latent_stride=(4,) * dim, denoiser_channels=(24, 64), encoder_channels=(16, 32),
-                decoder_channels=(8, 12, 24))
+    arch = {
+        **architecture(dim),
+        "features_per_stage": [16, 32, 64, 128],
+        "strides": regular,
+        "n_blocks_per_stage": [1, 3, 4, 6],
+        "n_conv_per_stage_decoder": [1, 1, 1],
+    }
+    s = replace(
+        settings(dim),
+        latent_stride=(4,) * dim,
+        denoiser_channels=(24, 64),
+        encoder_channels=(16, 32),
+        decoder_channels=(8, 12, 24),
+    )
     image, label = torch.zeros(2, 2, *patch), torch.randint(HEADS, (2, *patch))
     onehot = functional.one_hot(label, HEADS).movedim(-1, 1).float()
     network = unet(dim, arch).train()

@@ -25,17 +25,39 @@ PATCH = {2: [48, 32], 3: [16, 24, 16]}
 def plans(dim: int = 2, batch: int = 8) -> PlansManager:
     strides = [[1] * dim, [2] * dim, [2] * dim]
     settings = DiffusionSettings(1, (2,) * dim, 4, (8, 16), ((2,) * dim,), (8,), (8, 8))
-    architecture = {"n_stages": 3, "features_per_stage": [8, 16, 16], "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-                    "kernel_sizes": [[3] * dim] * 3, "strides": strides, "n_blocks_per_stage": [1, 1, 1],
-                    "n_conv_per_stage_decoder": [1, 1], "conv_bias": True,
-                    "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d", "norm_op_kwargs": {"affine": True},
-                    "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
-                    "nonlin_kwargs": {"inplace": True}}
-    return PlansManager({"plans_name": "plans", "configurations": {"c": {
-        "patch_size": PATCH[dim], "batch_size": batch, "diffusion": {"settings": settings.to_plan()},
-        "architecture": {"network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-                         "arch_kwargs": architecture,
-                         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}}}})
+    architecture = {
+        "n_stages": 3,
+        "features_per_stage": [8, 16, 16],
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+        "kernel_sizes": [[3] * dim] * 3,
+        "strides": strides,
+        "n_blocks_per_stage": [1, 1, 1],
+        "n_conv_per_stage_decoder": [1, 1],
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+        "norm_op_kwargs": {"affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return PlansManager(
+        {
+            "plans_name": "plans",
+            "configurations": {
+                "c": {
+                    "patch_size": PATCH[dim],
+                    "batch_size": batch,
+                    "diffusion": {"settings": settings.to_plan()},
+                    "architecture": {
+                        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+                        "arch_kwargs": architecture,
+                        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                    },
+                }
+            },
+        }
+    )
 
 
 # ---- counting ---------------------------------------------------------------------------------------------------------
@@ -85,15 +107,18 @@ def linear(patch: tuple[int, ...]) -> float:
 STRIDES = [[1, 1], [2, 2], [2, 2], [1, 2]]  # multiples of 4 and 8
 
 
-@pytest.mark.parametrize(("target", "batch", "expected"), [
-    (40.0, 10, ((40, 64), 10)),  # 2.56 each: all fit
-    (12.0, 10, ((40, 64), 4)),  # fewer
-    (5.2, 10, ((40, 64), 2)),  # two at least
-    (4.9, 10, ((40, 56), 2)),  # the longest axis gives way
-    (3.0, 10, ((36, 40), 2)),  # several steps, each of the axis that is longest by then
-    (0.1, 10, ((16, 32), 2)),  # four cells of the deepest grid are left
-    (2.6, 1, ((40, 64), 1)),  # never more than planned
-])
+@pytest.mark.parametrize(
+    ("target", "batch", "expected"),
+    [
+        (40.0, 10, ((40, 64), 10)),  # 2.56 each: all fit
+        (12.0, 10, ((40, 64), 4)),  # fewer
+        (5.2, 10, ((40, 64), 2)),  # two at least
+        (4.9, 10, ((40, 56), 2)),  # the longest axis gives way
+        (3.0, 10, ((36, 40), 2)),  # several steps, each of the axis that is longest by then
+        (0.1, 10, ((16, 32), 2)),  # four cells of the deepest grid are left
+        (2.6, 1, ((40, 64), 1)),  # never more than planned
+    ],
+)
 def test_the_batch_gives_way_before_the_patch(target, batch, expected):
     chosen = memory.fit(linear, target, (40, 64), batch, STRIDES)
     assert (chosen.patch, chosen.batch) == expected

@@ -36,9 +36,7 @@ STRUCTURES = {"shell": [1], "core": [2]}
         ((8, 8, 8), {1: 0.24}),
     ],
 )
-def test_hippocampus_agrees_with_the_design(
-    hippocampus: Path, stride: tuple[int, ...], expected: dict[int, float]
-) -> None:
+def test_hippocampus_agrees_with_the_design(hippocampus: Path, stride: tuple[int, ...], expected: dict[int, float]) -> None:
     files = sorted(str(f) for f in (hippocampus / "labelsTr").glob("*.nii.gz"))
     labels = load_labels(files, SimpleITKIO(), (0, 1, 2))
     arrays = [resample_label(label, (1.0, 1.0, 1.0)) for label in labels]

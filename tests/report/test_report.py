@@ -90,7 +90,7 @@ def test_least_certain_case_comes_first_and_links_lead_to_the_cases(predictions,
         edit_report(predictions, case, expected_dice=dice)
     page = Page(write_prediction_report(predictions, image_files(phantom_dataset)))
     order = [CASES[1], CASES[0], CASES[2]]
-    overview = page.text[page.text.index("least certain first"):page.text.index("How to read")]
+    overview = page.text[page.text.index("least certain first") : page.text.index("How to read")]
     assert sorted(order, key=overview.index) == order
     assert page.attributes("a", "href") == ["#case-1", "#case-2", "#case-3"]
     assert [a for a in page.attributes("section", "id") if a] == ["case-1", "case-2", "case-3"]
@@ -115,8 +115,19 @@ def test_with_one_fold_the_report_says_that_aleatoric_is_total_and_draws_it_once
 
 
 def test_volumes_of_every_structure_are_in_the_case_table(predictions, phantom_dataset):
-    edit_report(predictions, CASES[0], structures={"a": {
-        "segmentation_ml": 12.34, "mean_ml": 23.45, "sd_ml": 1.567, "interval_90_ml": [20.25, 26.75], "expected_dice": 0.777}})
+    edit_report(
+        predictions,
+        CASES[0],
+        structures={
+            "a": {
+                "segmentation_ml": 12.34,
+                "mean_ml": 23.45,
+                "sd_ml": 1.567,
+                "interval_90_ml": [20.25, 26.75],
+                "expected_dice": 0.777,
+            }
+        },
+    )
     text = Page(write_prediction_report(predictions, image_files(phantom_dataset))).text
     for shown in ("12.3", "23.4", "1.57", "20.2 to 26.8", "0.777"):
         assert shown in text
@@ -168,9 +179,18 @@ def test_a_folder_without_dataset_json_is_no_prediction(tmp_path):
 
 
 def test_settings_are_shown_without_folders(predictions, phantom_dataset):
-    (predictions / "predict_from_raw_data_args.json").write_text(json.dumps({
-        "input_folder": "/home/someone/in", "model": "/home/someone/model", "trainer": "nnDiffSegTrainer", "samples": 16,
-        "folds": ["0", "1"], "versions": {"nndiffseg": "9.9"}}))
+    (predictions / "predict_from_raw_data_args.json").write_text(
+        json.dumps(
+            {
+                "input_folder": "/home/someone/in",
+                "model": "/home/someone/model",
+                "trainer": "nnDiffSegTrainer",
+                "samples": 16,
+                "folds": ["0", "1"],
+                "versions": {"nndiffseg": "9.9"},
+            }
+        )
+    )
     text = Page(write_prediction_report(predictions, image_files(phantom_dataset))).text
     assert "3 cases, 16 samples of each" in text
     assert "nnDiffSegTrainer" in text
@@ -181,10 +201,12 @@ def test_settings_are_shown_without_folders(predictions, phantom_dataset):
 
 def test_demo_report_shows_headlines_charts_and_the_truth(oracle_predictions, phantom_dataset, tmp_path):
     dataset_json = json.loads((phantom_dataset / "dataset.json").read_text())
-    evaluation = evaluate_predictions(oracle_predictions, phantom_dataset / "labelsTs", dataset_json=dataset_json,
-                                      truth=phantom_dataset / "truth.json")
-    report = write_demo_report(tmp_path, oracle_predictions, phantom_dataset / "imagesTs", phantom_dataset / "labelsTs",
-                               evaluation, dataset_json)
+    evaluation = evaluate_predictions(
+        oracle_predictions, phantom_dataset / "labelsTs", dataset_json=dataset_json, truth=phantom_dataset / "truth.json"
+    )
+    report = write_demo_report(
+        tmp_path, oracle_predictions, phantom_dataset / "imagesTs", phantom_dataset / "labelsTs", evaluation, dataset_json
+    )
     assert list(tmp_path.iterdir()) == [report]
     page, summary = Page(report), evaluation["summary"]
     assert page.open == []
@@ -199,8 +221,11 @@ def test_demo_report_on_own_data_has_coverage_instead_of_spread(oracle_predictio
     dataset_json = json.loads((phantom_dataset / "dataset.json").read_text())
     evaluation = evaluate_predictions(oracle_predictions, phantom_dataset / "labelsTs", dataset_json=dataset_json)
     evaluation["summary"]["calibration"] = None
-    page = Page(write_demo_report(tmp_path, oracle_predictions, phantom_dataset / "imagesTs", phantom_dataset / "labelsTs",
-                                  evaluation, dataset_json))
+    page = Page(
+        write_demo_report(
+            tmp_path, oracle_predictions, phantom_dataset / "imagesTs", phantom_dataset / "labelsTs", evaluation, dataset_json
+        )
+    )
     assert "Volume spread" not in page.text
     assert "Volumes: coverage" in page.text
     assert "true sd" not in page.text
@@ -252,8 +277,9 @@ def test_planes_are_anatomical_however_the_file_stores_its_axes(tmp_path, reader
         window = [b for i, b in enumerate(planes.box) if i != axis]
         np.testing.assert_array_equal(cut, expected[tuple(window)])
     z, y, x = (int(i[0]) for i in np.nonzero(upright))
-    through = type(planes)(planes.names, planes.order, planes.flipped, planes.spacing, (z, y, x),
-                           tuple(slice(0, n) for n in volume.shape))
+    through = type(planes)(
+        planes.names, planes.order, planes.flipped, planes.spacing, (z, y, x), tuple(slice(0, n) for n in volume.shape)
+    )
     assert [np.argwhere(c).tolist() for c in through.cut(image_array[0])] == [[[y, x]], [[z, x]], [[z, y]]]
 
 
@@ -374,7 +400,7 @@ def test_photographs_are_drawn_two_in_a_row(tmp_path, make_dataset, file_ending)
     views = read_views(out, "case_000", image, json.loads((out / "dataset.json").read_text()))
     assert [(v.name, v.image.shape, sorted(v.maps)) for v in views] == [("", (48, 64), ["aleatoric", "epistemic", "total"])]
     np.testing.assert_allclose(views[0].maps["total"], sitk.GetArrayFromImage(total))
-    picture, = Page(write_prediction_report(out, {"case_000": [image]})).pictures()
+    (picture,) = Page(write_prediction_report(out, {"case_000": [image]})).pictures()
     assert picture.width == 9 * 130  # two rows of two pictures, each 48:64
     assert 0.7 < picture.height / picture.width < 0.85
 
@@ -390,12 +416,19 @@ def test_real_case_is_drawn_from_a_prediction_of_real_data(hippocampus, tmp_path
 
 
 def pixels_of_colour(picture: Image.Image, colour: str) -> int:
-    wanted = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(np.asarray(picture).astype(int) - wanted).max(-1) <= 4).sum())
 
 
 def test_volumes_keep_three_significant_digits():
     assert [ml(v) for v in (None, float("nan"), 0.0, 0.012345, 1.2345, 12.345, 1234.5)] == [
-        "–", "–", "0", "0.0123", "1.23", "12.3", "1234"]
+        "–",
+        "–",
+        "0",
+        "0.0123",
+        "1.23",
+        "12.3",
+        "1234",
+    ]
     assert interval([0.5, 12.0]) == "0.5 to 12.0"
     assert interval(None) == "–"

@@ -31,8 +31,12 @@ def folders(tmp_path_factory, make_dataset):
     base = tmp_path_factory.mktemp("nn")
     for name, regions in DATASETS.items():
         make_dataset(base / "raw", name=name, cases=2, shape=(6, 24, 20), splits=True, regions=regions)
-        assert plan_and_preprocess.main(["-d", name, "-pl", "DiffSegPlannerS", "-np", "1", "-npfp", "1", "--no_pbar",
-                                         *flags(base)]) == 0
+        assert (
+            plan_and_preprocess.main(
+                ["-d", name, "-pl", "DiffSegPlannerS", "-np", "1", "-npfp", "1", "--no_pbar", *flags(base)]
+            )
+            == 0
+        )
     return base
 
 
@@ -41,16 +45,35 @@ def flags(base: Path, results: str = "results") -> list[str]:
 
 
 def arguments(base: Path, results: str, *more: str) -> list[str]:
-    return ["901", "2d", "0", "-p", PLANS, "-tr", NAME, "-device", "cpu", "--disable_progress_bar", *flags(base, results),
-            *more]
+    return [
+        "901",
+        "2d",
+        "0",
+        "-p",
+        PLANS,
+        "-tr",
+        NAME,
+        "-device",
+        "cpu",
+        "--disable_progress_bar",
+        *flags(base, results),
+        *more,
+    ]
 
 
 def fold(base: Path, results: str) -> Path:
     return base / results / "Dataset901_Tiny" / f"{NAME}__{PLANS}__2d" / "fold_0"
 
 
-def make_trainer(folders: Path, monkeypatch, *, dataset: str = "Dataset901_Tiny", configuration: str = "2d",
-                 cls: type[nnDiffSegTrainerCDAL] = nnDiffSegTrainerCDAL, **attributes) -> nnDiffSegTrainerCDAL:
+def make_trainer(
+    folders: Path,
+    monkeypatch,
+    *,
+    dataset: str = "Dataset901_Tiny",
+    configuration: str = "2d",
+    cls: type[nnDiffSegTrainerCDAL] = nnDiffSegTrainerCDAL,
+    **attributes,
+) -> nnDiffSegTrainerCDAL:
     """An initialised trainer without data loaders."""
     for kind in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{kind}", str(folders / kind))
@@ -82,11 +105,16 @@ def test_scarce_memory_changes_patch_and_batch_in_training_and_in_every_predicti
     configuration["diffusion"]["settings"]["samples"] = 2
     needs = memory.plan_entries([nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3, 1.0, 1e9)[NAME]
     gb = needs["training_memory_gb"] * 1.7 / configuration["batch_size"]  # less than two patches need
-    configuration["diffusion"]["trainers"] = memory.plan_entries([nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3,
-                                                                 1.0, gb)
+    configuration["diffusion"]["trainers"] = memory.plan_entries(
+        [nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3, 1.0, gb
+    )
     (folders / "preprocessed" / "Dataset901_Tiny" / "tight.json").write_text(json.dumps(plans))
-    assert train.main(["tight" if a == PLANS else a for a in arguments(
-        folders, "tight", "--epochs", "1", "--iterations_per_epoch", "2")]) == 0
+    assert (
+        train.main(
+            ["tight" if a == PLANS else a for a in arguments(folders, "tight", "--epochs", "1", "--iterations_per_epoch", "2")]
+        )
+        == 0
+    )
     out = folders / "tight" / "Dataset901_Tiny" / f"{NAME}__tight__2d"
     trained = json.loads((out / "plans.json").read_text())["configurations"]["2d"]
     assert trained["batch_size"] == 2 < configuration["batch_size"]
@@ -119,8 +147,25 @@ def test_training_learns_predicts_and_validates(folders, monkeypatch):
     shutil.copy(folders / "raw" / "Dataset901_Tiny" / "imagesTr" / "case_000_0000.nii.gz", images)
     for i in range(2):
         folder = folders / f"predicted_{i}"
-        assert predict.main(["-i", str(images), "-o", str(folder), "-m", str(out.parent), "--samples", "3",
-                             "--save_samples", "-device", "cpu", *flags(folders)]) == 0
+        assert (
+            predict.main(
+                [
+                    "-i",
+                    str(images),
+                    "-o",
+                    str(folder),
+                    "-m",
+                    str(out.parent),
+                    "--samples",
+                    "3",
+                    "--save_samples",
+                    "-device",
+                    "cpu",
+                    *flags(folders),
+                ]
+            )
+            == 0
+        )
         predictions.append(folder)
     for name in ("case_000.nii.gz", "uncertainty/case_000_total.nii.gz", "samples/case_000_s02.nii.gz"):
         a, b = (_array(p / name) for p in predictions)

@@ -38,8 +38,27 @@ def setting(request, tmp_path_factory, make_dataset) -> tuple[Path, str]:
     base = tmp_path_factory.mktemp("nn")
     make_dataset(base / "raw", cases=4, splits=True, regions=regions)
     flags = [f"--{kind}={base / kind}" for kind in ("raw", "preprocessed", "results")]
-    assert plan_and_preprocess.main(["-d", "901", "-pl", "DiffSegPlannerS", "-c", configuration, "--latent", latent, "-np",
-                                     "1", "-npfp", "1", "--no_pbar", *flags]) == 0
+    assert (
+        plan_and_preprocess.main(
+            [
+                "-d",
+                "901",
+                "-pl",
+                "DiffSegPlannerS",
+                "-c",
+                configuration,
+                "--latent",
+                latent,
+                "-np",
+                "1",
+                "-npfp",
+                "1",
+                "--no_pbar",
+                *flags,
+            ]
+        )
+        == 0
+    )
     path = base / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"
     plans = json.loads(path.read_text())
     plans["configurations"][configuration]["diffusion"]["settings"]["samples"] = 2
@@ -55,8 +74,21 @@ def in_this_process(setting, monkeypatch):
 
 
 def arguments(base: Path, configuration: str, results: str, *more: str) -> list[str]:
-    return ["901", configuration, "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu", "--disable_progress_bar",
-            *(f"--{kind}={base / kind}" for kind in ("raw", "preprocessed")), f"--results={base / results}", *more]
+    return [
+        "901",
+        configuration,
+        "0",
+        "-p",
+        PLANS,
+        "-tr",
+        TRAINER,
+        "-device",
+        "cpu",
+        "--disable_progress_bar",
+        *(f"--{kind}={base / kind}" for kind in ("raw", "preprocessed")),
+        f"--results={base / results}",
+        *more,
+    ]
 
 
 def model(base: Path, configuration: str, results: str) -> Path:
@@ -122,7 +154,8 @@ def make_trainer(setting: tuple[Path, str], **attributes) -> nnDiffSegTrainerLDS
         for kind in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{kind}", str(base / kind))
         made = type(TRAINER, (nnDiffSegTrainerLDSeg,), attributes)(
-            {**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
+            {**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu")
+        )
         made.initialize()
     return made
 

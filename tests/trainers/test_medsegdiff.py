@@ -45,8 +45,21 @@ def setting(request, tmp_path_factory, make_dataset) -> tuple[Path, str]:
 
 
 def arguments(base: Path, configuration: str, results: str, *more: str) -> list[str]:
-    return ["901", configuration, "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu", "--disable_progress_bar",
-            *(f"--{kind}={base / kind}" for kind in ("raw", "preprocessed")), f"--results={base / results}", *more]
+    return [
+        "901",
+        configuration,
+        "0",
+        "-p",
+        PLANS,
+        "-tr",
+        TRAINER,
+        "-device",
+        "cpu",
+        "--disable_progress_bar",
+        *(f"--{kind}={base / kind}" for kind in ("raw", "preprocessed")),
+        f"--results={base / results}",
+        *more,
+    ]
 
 
 def model(base: Path, configuration: str, results: str) -> Path:
@@ -92,8 +105,9 @@ def test_a_stopped_training_resumes_where_it_stopped(setting, monkeypatch):
     assert load_checkpoint(stopped / "checkpoint_latest.pth")["iteration"] == 4
     assert train.main(arguments(*setting, "stopped", *length, "--c")) == 0
     keys = ("losses", "dice_deterministic", "dice_samples", "spread", "iteration")
-    expected, resumed = ([{k: row[k] for k in keys} for row in log.read(folder)]
-                         for folder in (model(*setting, "whole") / "fold_0", stopped))
+    expected, resumed = (
+        [{k: row[k] for k in keys} for row in log.read(folder)] for folder in (model(*setting, "whole") / "fold_0", stopped)
+    )
     assert resumed == expected
 
 
@@ -104,8 +118,10 @@ def test_class_attributes_switch_the_published_parts_off(setting, attribute, mod
     base, configuration = setting
     plans = PlansManager(str(base / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"))
     ablated = type("Ablated", (nnDiffSegTrainerMedSegDiffV2,), {attribute: False})
-    names = [set(trainer.build_network_architecture(plans, plans.get_configuration(configuration), 1, 3).state_dict())
-             for trainer in (nnDiffSegTrainerMedSegDiffV2, ablated)]
+    names = [
+        set(trainer.build_network_architecture(plans, plans.get_configuration(configuration), 1, 3).state_dict())
+        for trainer in (nnDiffSegTrainerMedSegDiffV2, ablated)
+    ]
     assert any(module in name for name in names[0]) and not any(module in name for name in names[1])
 
 

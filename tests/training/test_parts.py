@@ -51,8 +51,12 @@ def test_weight_average_follows_the_recursion_and_copies_counters():
 
 
 def test_checkpoints_load_without_running_code(tmp_path):
-    content = {"network_weights": {"w": torch.ones(2)}, "nndiffseg_version": "0", "log": [np.float64(0.5), np.arange(2)],
-               "init_args": {"device": torch.device("cpu"), "fold": "all"}}
+    content = {
+        "network_weights": {"w": torch.ones(2)},
+        "nndiffseg_version": "0",
+        "log": [np.float64(0.5), np.arange(2)],
+        "init_args": {"device": torch.device("cpu"), "fold": "all"},
+    }
     save_atomically(content, tmp_path / "c.pth")
     loaded = load_checkpoint(tmp_path / "c.pth")
     assert loaded["log"] == [0.5, [0, 1]] and type(loaded["log"][0]) is float

@@ -18,9 +18,21 @@ from nndiffseg.training.pretrained import load_pretrained_weights
 
 
 def unet(heads: int, channels: int = 1, width: int = 8) -> ResidualEncoderUNet:
-    return ResidualEncoderUNet(channels, 3, [width, 2 * width, 2 * width], nn.Conv2d, 3, [1, 2, 2], [1, 1, 1], heads, [1, 1],
-                               norm_op=nn.InstanceNorm2d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
-                               deep_supervision=True)
+    return ResidualEncoderUNet(
+        channels,
+        3,
+        [width, 2 * width, 2 * width],
+        nn.Conv2d,
+        3,
+        [1, 2, 2],
+        [1, 1, 1],
+        heads,
+        [1, 1],
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+    )
 
 
 def model(heads: int, seed: int, channels: int = 1, width: int = 8) -> LatentDiffusionSegmenter:
@@ -31,8 +43,15 @@ def model(heads: int, seed: int, channels: int = 1, width: int = 8) -> LatentDif
 
 def nnunet_checkpoint(path, network: nn.Module) -> None:
     """With numpy scalars in its log, as nnU-Net writes it."""
-    torch.save({"network_weights": network.state_dict(), "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
-                "trainer_name": "nnUNetTrainer", "_best_ema": np.float64(0.5)}, path)
+    torch.save(
+        {
+            "network_weights": network.state_dict(),
+            "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
+            "trainer_name": "nnUNetTrainer",
+            "_best_ema": np.float64(0.5),
+        },
+        path,
+    )
 
 
 def changed(network: nn.Module, before: dict[str, Any]) -> set[str]:

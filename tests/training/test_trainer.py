@@ -39,8 +39,20 @@ def folders(tmp_path_factory, make_dataset):
 
 
 def arguments(base: Path, results: str, *more: str) -> list[str]:
-    return ["901", "3d_fullres", "0", "-p", PLANS, "-device", "cpu", "--disable_progress_bar", f"--raw={base / 'raw'}",
-            f"--preprocessed={base / 'preprocessed'}", f"--results={base / results}", *more]
+    return [
+        "901",
+        "3d_fullres",
+        "0",
+        "-p",
+        PLANS,
+        "-device",
+        "cpu",
+        "--disable_progress_bar",
+        f"--raw={base / 'raw'}",
+        f"--preprocessed={base / 'preprocessed'}",
+        f"--results={base / results}",
+        *more,
+    ]
 
 
 def fold(base: Path, results: str) -> Path:
@@ -50,8 +62,14 @@ def fold(base: Path, results: str) -> Path:
 def test_training_learns_and_writes_nnunets_files(folders):
     assert train.main(arguments(folders, "learn", "--epochs", "3", "--iterations_per_epoch", "12")) == 0
     out = fold(folders, "learn")
-    for name in ("checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "progress_diffusion.png", "stats.jsonl",
-                 "validation/summary.json"):
+    for name in (
+        "checkpoint_final.pth",
+        "checkpoint_best.pth",
+        "progress.png",
+        "progress_diffusion.png",
+        "stats.jsonl",
+        "validation/summary.json",
+    ):
         assert (out / name).is_file(), name
     for name in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
         assert (out.parent / name).is_file(), name
@@ -69,7 +87,8 @@ def test_training_learns_and_writes_nnunets_files(folders):
     assert 0 <= judged["fusion_weight"] <= 1
     assert DETAILS[0] - 1e-6 <= judged["detail_scale"] <= DETAILS[-1] + 1e-6
     assert judged["volume_scale"].keys() == STRUCTURES and all(
-        SMALLEST - 1e-6 <= r <= LARGEST + 1e-6 for r in judged["volume_scale"].values())
+        SMALLEST - 1e-6 <= r <= LARGEST + 1e-6 for r in judged["volume_scale"].values()
+    )
     cases = [json.loads(f.read_text()) for f in sorted((out / "validation" / "uncertainty").glob("*.json"))]
     assert len(cases) == 3 and all(c["settings"]["volume_scale"].keys() == STRUCTURES for c in cases)
 
@@ -120,8 +139,10 @@ def test_pretrained_weights_are_where_a_training_begins(folders, capsys):
     source = fold(folders, "learn") / "checkpoint_final.pth"
     short = ("--epochs", "1", "--iterations_per_epoch", "1", "--seed", "5", "-pretrained_weights", str(source))
     assert train.main(arguments(folders, "finetuned", *short)) == 0
-    began, ended = load_checkpoint(source)["network_weights"], load_checkpoint(
-        fold(folders, "finetuned") / "checkpoint_final.pth")["network_weights"]
+    began, ended = (
+        load_checkpoint(source)["network_weights"],
+        load_checkpoint(fold(folders, "finetuned") / "checkpoint_final.pth")["network_weights"],
+    )
     key = "denoiser.stem.weight"
     assert (began[key] - ended[key]).abs().max() < 0.005 < began[key].std(), "seed 5 begins far from there"
     log_text = next(fold(folders, "finetuned").glob("training_log*.txt")).read_text()
@@ -137,13 +158,16 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     assert train.main(uninterrupted) == 0
     out = fold(folders, "killed")
     # The real command; it saves after every iteration within an epoch, and is killed at the start of the ninth.
-    script = ("import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, os, signal, sys;"
-              "t.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
-              "t.DiffusionTrainer.train_step = lambda self, batch: "
-              "os.kill(os.getpid(), signal.SIGKILL) if self.iteration == 8 else step(self, batch);"
-              "sys.exit(c.main(sys.argv[1:]))")
-    killed = subprocess.run([sys.executable, "-c", script, *arguments(folders, "killed", *length)],
-                            capture_output=True, text=True, timeout=300)
+    script = (
+        "import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, os, signal, sys;"
+        "t.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
+        "t.DiffusionTrainer.train_step = lambda self, batch: "
+        "os.kill(os.getpid(), signal.SIGKILL) if self.iteration == 8 else step(self, batch);"
+        "sys.exit(c.main(sys.argv[1:]))"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *arguments(folders, "killed", *length)], capture_output=True, text=True, timeout=300
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     stopped = load_checkpoint(out / "checkpoint_latest.pth")
     assert stopped["iteration"] == 8 and not (out / "checkpoint_final.pth").exists()
@@ -198,12 +222,15 @@ def test_minutes_bound_the_training(folders):
     assert time.monotonic() - started < 240
 
 
-@pytest.mark.parametrize(("change", "sentence"), [
-    ({0: "999"}, "No such dataset"),
-    ({1: "4d_fullres"}, "no configuration 4d_fullres"),
-    ({2: "first"}, "fold must be"),
-    ({4: "nnUNetPlans"}, "no plans nnUNetPlans"),
-])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({0: "999"}, "No such dataset"),
+        ({1: "4d_fullres"}, "no configuration 4d_fullres"),
+        ({2: "first"}, "fold must be"),
+        ({4: "nnUNetPlans"}, "no plans nnUNetPlans"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_leaves_nothing(folders, capsys, change, sentence):
     args = arguments(folders, "bad")
     for position, value in change.items():
@@ -214,13 +241,16 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(folders, capsys, change, s
     assert not (folders / "bad").exists()
 
 
-@pytest.mark.parametrize(("flags", "sentence"), [
-    (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
-    (["-tr", "Nonsense"], "no nndiffseg trainer Nonsense"),
-    (["--epoch", "3"], "unknown flag --epoch"),
-    (["--minutes", "0"], "must be positive"),
-    (["--val"], "no checkpoint"),
-])
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
+        (["-tr", "Nonsense"], "no nndiffseg trainer Nonsense"),
+        (["--epoch", "3"], "unknown flag --epoch"),
+        (["--minutes", "0"], "must be positive"),
+        (["--val"], "no checkpoint"),
+    ],
+)
 def test_bad_flags_are_one_sentence(folders, capsys, flags, sentence):
     assert train.main(arguments(folders, "bad2", *flags)) == 2
     error = capsys.readouterr().err

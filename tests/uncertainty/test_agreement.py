@@ -72,9 +72,7 @@ def test_masks_of_overlapping_regions_equal_unions_of_labels():
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.uint32, np.int64])
 def test_every_integer_type_of_a_label_map_is_read(dtype):
     maps = label_maps(3, 40)
-    np.testing.assert_array_equal(
-        overlap_of(maps.astype(dtype), [1, 2]).intersections, overlap_of(maps, [1, 2]).intersections
-    )
+    np.testing.assert_array_equal(overlap_of(maps.astype(dtype), [1, 2]).intersections, overlap_of(maps, [1, 2]).intersections)
 
 
 def test_counts_are_exact_under_half_precision_autocast():
@@ -92,9 +90,7 @@ def test_both_empty_agree_and_one_empty_disagrees():
 
 def test_expected_dice_is_the_mean_over_distinct_pairs_then_structures():
     maps = label_maps(6, 5, 5, classes=3)
-    per_structure = [
-        np.mean([f1_score((a == k).ravel(), (b == k).ravel()) for a, b in combinations(maps, 2)]) for k in (1, 2)
-    ]
+    per_structure = [np.mean([f1_score((a == k).ravel(), (b == k).ravel()) for a, b in combinations(maps, 2)]) for k in (1, 2)]
     overlap = overlap_of(maps, [1, 2])
     np.testing.assert_allclose(mean_pairwise_dice(overlap), per_structure)
     assert expected_dice(overlap) == pytest.approx(np.mean(per_structure))

@@ -103,7 +103,8 @@ def test_a_folder_with_segmentations_alone_still_gives_dice(phantom_dataset, ora
     for file in oracle_predictions.glob("*.nii.gz"):
         shutil.copy(file, tmp_path)
     result = evaluate_predictions(
-        tmp_path, phantom_dataset / "labelsTs", dataset_json=dataset_json, output_file=tmp_path / "evaluation.json")
+        tmp_path, phantom_dataset / "labelsTs", dataset_json=dataset_json, output_file=tmp_path / "evaluation.json"
+    )
     written = json.loads((tmp_path / "evaluation.json").read_text())["summary"]
     assert written["dice_mean"] == pytest.approx(result["summary"]["dice_mean"])
     assert written["error_auroc"] is None

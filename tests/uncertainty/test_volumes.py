@@ -66,8 +66,14 @@ def test_no_interval_reaches_below_zero():
 
 def test_one_sample_has_a_volume_but_no_spread():
     result = volume_statistics({"tumour": [40]}, voxel_volume=1000.0)["tumour"]
-    assert result == {"mean_ml": 40.0, "sd_ml": None, "interval_90_ml": None, "calibrated_sd_ml": None,
-                      "calibrated_interval_90_ml": None, "samples": 1}
+    assert result == {
+        "mean_ml": 40.0,
+        "sd_ml": None,
+        "interval_90_ml": None,
+        "calibrated_sd_ml": None,
+        "calibrated_interval_90_ml": None,
+        "samples": 1,
+    }
 
 
 def test_error_bars_are_the_calibrated_ones_where_there_are_some():

@@ -73,8 +73,15 @@ class NoiseField:
         text = f"{self.name}/{stream}/{channel_pair}/{scale}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
-    def draw(self, stream: int, channels: int, shape: Sequence[int], origin: Sequence[int] | None = None, scale: int = 1,
-             device: torch.device | str = "cpu") -> Tensor:
+    def draw(
+        self,
+        stream: int,
+        channels: int,
+        shape: Sequence[int],
+        origin: Sequence[int] | None = None,
+        scale: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
         """:func:`draw_samples` of this sample alone: ``(channels, *shape)``."""
         return draw_samples([self], stream, channels, shape, origin, scale, device)[0]
 
@@ -85,8 +92,15 @@ class NoiseField:
         return torch.stack(_normal_pair(words[0]), 1).flatten()[:channels]
 
 
-def draw_samples(fields: Sequence[NoiseField], stream: int, channels: int, shape: Sequence[int],
-                 origin: Sequence[int] | None = None, scale: int = 1, device: torch.device | str = "cpu") -> Tensor:
+def draw_samples(
+    fields: Sequence[NoiseField],
+    stream: int,
+    channels: int,
+    shape: Sequence[int],
+    origin: Sequence[int] | None = None,
+    scale: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Standard normal noise of a window of the grid, for several samples at once.
 
     Args:
@@ -110,8 +124,15 @@ def draw_samples(fields: Sequence[NoiseField], stream: int, channels: int, shape
     return _cells(fields, stream, channels, shape, origin, scale, device)
 
 
-def _cells(fields: Sequence[NoiseField], stream: int, channels: int, shape: Sequence[int], origin: Sequence[int],
-           scale: int, device: torch.device) -> Tensor:
+def _cells(
+    fields: Sequence[NoiseField],
+    stream: int,
+    channels: int,
+    shape: Sequence[int],
+    origin: Sequence[int],
+    scale: int,
+    device: torch.device,
+) -> Tensor:
     pairs = (channels + 1) // 2  # channels 2p and 2p + 1 share a word
     keys = [field._key(stream, pair, scale) for field in fields for pair in range(pairs)]
     normals = torch.stack(_normal_pair(_hash_grid(keys, shape, origin, device)), 1)  # (fields * pairs, 2, *shape)

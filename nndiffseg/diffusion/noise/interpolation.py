@@ -43,14 +43,21 @@ def interpolate_nodes(nodes: Tensor, shape: Sequence[int], scale: int, origin: S
         view = [1] * dim
         view[axis] = n
         at = nodes.ndim - dim + axis
-        nodes = nodes.index_select(at, low) * ((1 - f) / norm).view(view) + nodes.index_select(at, low + 1) * (
-            f / norm
-        ).view(view)
+        nodes = nodes.index_select(at, low) * ((1 - f) / norm).view(view) + nodes.index_select(at, low + 1) * (f / norm).view(
+            view
+        )
     return nodes
 
 
-def correlated_noise(batch: int, channels: int, shape: Sequence[int], scale: int, *,
-                     generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+def correlated_noise(
+    batch: int,
+    channels: int,
+    shape: Sequence[int],
+    scale: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Training-time noise ``(batch, channels, *shape)`` with nodes ``scale`` cells apart at a random offset."""
     if scale == 1:
         return torch.randn(batch, channels, *shape, generator=generator).to(device)
@@ -63,8 +70,9 @@ def correlated_noise(batch: int, channels: int, shape: Sequence[int], scale: int
 class PatchNoise:
     """Training-time :class:`nndiffseg.nn.sample_network.NoiseSource`: one independent field per item of a batch."""
 
-    def __init__(self, batch: int, shape: Sequence[int], generator: torch.Generator | None = None,
-                 device: torch.device | str = "cpu"):
+    def __init__(
+        self, batch: int, shape: Sequence[int], generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ):
         """``shape`` is that of the noise grid."""
         self.batch, self.shape, self.generator, self.device = batch, tuple(shape), generator, device
 

@@ -39,15 +39,22 @@ class Discriminator(nn.Module):
     DDGAN: with their mean each voxel's share of the gradient, and with it R1, would vanish.
     """
 
-    def __init__(self, heads: int, channels: Sequence[int], strides: Sequence[Sequence[int]],
-                 kernels: Sequence[Sequence[int]], embedding: int = 64):
+    def __init__(
+        self,
+        heads: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        kernels: Sequence[Sequence[int]],
+        embedding: int = 64,
+    ):
         """``channels[i]`` at level i, ``strides[i]`` from level i to i + 1, ``kernels[i]`` of level i."""
         super().__init__()
         dim = len(kernels[0])
         self.embed = TimeEmbedding(embedding)
         self.stem = conv(dim, 2 * heads, channels[0], 1)
         self.down = nn.ModuleList(
-            _DownBlock(dim, channels[i], channels[i + 1], kernels[i], s, embedding) for i, s in enumerate(strides))
+            _DownBlock(dim, channels[i], channels[i + 1], kernels[i], s, embedding) for i, s in enumerate(strides)
+        )
         self.head = nn.Linear(channels[-1], 1)
 
     def forward(self, x_s: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -89,5 +96,5 @@ def r1_penalty(logits: Tensor, x: Tensor) -> Tensor:
         logits: ``(B,)``, each a function of the item of ``x`` with its index alone.
         x: real input ``(B, C, *spatial)`` that requires a gradient.
     """
-    gradient, = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()

@@ -121,10 +121,17 @@ class ImageEncoder(nn.Module):
     def __init__(self, dim: int, c_in: int, channels: int, kernel: Sequence[int], blocks: int = 2):
         super().__init__()
         self.stem = conv(dim, c_in, channels, kernel)
-        self.blocks = nn.ModuleList(nn.Sequential(
-            nn.GroupNorm(min(32, channels // 4), channels), nn.SiLU(), conv(dim, channels, channels, kernel),
-            nn.GroupNorm(min(32, channels // 4), channels), nn.SiLU(), zero(conv(dim, channels, channels, kernel)))
-            for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(min(32, channels // 4), channels),
+                nn.SiLU(),
+                conv(dim, channels, channels, kernel),
+                nn.GroupNorm(min(32, channels // 4), channels),
+                nn.SiLU(),
+                zero(conv(dim, channels, channels, kernel)),
+            )
+            for _ in range(blocks)
+        )
 
     def forward(self, image: Tensor) -> Tensor:  # (B, C_in, *patch) -> (B, C_0, *patch)
         h = self.stem(image)
@@ -160,8 +167,7 @@ class CDALGenerator(LabelSpaceNetwork):
         self.norm = AdaptiveGroupNorm(channels[0])
         self.head = conv(dim, channels[0], heads, kernels[0])
 
-    def forward(self, image: Tensor, x: Tensor | None = None, t: Tensor | None = None, vector: Tensor | None = None
-                ) -> Tensor:
+    def forward(self, image: Tensor, x: Tensor | None = None, t: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
         """image ``(B, C_in, *patch)`` alone -> logits; with x_t, t ``(B,)`` and z ``(B, 100)`` -> x0."""
         if x is None or t is None:
             return self.deterministic(image)

@@ -17,8 +17,7 @@ def random_steps(batch: int, steps: int, generator: torch.Generator | None = Non
     return n / steps, (n - 1) / steps
 
 
-def real_pair(schedule: Schedule, x0: Tensor, t: Tensor, s: Tensor, noise_s: Tensor, noise_t: Tensor
-              ) -> tuple[Tensor, Tensor]:
+def real_pair(schedule: Schedule, x0: Tensor, t: Tensor, s: Tensor, noise_s: Tensor, noise_t: Tensor) -> tuple[Tensor, Tensor]:
     """x_s ~ q(x_s | x0), then x_t ~ q(x_t | x_s) (DDPM, arXiv 2006.11239, eq. 2).
 
     Args:

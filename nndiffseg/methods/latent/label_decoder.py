@@ -33,8 +33,7 @@ class LabelDecoder(nn.Module):
     resolution took most of the time of a sample (docs/lab/speed.md).
     """
 
-    def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int],
-                 latent_channels: int):
+    def __init__(self, dim: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int], latent_channels: int):
         """``strides[s]`` leads from stage s to stage s + 1; ``channels[s]`` are those of stage s."""
         super().__init__()
         self.strides = [tuple(s) for s in strides]

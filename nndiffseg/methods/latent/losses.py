@@ -28,14 +28,24 @@ class DiffusionLoss(nn.Module):
         regions: sigmoid heads (nnU-Net's region-based training) instead of softmax.
     """
 
-    def __init__(self, deterministic: Callable[..., Tensor], segmentation: Callable[..., Tensor],
-                 settings: DiffusionSettings, regions: bool):
+    def __init__(
+        self,
+        deterministic: Callable[..., Tensor],
+        segmentation: Callable[..., Tensor],
+        settings: DiffusionSettings,
+        regions: bool,
+    ):
         super().__init__()
         self.deterministic, self.segmentation = deterministic, segmentation
         self.settings, self.regions = settings, regions
         self.progress = 1.0
-        self.control = nn.ModuleDict({"latent": SpreadControl(len(LATENT_SCALES)), "label": SpreadControl(len(LABEL_SCALES)),
-                                      "jaccard": SpreadControl(1)})
+        self.control = nn.ModuleDict(
+            {
+                "latent": SpreadControl(len(LATENT_SCALES)),
+                "label": SpreadControl(len(LABEL_SCALES)),
+                "jaccard": SpreadControl(1),
+            }
+        )
 
     def set_progress(self, progress: float) -> None:
         """Says which share of the training is done; see :mod:`nndiffseg.methods.latent.spread_control`."""

@@ -81,8 +81,15 @@ class LatentDiffusionSegmenter(FittedNumbers):
         xi_channels = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
         self.image_network = ImageNetwork(unet)
         self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
-        self.denoiser = Denoiser(dim, settings.latent_channels, xi_channels, settings.denoiser_channels,
-                                 settings.denoiser_strides, self.schedule, learned_deviation=settings.learned_deviation)
+        self.denoiser = Denoiser(
+            dim,
+            settings.latent_channels,
+            xi_channels,
+            settings.denoiser_channels,
+            settings.denoiser_strides,
+            self.schedule,
+            learned_deviation=settings.learned_deviation,
+        )
         self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
@@ -104,14 +111,23 @@ class LatentDiffusionSegmenter(FittedNumbers):
         state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of before it existed
         scale = state_dict.pop(f"{prefix}spread_scale", None)  # of before volumes had a scale of their own
         if scale is not None and float(scale) != 1:
-            warnings.warn("The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "
-                          "run nndiffseg_train with --val once to fit them anew.", stacklevel=2)
+            warnings.warn(
+                "The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "
+                "run nndiffseg_train with --val once to fit them anew.",
+                stacklevel=2,
+            )
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def forward(self, image: Tensor, onehot: Tensor | None = None, *, deep_supervision: bool = False,
-                generator: torch.Generator | None = None) -> Tensor | list[Tensor] | TrainingOutput:
+    def forward(
+        self,
+        image: Tensor,
+        onehot: Tensor | None = None,
+        *,
+        deep_supervision: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | list[Tensor] | TrainingOutput:
         """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training."""
         if onehot is None:
             logits = self.image_network(image, deep_supervision).logits
@@ -124,8 +140,16 @@ class LatentDiffusionSegmenter(FittedNumbers):
         z0 = z0.detach()
         x0, t = self._denoise_training(z0, condition, prior, generator)
         samples = self.decode(x0.flatten(0, 1), guides)
-        return TrainingOutput(out.logits, reconstruction, z0, prior, self.denoiser.deviation(condition), x0,
-                              samples.unflatten(0, x0.shape[:2]), t == 1)
+        return TrainingOutput(
+            out.logits,
+            reconstruction,
+            z0,
+            prior,
+            self.denoiser.deviation(condition),
+            x0,
+            samples.unflatten(0, x0.shape[:2]),
+            t == 1,
+        )
 
     def _reconstruct(self, z0: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
         """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""
@@ -135,8 +159,9 @@ class LatentDiffusionSegmenter(FittedNumbers):
         z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
-    def _denoise_training(self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None
-                          ) -> tuple[Tensor, Tensor]:
+    def _denoise_training(
+        self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
         """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times, and these times ``(B,)``."""
         batch, shape = len(z0), z0.shape[2:]
         t = torch.rand(batch, generator=generator)
@@ -148,15 +173,18 @@ class LatentDiffusionSegmenter(FittedNumbers):
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
         t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
         z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
-        xi = torch.cat([
-            correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
-            for s in self.settings.noise_scales], 1)
+        xi = torch.cat(
+            [
+                correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
+                for s in self.settings.noise_scales
+            ],
+            1,
+        )
         condition, prior = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior))
         return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch)), t
 
     @torch.no_grad()
-    def _recycle(self, z0: Tensor, condition: Tensor, prior: Tensor, t: Tensor, generator: torch.Generator | None
-                 ) -> Tensor:
+    def _recycle(self, z0: Tensor, condition: Tensor, prior: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
         """Half of the items: the network's own prediction from a noisier time (MELBA 2023:016) instead of z0."""
         u = torch.rand(len(z0), generator=generator).to(t)
         noisier = t + (1 - t) * u
@@ -189,8 +217,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         out = self.image_network(image)
         return [out.logits[0], *self._condition(out.features, out.logits[0]), *self._guides(out.features)]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
-               ) -> Tensor:
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
         """maps of one volume -> latents ``(N, C_z, *grid)``; ``draw`` fixes N and all randomness."""
         settings = self.settings
         n_scales = len(settings.noise_scales)
@@ -208,8 +235,12 @@ class LatentDiffusionSegmenter(FittedNumbers):
         start = draw(0, settings.latent_channels, 1)
         times = timesteps(steps or self.default_steps)
         z0 = sampler_by_name(sampler or self.default_sampler)(
-            denoise, start, times, schedule=self.schedule,
-            step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1))
+            denoise,
+            start,
+            times,
+            schedule=self.schedule,
+            step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1),
+        )
         return self.rescale(z0, maps, self.detail_scale)
 
     @staticmethod
@@ -229,5 +260,5 @@ class LatentDiffusionSegmenter(FittedNumbers):
 
         Latent i belongs to image i mod G.
         """
-        guides = list(maps)[-len(self.to_guides):]
+        guides = list(maps)[-len(self.to_guides) :]
         return self.label_decoder(latent / self.settings.input_scale, guides)

@@ -74,6 +74,7 @@ def jaccard_distances(x: Tensor, y: Tensor, eps: float = 1.0) -> KernelDistances
         y: observed foreground ``(B, C, *spatial)`` in [0, 1].
         eps: voxels added to numerator and denominator, so that d = 0 when both are empty.
     """
+
     def d(a: Tensor, b: Tensor) -> Tensor:
         # min and max from |a - b| alone: one pass over the voxels less.
         both, apart = (a + b).flatten(2).sum(2), (a - b).abs().flatten(2).sum(2)

@@ -60,8 +60,15 @@ def ldseg_latent(configuration: Mapping[str, Any]) -> LDSegLatent:
         return paper_latent(kwargs["strides"], configuration["patch_size"])
     # One number in a cell of a shallow grid would not tell the denoiser what each channel of the latent should be.
     width = min(MAX_IMAGE_CHANNELS, int(kwargs["features_per_stage"][settings.latent_stage]))
-    return LDSegLatent(settings.latent_stage, settings.latent_stride, settings.latent_channels, width,
-                       settings.encoder_channels, settings.denoiser_channels, settings.denoiser_strides)
+    return LDSegLatent(
+        settings.latent_stage,
+        settings.latent_stride,
+        settings.latent_channels,
+        width,
+        settings.encoder_channels,
+        settings.denoiser_channels,
+        settings.denoiser_strides,
+    )
 
 
 def paper_latent(strides: Any, patch: Any) -> LDSegLatent:

@@ -86,8 +86,15 @@ class LDSeg(FittedNumbers):
     :class:`LDSegOutput`.
     """
 
-    def __init__(self, label_encoder: nn.Module, image_encoder: ImageEncoder | NearestImage, denoiser: Denoiser,
-                 label_decoder: LabelDecoder, stride: tuple[int, ...], latent_channels: int):
+    def __init__(
+        self,
+        label_encoder: nn.Module,
+        image_encoder: ImageEncoder | NearestImage,
+        denoiser: Denoiser,
+        label_decoder: LabelDecoder,
+        stride: tuple[int, ...],
+        latent_channels: int,
+    ):
         super().__init__()
         dim = len(stride)
         self.label_encoder, self.image_encoder = label_encoder, image_encoder
@@ -103,8 +110,15 @@ class LDSeg(FittedNumbers):
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def forward(self, image: Tensor, onehot: Tensor | None = None, *, deterministic_share: float = 0.0,
-                recycling: float = 0.0, generator: torch.Generator | None = None) -> Tensor | LDSegOutput:
+    def forward(
+        self,
+        image: Tensor,
+        onehot: Tensor | None = None,
+        *,
+        deterministic_share: float = 0.0,
+        recycling: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | LDSegOutput:
         """Logits, or one training pass.
 
         Args:
@@ -154,14 +168,16 @@ class LDSeg(FittedNumbers):
         x0 = self._denoise(z, z.new_ones(len(z)), self.to_denoiser(latent))
         return [self.label_decoder(x0), latent]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None
-               ) -> Tensor:
+    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
         """maps of one volume -> latents ``(N, C_z, *grid)``. Stream 0 starts; step i of a stochastic sampler has 1 + i."""
         condition = self.to_denoiser(maps[1])
         return sampler_by_name(sampler or self.default_sampler)(
-            lambda z, t: self._denoise(z, t, condition), draw(0, self.latent_channels),
-            timesteps(steps or self.default_steps), schedule=self.schedule,
-            step_noise=lambda i, z: draw(1 + i, self.latent_channels))
+            lambda z, t: self._denoise(z, t, condition),
+            draw(0, self.latent_channels),
+            timesteps(steps or self.default_steps),
+            schedule=self.schedule,
+            step_noise=lambda i, z: draw(1 + i, self.latent_channels),
+        )
 
     def decode(self, latent: Tensor, maps: list[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)`` -> logits ``(N, heads, *slab * stride)``; there are no skips to read from maps."""
@@ -181,8 +197,14 @@ def _items(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor
     return (torch.rand(len(x), generator=generator) < share).to(x.device)
 
 
-def build_ldseg(configuration: ConfigurationManager, input_channels: int, heads: int, *,
-                learned_label_encoder: bool = True, learned_image_encoder: bool = True) -> LDSeg:
+def build_ldseg(
+    configuration: ConfigurationManager,
+    input_channels: int,
+    heads: int,
+    *,
+    learned_label_encoder: bool = True,
+    learned_image_encoder: bool = True,
+) -> LDSeg:
     """Sizes from the plan; ``learned_...=False`` puts nearest-neighbour down-sampling in an encoder's place (table V).
 
     Raises:
@@ -193,15 +215,23 @@ def build_ldseg(configuration: ConfigurationManager, input_channels: int, heads:
     widths = [min(MAX_CHANNELS, int(c)) for c in kwargs["features_per_stage"][: sizes.stage + 1]]
     dim, down = len(sizes.stride), strides[: sizes.stage]
     channels = sizes.channels if learned_label_encoder else heads
-    label_encoder = (LabelEncoder(dim, heads, down, sizes.encoder_channels, channels) if learned_label_encoder
-                     else NearestLabel(sizes.stride))
+    label_encoder = (
+        LabelEncoder(dim, heads, down, sizes.encoder_channels, channels)
+        if learned_label_encoder
+        else NearestLabel(sizes.stride)
+    )
     image_encoder: ImageEncoder | NearestImage = NearestImage(sizes.stride, input_channels)
     if learned_image_encoder:
-        unet = get_network_from_plans(configuration.network_arch_class_name, kwargs,
-                                      configuration.network_arch_init_kwargs_req_import, input_channels, heads)
-        image_encoder = ImageEncoder(dim, unet.encoder, strides, sizes.stage, sizes.image_channels,
-                                     configuration.patch_size)
-    denoiser = Denoiser(dim, channels, 0, sizes.denoiser_channels, sizes.denoiser_strides, OffsetCosine(),
-                        blocks=DENOISER_BLOCKS)
+        unet = get_network_from_plans(
+            configuration.network_arch_class_name,
+            kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            input_channels,
+            heads,
+        )
+        image_encoder = ImageEncoder(dim, unet.encoder, strides, sizes.stage, sizes.image_channels, configuration.patch_size)
+    denoiser = Denoiser(
+        dim, channels, 0, sizes.denoiser_channels, sizes.denoiser_strides, OffsetCosine(), blocks=DENOISER_BLOCKS
+    )
     decoder = LabelDecoder(dim, channels, heads, down, widths)
     return LDSeg(label_encoder, image_encoder, denoiser, decoder, sizes.stride, channels)

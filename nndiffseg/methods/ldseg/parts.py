@@ -63,8 +63,9 @@ class ImageEncoder(nn.Module):
         channels: of the image latent.
     """
 
-    def __init__(self, dim: int, encoder: Any, strides: Sequence[Sequence[int]], stage: int, channels: int,
-                 patch: Sequence[int]):
+    def __init__(
+        self, dim: int, encoder: Any, strides: Sequence[Sequence[int]], stage: int, channels: int, patch: Sequence[int]
+    ):
         """``encoder`` as dynamic_network_architectures builds it; ``strides[s]`` leads from stage s to stage s + 1."""
         super().__init__()
         self.stem, self.stages = getattr(encoder, "stem", None), encoder.stages
@@ -104,14 +105,12 @@ class LabelDecoder(nn.Module):
     Norms act on each voxel alone, so that a slab decodes as the whole volume does.
     """
 
-    def __init__(self, dim: int, latent_channels: int, heads: int, strides: Sequence[Sequence[int]],
-                 channels: Sequence[int]):
+    def __init__(self, dim: int, latent_channels: int, heads: int, strides: Sequence[Sequence[int]], channels: Sequence[int]):
         """``strides[s]`` leads from stage s to stage s + 1; ``channels[s]`` are those of stage s."""
         super().__init__()
         self.strides = [tuple(s) for s in strides]
         self.stem = conv(dim, latent_channels, channels[-1])
-        self.up = nn.ModuleList(
-            transposed(dim, channels[s + 1], channels[s], stride) for s, stride in enumerate(self.strides))
+        self.up = nn.ModuleList(transposed(dim, channels[s + 1], channels[s], stride) for s, stride in enumerate(self.strides))
         self.blocks = nn.ModuleList(ResidualBlock(dim, c) for c in channels)
         self.norm = ChannelNorm(channels[0])
         self.head = conv(dim, channels[0], heads, 1)

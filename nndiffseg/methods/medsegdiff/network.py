@@ -68,8 +68,15 @@ class DiffusionModel(nn.Module):
         use_ss_former: embeddings meet in the SS-Former; otherwise they are added.
     """
 
-    def __init__(self, dim: int, heads: int, channels: Sequence[int], strides: Sequence[Sequence[int]],
-                 use_attention: bool, use_ss_former: bool):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        use_attention: bool,
+        use_ss_former: bool,
+    ):
         super().__init__()
         self.strides, self.use_attention = [tuple(s) for s in strides], use_attention
         self.embed = TimeEmbedding(EMBEDDING)
@@ -112,8 +119,17 @@ class MedSegDiff(LabelSpaceNetwork):
     ``network(image, onehot, generator=g)`` returns a :class:`TrainingOutput`.
     """
 
-    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], channels: Sequence[int], heads: int,
-                 patch: Sequence[int], *, uncertain_attention: bool = True, ss_former: bool = True):
+    def __init__(
+        self,
+        unet: nn.Module,
+        strides: Sequence[Sequence[int]],
+        channels: Sequence[int],
+        heads: int,
+        patch: Sequence[int],
+        *,
+        uncertain_attention: bool = True,
+        ss_former: bool = True,
+    ):
         """``strides[s]`` leads from stage s to s + 1 of ``unet``; ``channels`` of the diffusion model per stage."""
         super().__init__(heads, patch, Linear(), SAMPLER, STEPS)
         dim, features = len(self.patch), ImageNetwork(unet).channels
@@ -123,16 +139,23 @@ class MedSegDiff(LabelSpaceNetwork):
         self.condition_model = ImageNetwork(unet)
         self.attention = UncertainSpatialAttention(dim, features[0], heads, levels) if uncertain_attention else None
         self.anchor_strides = levels
-        self.to_anchor = None if uncertain_attention else nn.ModuleList(
-            conv(dim, features[0], c, 1) for c in channels[: len(levels)])
+        self.to_anchor = (
+            None if uncertain_attention else nn.ModuleList(conv(dim, features[0], c, 1) for c in channels[: len(levels)])
+        )
         self.to_semantic = conv(dim, features[-1], channels[-1], 1)
         self.diffusion_model = DiffusionModel(dim, heads, channels, strides, uncertain_attention, ss_former)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
-    def forward(self, image: Tensor, onehot: Tensor | None = None, *, deep_supervision: bool = False,
-                recycling: float = 0.0, generator: torch.Generator | None = None
-                ) -> Tensor | list[Tensor] | TrainingOutput:
+    def forward(
+        self,
+        image: Tensor,
+        onehot: Tensor | None = None,
+        *,
+        deep_supervision: bool = False,
+        recycling: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor | list[Tensor] | TrainingOutput:
         """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training.
 
         ``recycling`` is the share of the items that noise the network's own prediction instead of the true label.
@@ -161,8 +184,9 @@ class MedSegDiff(LabelSpaceNetwork):
         if self.attention is not None:
             return Condition(self.attention(feature), semantic)
         assert self.to_anchor is not None
-        return Condition([pool(project(feature), s) for project, s in zip(self.to_anchor, self.anchor_strides, strict=True)],
-                         semantic)
+        return Condition(
+            [pool(project(feature), s) for project, s in zip(self.to_anchor, self.anchor_strides, strict=True)], semantic
+        )
 
     def _estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x0 = alpha x_t - sigma v (Salimans & Ho 2022, arXiv 2202.00512, appendix D); defined at alpha = 0 too."""
@@ -189,10 +213,13 @@ class MedSegDiff(LabelSpaceNetwork):
     def sample_patch(self, image: Tensor, noise: Tensor, steps: int) -> Tensor:
         """Whole patches at once, without tiles: image ``(B, C_in, *patch)``, noise ``(M, B, heads, *patch)`` -> x0."""
         condition = self.condition(image)
-        repeated = Condition([a.repeat(len(noise), *[1] * (a.ndim - 1)) for a in condition.anchor],
-                             condition.semantic.repeat(len(noise), *[1] * (noise.ndim - 2)))
+        repeated = Condition(
+            [a.repeat(len(noise), *[1] * (a.ndim - 1)) for a in condition.anchor],
+            condition.semantic.repeat(len(noise), *[1] * (noise.ndim - 2)),
+        )
         x0 = sampler_by_name(self.default_sampler)(
-            lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule)
+            lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule
+        )
         return x0.unflatten(0, noise.shape[:2])
 
 
@@ -201,13 +228,32 @@ def diffusion_channels(features: Sequence[int]) -> list[int]:
     return [max(HEAD_CHANNELS, math.ceil(f / 2 / HEAD_CHANNELS) * HEAD_CHANNELS) for f in features]
 
 
-def build_medsegdiff(configuration: ConfigurationManager, input_channels: int, heads: int, *,
-                     uncertain_attention: bool = True, ss_former: bool = True) -> MedSegDiff:
+def build_medsegdiff(
+    configuration: ConfigurationManager,
+    input_channels: int,
+    heads: int,
+    *,
+    uncertain_attention: bool = True,
+    ss_former: bool = True,
+) -> MedSegDiff:
     """The condition model is exactly the network that nnU-Net would build from these plans."""
     arguments = configuration.network_arch_init_kwargs
     unet = get_network_from_plans(
-        configuration.network_arch_class_name, arguments, configuration.network_arch_init_kwargs_req_import,
-        input_channels, heads, allow_init=True, deep_supervision=True)
+        configuration.network_arch_class_name,
+        arguments,
+        configuration.network_arch_init_kwargs_req_import,
+        input_channels,
+        heads,
+        allow_init=True,
+        deep_supervision=True,
+    )
     channels = diffusion_channels(arguments["features_per_stage"])
-    return MedSegDiff(unet, arguments["strides"][1:], channels, heads, configuration.patch_size,
-                      uncertain_attention=uncertain_attention, ss_former=ss_former)
+    return MedSegDiff(
+        unet,
+        arguments["strides"][1:],
+        channels,
+        heads,
+        configuration.patch_size,
+        uncertain_attention=uncertain_attention,
+        ss_former=ss_former,
+    )

@@ -65,8 +65,13 @@ def test_the_shared_ancestral_sampler_walks_by_the_same_posterior(steps):
     torch.manual_seed(0)
     start, estimates, noise = torch.randn(2, 3, 4, 4), torch.rand(steps, 2, 3, 4, 4), torch.randn(steps, 2, 3, 4, 4)
     seen: list[Tensor] = []
-    final = sample_ancestral(lambda x, t: (seen.append(x), estimates[len(seen) - 1])[1], start, timesteps(steps),
-                             schedule=SCHEDULE, step_noise=lambda i, x: noise[i])
+    final = sample_ancestral(
+        lambda x, t: (seen.append(x), estimates[len(seen) - 1])[1],
+        start,
+        timesteps(steps),
+        schedule=SCHEDULE,
+        step_noise=lambda i, x: noise[i],
+    )
     x = start
     for i in range(steps):
         torch.testing.assert_close(seen[i], x, atol=1e-5, rtol=1e-5)
@@ -230,8 +235,9 @@ def test_samples_differ_and_one_image_serves_them_all(layout, patch):
     with torch.no_grad():
         maps = model.encode(torch.randn(1, 1, *patch))
         x0 = model.sample(maps, PatchNoise(3, patch, torch.Generator().manual_seed(0)))
-        again = model.sample([m.repeat(3, *[1] * (m.ndim - 1)) for m in maps],
-                             PatchNoise(3, patch, torch.Generator().manual_seed(0)))
+        again = model.sample(
+            [m.repeat(3, *[1] * (m.ndim - 1)) for m in maps], PatchNoise(3, patch, torch.Generator().manual_seed(0))
+        )
     assert x0.shape == (3, 3, *patch) and (x0[0] - x0[1]).abs().max() > 1e-3
     torch.testing.assert_close(x0, again, atol=1e-5, rtol=1e-4)
 

@@ -13,20 +13,46 @@ from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
 from nndiffseg.methods.settings import DiffusionSettings
 
 
-def make(objective: str = "energy", dim: int = 3, strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), unet=ResidualEncoderUNet,
-         learned_deviation: bool = False):
+def make(
+    objective: str = "energy",
+    dim: int = 3,
+    strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)),
+    unet=ResidualEncoderUNet,
+    learned_deviation: bool = False,
+):
     torch.manual_seed(0)
     features = [8, 12, 16, 16]
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
     blocks = {"n_blocks_per_stage" if unet is ResidualEncoderUNet else "n_conv_per_stage": [1, 1, 1, 1]}
-    image_network = unet(1, 4, features, conv, 3, [[1] * dim, *map(list, strides)], num_classes=3,
-                         n_conv_per_stage_decoder=[1, 1, 1], norm_op=norm, norm_op_kwargs={"affine": True},
-                         nonlin=nn.LeakyReLU, deep_supervision=True, **blocks)
+    image_network = unet(
+        1,
+        4,
+        features,
+        conv,
+        3,
+        [[1] * dim, *map(list, strides)],
+        num_classes=3,
+        n_conv_per_stage_decoder=[1, 1, 1],
+        norm_op=norm,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+        **blocks,
+    )
     latent_stride = tuple(a * b for a, b in zip(strides[0], strides[1], strict=True))
     settings = DiffusionSettings(
-        latent_stage=2, latent_stride=latent_stride, latent_channels=4, denoiser_channels=(8, 16),
-        denoiser_strides=(tuple(strides[2]),), encoder_channels=(8, 8), decoder_channels=(4, 6, 8), objective=objective,
-        learned_deviation=learned_deviation, noise_scales=(1, 4), sampler="ancestral" if objective == "energy" else "ddim")
+        latent_stage=2,
+        latent_stride=latent_stride,
+        latent_channels=4,
+        denoiser_channels=(8, 16),
+        denoiser_strides=(tuple(strides[2]),),
+        encoder_channels=(8, 8),
+        decoder_channels=(4, 6, 8),
+        objective=objective,
+        learned_deviation=learned_deviation,
+        noise_scales=(1, 4),
+        sampler="ancestral" if objective == "energy" else "ddim",
+    )
     return LatentDiffusionSegmenter(image_network, strides, 3, settings)
 
 
@@ -137,18 +163,21 @@ def test_a_slab_with_halo_decodes_as_the_whole(strides, patch):
     torch.manual_seed(0)
     decoder = LabelDecoder(3, 3, strides, (4, 6, 8), 4).eval()
     cumulative = [(1, 1, 1), strides[0], tuple(a * b for a, b in zip(*strides, strict=True))]
-    guides = [torch.randn(1, c, *(n // s for n, s in zip(patch, stride, strict=True)))
-              for c, stride in zip((4, 6, 8), cumulative, strict=True)]
+    guides = [
+        torch.randn(1, c, *(n // s for n, s in zip(patch, stride, strict=True)))
+        for c, stride in zip((4, 6, 8), cumulative, strict=True)
+    ]
     z = torch.randn(2, 4, *guides[2].shape[2:])
     whole = decoder(z, guides)
     rows, s0 = z.shape[2], cumulative[2][0]
     a, b = rows // 2 - 1, rows // 2 + 1
     low, high = a - decoder.halo, b + decoder.halo
     assert low > 0 and high < rows, "the slab must be cut on both sides for this test to say something"
-    slab = decoder(z[:, :, low:high], [g[:, :, low * s0 // s[0]: high * s0 // s[0]]
-                                       for g, s in zip(guides, cumulative, strict=True)])
-    inner = slab[:, :, (a - low) * s0: (b - low) * s0]
-    torch.testing.assert_close(inner, whole[:, :, a * s0: b * s0])
+    slab = decoder(
+        z[:, :, low:high], [g[:, :, low * s0 // s[0] : high * s0 // s[0]] for g, s in zip(guides, cumulative, strict=True)]
+    )
+    inner = slab[:, :, (a - low) * s0 : (b - low) * s0]
+    torch.testing.assert_close(inner, whole[:, :, a * s0 : b * s0])
 
 
 @pytest.mark.parametrize("strides", [((2, 2),), ((2, 2, 2), (2, 2, 2)), ((1, 2, 3), (2, 2, 2))])
@@ -166,8 +195,11 @@ def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads,
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     weights = [decoder.finest.weight, decoder.finest.bias, decoder.head.weight, decoder.head.bias]
     probe = torch.randn_like(expected)
-    for mine, reference in zip(torch.autograd.grad((result * probe).sum(), weights),
-                               torch.autograd.grad((expected * probe).sum(), weights), strict=True):
+    for mine, reference in zip(
+        torch.autograd.grad((result * probe).sum(), weights),
+        torch.autograd.grad((expected * probe).sum(), weights),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
     inputs = [h, h if guide is None else guide]
     before = [x.clone() for x in inputs]

@@ -74,8 +74,10 @@ def test_energy_score_has_a_finite_gradient_where_samples_agree():
 def test_jaccard_score_on_masks_is_the_generalised_energy_distance():
     a, b, y = (torch.zeros(1, 1, 4, 4) for _ in range(3))
     a[..., :2, :], b[..., 1:3, :], y[..., :3, :] = 1, 1, 1
+
     def d(p, q):
         return 1 - float((p * q).sum() / ((p + q) > 0).sum())
+
     expected = (d(a, y) + d(b, y) - d(a, b)) / 2
     assert float(jaccard_distances(torch.stack([a, b]), y, eps=0.0).score()) == pytest.approx(expected, abs=1e-6)
 

@@ -53,6 +53,7 @@ def test_state_survives_a_checkpoint():
 
 def test_it_silences_outliers_that_the_plain_score_leaves():
     """A generator with a share of 4 % of outliers at distance 10, whose size is learnt: e^2 D is felt too little."""
+
     def train(controlled: bool) -> float:
         g = torch.Generator().manual_seed(0)
         outlier = torch.tensor(10.0, requires_grad=True)

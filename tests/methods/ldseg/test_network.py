@@ -29,16 +29,32 @@ LAYOUTS = [
 def configuration(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = None) -> dict[str, Any]:
     """One configuration of a plans file."""
     dim, ones = len(patch), [1] * len(patch)
-    arch = {"n_stages": 4, "features_per_stage": [8, 12, 16, 16], "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-            "kernel_sizes": [[3] * dim] * 4, "strides": [ones, *map(list, strides)], "n_blocks_per_stage": [1] * 4,
-            "n_conv_per_stage_decoder": [1] * 3, "conv_bias": True, "norm_op_kwargs": {"affine": True},
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d", "nonlin": "torch.nn.LeakyReLU"}
-    settings = DiffusionSettings(2, tuple(a * b for a, b in zip(*strides[:2], strict=True)), 4, (8, 12), (strides[2],),
-                                 (8, 8), (4, 6, 8))
+    arch = {
+        "n_stages": 4,
+        "features_per_stage": [8, 12, 16, 16],
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+        "kernel_sizes": [[3] * dim] * 4,
+        "strides": [ones, *map(list, strides)],
+        "n_blocks_per_stage": [1] * 4,
+        "n_conv_per_stage_decoder": [1] * 3,
+        "conv_bias": True,
+        "norm_op_kwargs": {"affine": True},
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+        "nonlin": "torch.nn.LeakyReLU",
+    }
+    settings = DiffusionSettings(
+        2, tuple(a * b for a, b in zip(*strides[:2], strict=True)), 4, (8, 12), (strides[2],), (8, 8), (4, 6, 8)
+    )
     diffusion = {"settings": settings.to_plan()} | ({"ldseg_latent": latent} if latent else {})
-    return {"patch_size": list(patch), "diffusion": diffusion, "architecture": {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-        "arch_kwargs": arch, "_kw_requires_import": ["conv_op", "norm_op", "nonlin"]}}
+    return {
+        "patch_size": list(patch),
+        "diffusion": diffusion,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+            "arch_kwargs": arch,
+            "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+        },
+    }
 
 
 def make(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = None, **switches: bool) -> LDSeg:

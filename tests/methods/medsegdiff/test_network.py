@@ -18,8 +18,21 @@ PATCH = {2: (16, 24), 3: (6, 16, 12)}
 def make(dim: int = 2, heads: int = 3, **switches: bool) -> MedSegDiff:
     torch.manual_seed(0)
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
-    unet = ResidualEncoderUNet(1, 3, [8, 12, 16], conv, 3, [[1] * dim, *map(list, STRIDES[dim])], [1, 1, 1], heads, [1, 1],
-                               norm_op=norm, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, deep_supervision=True)
+    unet = ResidualEncoderUNet(
+        1,
+        3,
+        [8, 12, 16],
+        conv,
+        3,
+        [[1] * dim, *map(list, STRIDES[dim])],
+        [1, 1, 1],
+        heads,
+        [1, 1],
+        norm_op=norm,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+    )
     return MedSegDiff(unet, STRIDES[dim], (16, 16, 32), heads, PATCH[dim], **switches)
 
 
@@ -36,8 +49,9 @@ def batch(dim: int = 2, n: int = 2, heads: int = 3):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("switches", [{}, {"uncertain_attention": False}, {"ss_former": False},
-                                      {"uncertain_attention": False, "ss_former": False}])
+@pytest.mark.parametrize(
+    "switches", [{}, {"uncertain_attention": False}, {"ss_former": False}, {"uncertain_attention": False, "ss_former": False}]
+)
 def test_every_parameter_takes_part_in_a_training_step(dim, switches):
     model = lively(make(dim, **switches))
     image, onehot = batch(dim)
@@ -48,8 +62,9 @@ def test_every_parameter_takes_part_in_a_training_step(dim, switches):
     assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
 
 
-@pytest.mark.parametrize(("switches", "absent"), [({"uncertain_attention": False}, "attention."),
-                                                  ({"ss_former": False}, "ss_former.")])
+@pytest.mark.parametrize(
+    ("switches", "absent"), [({"uncertain_attention": False}, "attention."), ({"ss_former": False}, "ss_former.")]
+)
 def test_a_part_that_is_switched_off_has_no_parameters(switches, absent):
     assert any(absent in name for name, _ in make().named_parameters())
     assert not any(absent in name for name, _ in make(**switches).named_parameters())
@@ -89,8 +104,10 @@ def test_samples_have_the_volumes_shape_and_depend_on_image_and_noise(dim, switc
     image, _ = batch(dim, n=2)
     volume = torch.cat([image, image.flip(-1)], -1)  # several tiles
     with torch.inference_mode():
-        samples = [model.sample(model.encode(v[None]), PatchNoise(2, v.shape[1:], torch.Generator().manual_seed(s)), steps=3)
-                   for v, s in ((volume[0], 0), (volume[1], 0), (volume[0], 1), (volume[0], 0))]
+        samples = [
+            model.sample(model.encode(v[None]), PatchNoise(2, v.shape[1:], torch.Generator().manual_seed(s)), steps=3)
+            for v, s in ((volume[0], 0), (volume[1], 0), (volume[0], 1), (volume[0], 0))
+        ]
     assert samples[0].shape == (2, 3, *volume.shape[2:])
     assert samples[0].abs().max() <= 1 + 1e-6
     assert torch.equal(samples[0], samples[3])

@@ -113,8 +113,12 @@ def test_cross_attention_is_its_equation(shape):
         Q, K, V = (wave @ t[0, part].flatten(1).T.detach().numpy() for t in (q, k, v))  # (cells, d)
         code = attention.code[head].detach().numpy()  # (axes * harmonics, d)
         harmonics = code.shape[0] // len(shape)
-        waves = np.array([[np.exp(2j * np.pi * h * m[a] / size[a]) for a in range(len(shape)) for h in range(1, harmonics + 1)]
-                          for m in cells])
+        waves = np.array(
+            [
+                [np.exp(2j * np.pi * h * m[a] / size[a]) for a in range(len(shape)) for h in range(1, harmonics + 1)]
+                for m in cells
+            ]
+        )
         Q, K = (s / np.sqrt((np.abs(s) ** 2).sum(1, keepdims=True) / (2 * d) + 1e-5) + waves @ code for s in (Q, K))
         logits = (Q @ K.conj().T).real / np.sqrt(2 * d)
         weights = np.exp(logits - logits.max(1, keepdims=True))

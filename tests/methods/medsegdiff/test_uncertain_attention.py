@@ -30,8 +30,12 @@ def test_smoothing_is_scipys_gaussian(shape):
     smooth = GaussianSmoothing(len(shape))
     smooth.raw_sigma.data = torch.linspace(-1, 1, len(shape))
     x = torch.randn(2, 3, *shape)
-    expected = np.stack([[gaussian_filter(c.double().numpy(), smooth.sigma.tolist(), radius=RADIUS, mode="nearest")
-                          for c in item] for item in x])
+    expected = np.stack(
+        [
+            [gaussian_filter(c.double().numpy(), smooth.sigma.tolist(), radius=RADIUS, mode="nearest") for c in item]
+            for item in x
+        ]
+    )
     np.testing.assert_allclose(smooth(x).detach().numpy(), expected, atol=1e-5)
 
 

@@ -31,7 +31,7 @@ class nnDiffSegTrainer(DiffusionTrainer):
 
     def _build_loss(self) -> nn.Module:
         deep = super()._build_loss()
-        return DiffusionLoss(deep, deep.loss, self.settings, self.label_manager.has_regions).to(self.device)
+        return DiffusionLoss(deep, deep.loss, self.label_manager.has_regions).to(self.device)
 
     def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         assert self.budget is not None

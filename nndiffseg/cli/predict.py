@@ -8,7 +8,6 @@ from pathlib import Path
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.methods.settings import SAMPLERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +36,9 @@ def _parser() -> Parser:
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples", type=int, default=16, help="over all folds (default: %(default)s)")
+    group.add_argument("--samples", type=int, help="over all folds; default: what the plans say")
     group.add_argument("--steps", type=int, help="of the diffusion; default: what the plans say")
-    group.add_argument("--sampler", choices=SAMPLERS, help="default: what the plans say")
+    group.add_argument("--sampler", help="ancestral, ddim or dpmpp_2m, as far as the method has it; default: the method's own")
     group.add_argument(
         "--fuse",
         choices=("mean", "staple"),

@@ -4,7 +4,7 @@ from nndiffseg.diffusion.ancestral import sample_ancestral
 from nndiffseg.diffusion.ddim import sample_ddim
 from nndiffseg.diffusion.dpm_solver import sample_dpmpp_2m
 from nndiffseg.diffusion.samplers import Sampler, sampler_by_name
-from nndiffseg.diffusion.schedules import Cosine, Linear, Schedule, add_noise, schedule_by_name, timesteps
+from nndiffseg.diffusion.schedules import Cosine, Linear, Schedule, add_noise, timesteps
 
 __all__ = [
     "Cosine",
@@ -16,6 +16,5 @@ __all__ = [
     "sample_ddim",
     "sample_dpmpp_2m",
     "sampler_by_name",
-    "schedule_by_name",
     "timesteps",
 ]

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiffseg.errors import UserError
-
 
 class Schedule(ABC):
     """alpha and sigma as functions of time; alpha^2 + sigma^2 = 1."""
@@ -81,19 +79,6 @@ class Linear(Schedule):
         return -math.expm1(-0.25 * (self.beta_min + self.beta_max))  # 1 - a(1)
 
 
-def schedule_by_name(name: str) -> Schedule:
-    """``cosine`` or ``linear``, as in ``DiffusionSettings.schedule``.
-
-    Raises:
-        UserError: there is no such schedule.
-    """
-    if name == "cosine":
-        return Cosine()
-    if name == "linear":
-        return Linear()
-    raise UserError(f"There is no noise schedule {name!r}; choose one of cosine, linear.")
-
-
 def add_noise(schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """z_t = alpha(t) z_0 + sigma(t) eps.
 
@@ -113,30 +98,21 @@ def add_noise(schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor) -> Tenso
     return schedule.alpha(t).to(z0.dtype) * z0 + schedule.sigma(t).to(z0.dtype) * noise
 
 
-def timesteps(steps: int, *, spacing: str = "uniform", rho: float = 2.0) -> Tensor:
+def timesteps(steps: int) -> Tensor:
     """The times that a sampler visits.
 
     Args:
-        steps: number of sampling steps (evaluations of the denoiser).
-        spacing: ``uniform``: t_i = 1 - i / steps. ``rho``: t_i = (1 - i / steps)^rho, denser near t = 0 for rho > 1
-            (rho = 2 is the quadratic spacing of DDIM, arXiv 2010.02502, appendix D.2). It makes the first-order last
-            step short, which DPM-Solver++ needs to keep its second order on a linear schedule.
-        rho: exponent of that warp, positive.
+        steps: number of sampling steps (evaluations of the denoiser): t_i = 1 - i / steps.
 
     Returns:
         ``(steps + 1,)`` float32, strictly descending from exactly 1 to exactly 0.
 
     Raises:
-        ValueError: ``steps`` below 1, unknown spacing or ``rho`` not positive.
+        ValueError: ``steps`` below 1.
     """
     if steps < 1:
         raise ValueError(f"Sampling needs at least one step, got {steps}.")
-    if spacing not in ("uniform", "rho"):
-        raise ValueError(f"There is no spacing {spacing!r}; choose uniform or rho.")
-    if rho <= 0:
-        raise ValueError(f"rho must be positive, got {rho}.")
-    times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
-    return (times**rho if spacing == "rho" else times).float()
+    return (torch.arange(steps, -1, -1, dtype=torch.float64) / steps).float()
 
 
 def training_times(batch: int, generator: torch.Generator | None = None, steps: int = 1000) -> Tensor:

@@ -28,7 +28,7 @@ class FittedNumbers(nn.Module):
         self.register_buffer("volume_scale", torch.tensor([1.0]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        scales = state_dict.setdefault(f"{prefix}volume_scale", torch.ones(1))  # checkpoints of before it existed
+        scales = state_dict[f"{prefix}volume_scale"]
         self.volume_scale = self.volume_scale.new_ones(scales.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 

@@ -7,10 +7,6 @@ from typing import Any
 
 from nndiffseg.errors import UserError
 
-OBJECTIVES = ("energy", "mean")
-SAMPLERS = ("ancestral", "ddim", "dpmpp_2m")
-SCHEDULES = ("cosine", "linear")
-
 
 @dataclass(frozen=True)
 class DiffusionSettings:
@@ -25,15 +21,8 @@ class DiffusionSettings:
         encoder_channels: channels of the label encoder at the strides of stages ``1 .. latent_stage``.
         decoder_channels: channels of the label decoder at stages ``0 .. latent_stage`` (full resolution first).
         noise_scales: correlation lengths, in latent cells, of the auxiliary noise ``xi`` that makes the denoiser a
-            sampler of p(z0 | z_t); only the ``energy`` objective uses it.
+            sampler of p(z0 | z_t).
         noise_channels: channels of ``xi`` at each scale.
-        objective: ``energy`` (a proper scoring rule: the denoiser samples from p(z0 | z_t)) or ``mean`` (the denoiser
-            predicts E[z0 | z_t], as in DDPM).
-        schedule: noise schedule, see :mod:`nndiffseg.diffusion.schedules`.
-        learned_deviation: preconditions the denoiser by a deviation of z0 from the prior that is learned for every cell,
-            instead of 1 (:class:`nndiffseg.nn.denoiser.Denoiser`). Not planned; docs/lab/sampling.md has when it helps.
-        input_scale: factor on z0 before noising; below 1 the schedule is harder (arXiv 2301.10972).
-        sampler: default sampler of the predictor.
         steps: default number of sampling steps.
         samples: default number of samples per case and fold set.
     """
@@ -47,21 +36,10 @@ class DiffusionSettings:
     decoder_channels: tuple[int, ...]
     noise_scales: tuple[int, ...] = (1, 2, 4, 8, 16)
     noise_channels: int = 2
-    objective: str = "energy"
-    schedule: str = "cosine"
-    learned_deviation: bool = False
-    input_scale: float = 1.0
-    sampler: str = "ancestral"
     steps: int = 2
     samples: int = 16
 
     def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UserError(f"The plans ask for the objective {self.objective!r}; choose one of {', '.join(OBJECTIVES)}.")
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"The plans ask for the sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"The plans ask for the schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}.")
         if len(self.decoder_channels) != self.latent_stage + 1:
             raise UserError("The plans' decoder_channels need one entry per stage from full resolution to the latent.")
         if len(self.encoder_channels) != self.latent_stage:

@@ -21,9 +21,6 @@ from nndiffseg.nn.layers import (
     zero,
 )
 
-#: s of an untrained network, and the least s: a cell may be surer than any training can tell
-FIRST_DEVIATION, LEAST_DEVIATION = 0.5, 0.05
-
 
 class _Level(nn.ModuleList):
     """Residual blocks in a row, all with the same time embedding."""
@@ -37,18 +34,12 @@ class _Level(nn.ModuleList):
 class Denoiser(nn.Module):
     """A U-Net whose work lies mostly below the latent grid.
 
-    It corrects what is known without it. Around a first guess, the prior m, let z0 be normal with deviation s; then z0 given
-    z_t is normal too, and the network output F is scaled accordingly,
+    It corrects what is known without it. Around a first guess, the prior m, let z0 be standard normal; then z0 given z_t is
+    normal too, and the network output F is scaled accordingly,
 
-        x0 = m + alpha s^2 / tau^2 (z_t - alpha m) - sigma / tau F,    tau^2 = alpha^2 s^2 + sigma^2:
+        x0 = m + alpha (z_t - alpha m) - sigma F:
 
-    the preconditioning of Karras et al. (arXiv 2206.00364, eq. 7 and appendix B.6) for a variance-preserving z_t, with the
-    data's deviation from the prior in place of that from 0, and without the factor s of F, which brought nothing. With s = 1
-    and m = 0 it is v-prediction (Salimans & Ho 2022, eq. 7 and appendix D).
-
-    Most cells are far surer than s = 1: the noise of z_t then passes into their x0 by alpha sigma, and a network that
-    normalises its channels hardly learns to remove it. Whether a learned s makes better samples depends on the dataset
-    (docs/lab/sampling.md), so it is off by default.
+    v-prediction around the prior (Salimans & Ho 2022, arXiv 2202.00512, appendix D, where m = 0).
 
     At t = 1 the network predicts the difference between x0 and the prior, near t = 0 it hardly has to do anything.
     """
@@ -63,12 +54,11 @@ class Denoiser(nn.Module):
         schedule: Schedule,
         embedding: int = 64,
         blocks: Sequence[int] = (1, 3),
-        learned_deviation: bool = False,
     ):
         """``channels[0]`` lies on the latent grid, ``strides[i]`` leads from level i to i + 1.
 
         ``blocks[0]`` residual blocks run before and after the coarser levels at every level but the deepest, which
-        has ``blocks[1]``. ``learned_deviation`` estimates s from the condition; without it s = 1.
+        has ``blocks[1]``.
         """
         super().__init__()
         self.schedule = schedule
@@ -86,20 +76,6 @@ class Denoiser(nn.Module):
         self.norm = ChannelNorm(channels[0])
         # Zero: an untrained denoiser answers with the prior at t = 1, and spread grows from there.
         self.head = zero(conv(dim, channels[0], latent_channels))
-        self.to_deviation: nn.Module | None = None
-        if learned_deviation:
-            self.to_deviation = zero(conv(dim, channels[0], 1, 1))
-            nn.init.constant_(self.to_deviation.bias, deviation_bias(FIRST_DEVIATION))  # type: ignore[arg-type]
-
-    def deviation(self, condition: Tensor) -> Tensor:
-        """s, how far z0 is expected to lie from the prior: ``(N, C_0, *grid)`` -> ``(N, 1, *grid)``, a value for all channels.
-
-        Trained by its own score (:func:`nndiffseg.methods.latent.scores.deviation_score`): the condition is an input, and no
-        gradient reaches it.
-        """
-        if self.to_deviation is None:
-            return condition.new_ones((len(condition), 1, *condition.shape[2:]), dtype=torch.float32)
-        return LEAST_DEVIATION + F.softplus(self.to_deviation(condition.detach()).float())
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor, prior: Tensor, xi: Tensor | None = None) -> Tensor:
         """Denoises.
@@ -128,9 +104,8 @@ class Denoiser(nn.Module):
         correction = self.head(F.silu(self.norm(h))).float()
         view = (-1, *[1] * (z.ndim - 1))
         alpha, sigma = self.schedule.alpha(t).view(view), self.schedule.sigma(t).view(view)
-        prior, variance = prior.float(), self.deviation(condition).detach().square()
-        tau2 = alpha**2 * variance + sigma**2
-        return prior + alpha * variance / tau2 * (z - alpha * prior) - sigma / tau2.sqrt() * correction
+        prior = prior.float()
+        return prior + alpha * (z - alpha * prior) - sigma * correction
 
 
 def _bounded(xi: Tensor) -> Tensor:
@@ -140,8 +115,3 @@ def _bounded(xi: Tensor) -> Tensor:
     training to be learnt and would make a few samples in a hundred fail altogether; a uniform variable has no tails.
     """
     return math.sqrt(3) * torch.erf(xi / math.sqrt(2))
-
-
-def deviation_bias(deviation: float) -> float:
-    """The bias with which :meth:`Denoiser.deviation` is ``deviation`` everywhere, while its weights are zero."""
-    return math.log(math.expm1(deviation - LEAST_DEVIATION))

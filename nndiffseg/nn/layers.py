@@ -136,17 +136,6 @@ def join_blocks(x: Tensor, stride: Sequence[int]) -> Tensor:
     return x.view(len(x), *stride, *x.shape[2:]).permute(axes).reshape(len(x), x.shape[2], *size)
 
 
-def box_mean(x: Tensor, cells: int) -> Tensor:
-    """Mean over ``cells`` (odd) cells along each axis, at the border over those that exist; float32 ``(B, C, *spatial)``."""
-    x = x.float()
-    with torch.autocast(x.device.type, enabled=False):
-        for axis in range(2, x.ndim):  # a box is separable: one product with a band matrix per axis
-            cell = torch.arange(x.shape[axis], device=x.device)
-            band = ((cell[:, None] - cell).abs() <= cells // 2).to(x)
-            x = torch.tensordot(x, band / band.sum(0), ([axis], [0])).movedim(-1, axis)
-    return x
-
-
 def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Drops trailing cells that padding to a multiple of the stride added."""
     window = (slice(None), slice(None), *(slice(0, n) for n in shape))

@@ -18,9 +18,9 @@ from nndiffseg.methods.settings import DiffusionSettings
 #: residual blocks of the denoiser before and after the coarser levels, and at the deepest level
 DENOISER_BLOCKS = (1, 3)
 CONVS_PER_BLOCK = 2
-#: decodes per training step: the reconstruction and two samples (one estimate for the ``mean`` objective)
-TRAINING_DECODES = {"energy": 3, "mean": 2}
-TRAINING_DENOISES = {"energy": 2, "mean": 1}
+#: a training step decodes the true latent and two samples
+TRAINING_DECODES = 3
+TRAINING_DENOISES = 2
 #: Tensors kept for the backward pass per element of a convolution's output, relative to the image network: the channel
 #: norms of the light networks keep their inputs and outputs, where nnU-Net's activations work in place. The label
 #: decoder has none at full resolution; its figure holds the losses of what it decodes.
@@ -103,7 +103,7 @@ def denoiser(settings: DiffusionSettings, grid: Sequence[int]) -> Cost:
     """One evaluation of the denoiser for one sample; ``grid`` is the latent grid."""
     dim = len(grid)
     three, one, widths = (3,) * dim, (1,) * dim, settings.denoiser_channels
-    xi = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
+    xi = len(settings.noise_scales) * settings.noise_channels
     total = conv(settings.latent_channels + xi, widths[0], three, grid) + conv(widths[0], settings.latent_channels, three, grid)
     cells = tuple(grid)
     for i, width in enumerate(widths):
@@ -155,7 +155,7 @@ def training_overhead(settings: DiffusionSettings, arch_kwargs: Mapping[str, Any
     light = (
         label_encoder(settings, heads, patch, arch_kwargs["strides"])
         + projections(arch_kwargs["features_per_stage"], settings, grids)
-        + TRAINING_DENOISES[settings.objective] * denoiser(settings, grids[settings.latent_stage])
+        + TRAINING_DENOISES * denoiser(settings, grids[settings.latent_stage])
     )
-    decoded = TRAINING_DECODES[settings.objective] * label_decoder(settings, heads, grids)
+    decoded = TRAINING_DECODES * label_decoder(settings, heads, grids)
     return LIGHT_MEMORY * light.elements + DECODER_MEMORY * decoded.elements

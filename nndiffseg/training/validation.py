@@ -1,10 +1,9 @@
 """Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
 
-Fitted on validation cases are the scale of the samples' details, the weight that fuses deterministic head and samples,
-and the scale of the reported volumes. So that no case is judged with a number that it helped to choose (cross-fitting), each
-is predicted with the detail scale of all the others, and exported with the other two fitted on the half that it does not
-belong to: these need predictions, whose probabilities are too large to keep. Cases of one group (:mod:`nndiffseg.data.groups`)
-stay together. The checkpoint gets the numbers fitted on all cases.
+Fitted on validation cases are the weight that fuses deterministic head and samples, and the scale of the reported volumes.
+So that no case is evaluated with a number that it helped to choose (cross-fitting), each is exported with numbers fitted on
+the half that it does not belong to. Cases of one group (:mod:`nndiffseg.data.groups`) stay together. The checkpoint gets the
+numbers fitted on all cases.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from nndiffseg.data.groups import halves_of, read_groups
 from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.fitted import FittedNumbers, set_fitted
-from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
-from nndiffseg.training.detail_scale import SpreadTable, fit_detail, fit_detail_without_each, spread_tables
 from nndiffseg.uncertainty.evaluation import evaluate_predictions, structures_of
 from nndiffseg.uncertainty.statistics import CaseStatistics
 from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
@@ -83,13 +80,10 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
         save_probabilities=save_probabilities,
         settings=predictor.settings(),
     )
-    spreads = spread_tables(trainer, network) if isinstance(network, LatentDiffusionSegmenter) else []
     groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
-    tables = _predict_in_halves(trainer, predictor, job, spreads, groups)
+    tables = _predict_in_halves(trainer, predictor, job, groups)
     weight, scales = _fit(network, tables, groups)
     fitted: dict[str, float | Sequence[float]] = {"fusion_weight": weight, "volume_scale": scales}
-    if spreads:
-        fitted["detail_scale"] = fit_detail(spreads, groups=groups)
     for each in (network, trainer.bare_network):
         set_fitted(each, fitted)
     _judge(trainer, folder, [t.fusion for t in tables], fitted)
@@ -109,28 +103,26 @@ def _store_fitted(path: Path, fitted: Iterable[str], network: Any) -> None:
         return
     checkpoint = load_checkpoint(path)
     for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
-        weights.pop("spread_scale", None)  # of checkpoints of before volumes had a scale of their own
         buffers = dict(network.named_buffers(recurse=False))
         weights |= {name: buffers[name].cpu() for name in fitted if name in buffers}
     save_atomically(checkpoint, path)
 
 
 def _predict_in_halves(
-    trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, spreads: list[SpreadTable], groups: dict[str, str]
+    trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, groups: dict[str, str]
 ) -> list[CaseTables]:
     """Exports every case with numbers fitted on others; returns what to fit them on."""
     _, keys = trainer.do_split()
     halves = halves_of(keys, groups)
-    details = fit_detail_without_each(spreads, keys, groups) if spreads else {}
     cache = job.output / CACHE
     cache.mkdir()
     tables: list[list[CaseTables]] = [[], []]
     try:
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[0], details):
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
             tables[0].append(table)
             _store(cache / key, statistics, properties)
         first = _fit(predictor.network, tables[0], groups)
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[1], details):
+        for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
             tables[1].append(table)
             export_case(job, key, statistics.with_fitted(*first), properties)
         # With a single group there is no other half; its own weight is then the only one there is.
@@ -144,13 +136,11 @@ def _predict_in_halves(
 
 
 def _predict(
-    trainer: DiffusionTrainer, predictor: Predictor, keys: list[str], details: dict[str, float]
+    trainer: DiffusionTrainer, predictor: Predictor, keys: list[str]
 ) -> Iterator[tuple[str, CaseStatistics, CaseTables, dict[str, Any]]]:
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
-        if key in details:
-            set_fitted(predictor.network, {"detail_scale": details[key]})
         data, segmentation, _, properties = dataset.load_case(key)
         statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
         reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)

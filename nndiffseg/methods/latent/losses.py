@@ -1,4 +1,4 @@
-"""The losses of the latent-diffusion trainer (DESIGN, section 4)."""
+"""The losses of the latent-diffusion method."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nndiffseg.methods.latent.network import TrainingOutput
-from nndiffseg.methods.latent.scores import KernelDistances, deviation_score, energy_distances, jaccard_distances
+from nndiffseg.methods.latent.scores import KernelDistances, energy_distances, jaccard_distances
 from nndiffseg.methods.latent.spread_control import SpreadControl
-from nndiffseg.methods.settings import DiffusionSettings
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
 LATENT_SCALES = (1, 2, 4, 0)
@@ -19,12 +18,11 @@ LABEL_SCALES = (1, 4, 16, 0)
 
 
 class DiffusionLoss(nn.Module):
-    """Sum of the deterministic, reconstruction, latent and label terms, and that of the deviation where it is learned.
+    """Sum of the deterministic, reconstruction, latent and label terms.
 
     Args:
         deterministic: nnU-Net's loss with deep supervision ``(list of logits, list of targets) -> scalar``.
         segmentation: nnU-Net's loss at full resolution ``(logits, target) -> scalar``.
-        settings: of the configuration; the objective decides the latent and label terms.
         regions: sigmoid heads (nnU-Net's region-based training) instead of softmax.
     """
 
@@ -32,12 +30,11 @@ class DiffusionLoss(nn.Module):
         self,
         deterministic: Callable[..., Tensor],
         segmentation: Callable[..., Tensor],
-        settings: DiffusionSettings,
         regions: bool,
     ):
         super().__init__()
         self.deterministic, self.segmentation = deterministic, segmentation
-        self.settings, self.regions = settings, regions
+        self.regions = regions
         self.progress = 1.0
         self.control = nn.ModuleDict(
             {
@@ -57,12 +54,6 @@ class DiffusionLoss(nn.Module):
             "deterministic": self.deterministic([x.float() for x in out.logits], targets),
             "reconstruction": self.segmentation(out.reconstruction.float(), targets[0]),
         }
-        if self.settings.learned_deviation:
-            terms["deviation"] = deviation_score(out.z0, out.prior, out.deviation)
-        if self.settings.objective == "mean":
-            terms["latent"] = (out.x0[0] - out.z0).square().mean()
-            terms["label"] = self.segmentation(out.samples[0].float(), targets[0])
-            return terms
         logits = out.samples.float()
         p = torch.sigmoid(logits) if self.regions else logits.softmax(2)  # (2, B, heads, *patch)
         first = 0 if self.regions else 1

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nndiffseg.diffusion.noise.interpolation import correlated_noise
 from nndiffseg.diffusion.samplers import sampler_by_name
-from nndiffseg.diffusion.schedules import add_noise, schedule_by_name, timesteps
+from nndiffseg.diffusion.schedules import Cosine, add_noise, timesteps
 from nndiffseg.methods.fitted import FittedNumbers
 from nndiffseg.methods.latent.label_decoder import LabelDecoder
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.denoiser import Denoiser
 from nndiffseg.nn.image_network import ImageNetwork
 from nndiffseg.nn.label_encoder import LabelEncoder
-from nndiffseg.nn.layers import ChannelNorm, box_mean, conv, pointwise
+from nndiffseg.nn.layers import ChannelNorm, conv, pointwise
 from nndiffseg.nn.sample_network import NoiseSource
-
-#: cells along an axis over which a deviation counts as common, not as detail
-DETAIL_CELLS = 5
 
 
 class TrainingOutput(NamedTuple):
-    """One training pass. M = 2 samples for the energy objective, 1 estimate for the mean objective.
+    """One training pass; M = 2 samples.
 
     Attributes:
         logits: deterministic logits, full resolution first, ``(B, heads, *patch / stride_s)`` each.
         reconstruction: logits decoded from the (jittered) true latent ``(B, heads, *patch)``.
         z0: true latent, detached ``(B, C_z, *latent)``.
         prior: latent of the deterministic segmentation, detached, of the same shape.
-        deviation: how far z0 was expected to lie from the prior ``(B, 1, *latent)``; 1 where that is not learned.
         x0: denoised latents ``(M, B, C_z, *latent)``.
         samples: logits decoded from ``x0`` ``(M, B, heads, *patch)``.
         pure: which items were denoised from pure noise, t = 1, bool ``(B,)``.
@@ -44,7 +39,6 @@ class TrainingOutput(NamedTuple):
     reconstruction: Tensor
     z0: Tensor
     prior: Tensor
-    deviation: Tensor
     x0: Tensor
     samples: Tensor
     pure: Tensor
@@ -58,14 +52,13 @@ class LatentDiffusionSegmenter(FittedNumbers):
     trains goes through ``forward`` because DistributedDataParallel exposes nothing else.
     """
 
-    detail_scale: Tensor
     regions: Tensor
 
     def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
         """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least."""
         super().__init__()
         self.settings = settings
-        self.schedule = schedule_by_name(settings.schedule)
+        self.schedule = Cosine()
         depth = settings.latent_stage
         to_latent = [tuple(int(v) for v in s) for s in strides[:depth]]
         dim = len(to_latent[0])
@@ -78,7 +71,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         #: logits, condition of the denoiser, latent of the deterministic segmentation, one guide per decoder stage
         self.map_strides = (cumulative[0], cumulative[-1], cumulative[-1], *cumulative)
 
-        xi_channels = len(settings.noise_scales) * settings.noise_channels if settings.objective == "energy" else 0
+        xi_channels = len(settings.noise_scales) * settings.noise_channels
         self.image_network = ImageNetwork(unet)
         self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
         self.denoiser = Denoiser(
@@ -88,7 +81,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
             settings.denoiser_channels,
             settings.denoiser_strides,
             self.schedule,
-            learned_deviation=settings.learned_deviation,
         )
         self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
@@ -99,24 +91,10 @@ class LatentDiffusionSegmenter(FittedNumbers):
         # stage, and samples could not move a boundary that the image shows well (docs/lab/volumes.md).
         self.guide_norm = ChannelNorm(settings.decoder_channels[0])
         self.halo = self.label_decoder.halo
-        self.default_sampler, self.default_steps = settings.sampler, settings.steps
-        # How far the details of samples lie from the prior, relative to what was trained (fitted by
-        # nndiffseg.training.detail_scale).
-        self.register_buffer("detail_scale", torch.tensor([1.0]))
+        self.default_sampler, self.default_steps = "ancestral", settings.steps
         # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
         # without telling them; the trainer sets it and the checkpoint carries it.
         self.register_buffer("regions", torch.tensor(False))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        state_dict.setdefault(f"{prefix}detail_scale", torch.ones(1))  # checkpoints of before it existed
-        scale = state_dict.pop(f"{prefix}spread_scale", None)  # of before volumes had a scale of their own
-        if scale is not None and float(scale) != 1:
-            warnings.warn(
-                "The checkpoint is of an earlier version and its numbers fitted on validation cases are out of date; "
-                "run nndiffseg_train with --val once to fit them anew.",
-                stacklevel=2,
-            )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -135,7 +113,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         out = self.image_network(image, deep_supervision)
         guides = self._guides(out.features)
         condition, prior = self._condition(out.features, out.logits[0])
-        z0 = self.label_encoder(onehot) * self.settings.input_scale
+        z0 = self.label_encoder(onehot)
         reconstruction = self._reconstruct(z0, guides, generator)
         z0 = z0.detach()
         x0, t = self._denoise_training(z0, condition, prior, generator)
@@ -145,7 +123,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
             reconstruction,
             z0,
             prior,
-            self.denoiser.deviation(condition),
             x0,
             samples.unflatten(0, x0.shape[:2]),
             t == 1,
@@ -155,7 +132,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""
         view = (-1, *[1] * (z0.ndim - 1))
         keep = (torch.rand(len(z0), generator=generator) < 0.5).to(z0).view(view)
-        jitter = torch.rand(len(z0), generator=generator).to(z0).view(view) * 0.3 * self.settings.input_scale
+        jitter = torch.rand(len(z0), generator=generator).to(z0).view(view) * 0.3
         z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
@@ -166,10 +143,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
         batch, shape = len(z0), z0.shape[2:]
         t = torch.rand(batch, generator=generator)
         noise = torch.randn(z0.shape, generator=generator).to(z0)
-        if self.settings.objective == "mean":
-            t = t.to(z0)
-            source = self._recycle(z0, condition, prior, t, generator)
-            return self.denoiser(add_noise(self.schedule, source, noise, t), t, condition, prior)[None], t
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
         t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
         z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
@@ -182,16 +155,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
         )
         condition, prior = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior))
         return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch)), t
-
-    @torch.no_grad()
-    def _recycle(self, z0: Tensor, condition: Tensor, prior: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Half of the items: the network's own prediction from a noisier time (MELBA 2023:016) instead of z0."""
-        u = torch.rand(len(z0), generator=generator).to(t)
-        noisier = t + (1 - t) * u
-        noise = torch.randn(z0.shape, generator=generator).to(z0)
-        own = self.denoiser(add_noise(self.schedule, z0, noise, noisier), noisier, condition, prior)
-        use = (torch.rand(len(z0), generator=generator) < 0.5).to(z0.device).view(-1, *[1] * (z0.ndim - 1))
-        return torch.where(use, own.to(z0), z0)
 
     # ---- prediction -----------------------------------------------------------------------------------------------
 
@@ -208,7 +171,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
         with torch.no_grad():
             p = logits.detach().float()
             prior = self.label_encoder(p.sigmoid() if bool(self.regions) else p.softmax(1), update=False)
-            prior = prior * self.settings.input_scale
         condition = self.to_condition(features[self.settings.latent_stage])
         return condition + self.prior_to_condition(prior), prior
 
@@ -226,34 +188,19 @@ class LatentDiffusionSegmenter(FittedNumbers):
 
         def denoise(z: Tensor, t: Tensor) -> Tensor:
             step = next(calls)
-            if settings.objective == "mean":
-                return self.denoiser(z, t, condition, prior)
             first = 1 + step * (n_scales + 1)
             xi = torch.cat([draw(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
             return self.denoiser(z, t, condition, prior, xi)
 
         start = draw(0, settings.latent_channels, 1)
         times = timesteps(steps or self.default_steps)
-        z0 = sampler_by_name(sampler or self.default_sampler)(
+        return sampler_by_name(sampler or self.default_sampler)(
             denoise,
             start,
             times,
             schedule=self.schedule,
             step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1),
         )
-        return self.rescale(z0, maps, self.detail_scale)
-
-    @staticmethod
-    def rescale(latent: Tensor, maps: Sequence[Tensor], detail: Tensor | float) -> Tensor:
-        """Moves the details of latents ``(N, C_z, *grid)`` towards those of the prior (below 1) or away from them.
-
-        ``prior + smooth + detail (r - smooth)`` with r = latent - prior and smooth its mean over ``DETAIL_CELLS``
-        cells along each axis.
-        """
-        prior = maps[2].float()
-        deviation = latent - prior
-        smooth = box_mean(deviation, DETAIL_CELLS)
-        return prior + smooth + detail * (deviation - smooth)
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """latents ``(N, C_z, *slab)``; ``maps`` of G images as from :meth:`encode`, or the guides alone -> logits.
@@ -261,4 +208,4 @@ class LatentDiffusionSegmenter(FittedNumbers):
         Latent i belongs to image i mod G.
         """
         guides = list(maps)[-len(self.to_guides) :]
-        return self.label_decoder(latent / self.settings.input_scale, guides)
+        return self.label_decoder(latent, guides)

@@ -81,17 +81,3 @@ def jaccard_distances(x: Tensor, y: Tensor, eps: float = 1.0) -> KernelDistances
         return (apart / ((both + apart) / 2 + eps)).mean(1)
 
     return KernelDistances(((d(x[0], y) + d(x[1], y)) / 2)[None], d(x[0], x[1])[None])
-
-
-def deviation_score(z0: Tensor, prior: Tensor, deviation: Tensor) -> Tensor:
-    """``E q / s + s`` with q the mean of (z0 - prior)^2 over channels: least where s^2 is the expectation of q.
-
-    Gentler than the normal likelihood's q / s^2 + log s^2, of which a few cells far from a prior that was thought sure would
-    be nearly all; and in the unit of the latents, as their energy score is.
-
-    Args:
-        z0, prior: latents ``(B, C_z, *latent)``.
-        deviation: s, positive ``(B, 1, *latent)``.
-    """
-    q = (z0 - prior).float().square().mean(1, keepdim=True)
-    return (q / deviation + deviation).mean()

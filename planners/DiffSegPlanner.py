@@ -20,7 +20,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
-from nndiffseg.methods.ldseg import latent as ldseg_latent
+from nndiffseg.methods import METHODS
+from nndiffseg.methods.ldseg.method import LDSegMethod
 from nndiffseg.planning import cost, memory
 from nndiffseg.planning.decisions import (
     Architecture,
@@ -116,7 +117,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
                 f"{self.dataset_name} has an ignore label, which nndiffseg does not support yet; remove it from "
                 "dataset.json and from the labels."
             )
-        self.heads = int(labels.num_segmentation_heads)
+        self.heads, self.regions = int(labels.num_segmentation_heads), bool(labels.has_regions)
         self.structures: dict[str, list[int]] = {
             name: [int(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
             for name, value in self.dataset_json["labels"].items()
@@ -228,6 +229,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         widths = thickness(arrays, spacing, self.structures)
         plan["diffusion"] = {
             "settings": settings.to_plan(),
+            "regions": self.regions,
             "rate_distortion": [asdict(p) for p in curve],
             "reason": reason,
             "cost": self._cost(arch, settings, plan["batch_size"]),
@@ -235,7 +237,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         }
         reasons = [reason]
         if self.latent == "paper":
-            plan["diffusion"][ldseg_latent.KEY] = self.latent
+            plan["diffusion"]["options"] = {LDSegMethod.name: {"latent": self.latent}}
             reasons.append(paper_latent_reason(arch, curve))
         gb = plan["diffusion"]["cost"]["training_memory_gb"]
         unit = "pixels" if issubclass(self.determine_reader_writer(), NaturalImage2DIO) else "mm"
@@ -275,9 +277,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         image_gb = plan["diffusion"]["cost"]["training_memory_gb"]["image_network"]
         if MEMORY_BOUND * image_gb <= target:
             return []
-        from nndiffseg import trainers  # loads all of nnU-Net's training
-
-        methods = [getattr(trainers, t) for t in trainers.__all__ if t != FLAGSHIP]
+        methods = {trainer: method for trainer, method in METHODS.items() if trainer != FLAGSHIP}
         entries = memory.plan_entries(
             methods, PlansManager(plans), name, len(self._channel_names()), self.heads, image_gb, target
         )

@@ -42,82 +42,11 @@ Departures, and why:
   dropout 0.2, average of the denoiser alone).
 """
 
-from __future__ import annotations
-
-from typing import Any
-
-import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
-
-from nndiffseg.diffusion.noise.interpolation import PatchNoise
-from nndiffseg.methods.ldseg.network import build_ldseg
+from nndiffseg.methods.ldseg.method import LDSegMethod
 from nndiffseg.training.trainer import DiffusionTrainer
-
-#: steps of the samples that are drawn after every epoch to watch the training; prediction takes the full number
-STEPS_WHILE_TRAINING = 5
 
 
 class nnDiffSegTrainerLDSeg(DiffusionTrainer):
-    """Trains the four networks together.
+    """Trains :class:`~nndiffseg.methods.ldseg.method.LDSegMethod`."""
 
-    Attributes:
-        learned_label_encoder, learned_image_encoder: False for nearest-neighbour down-sampling in its place.
-        dice_weight: weight of Dice, relative to the cross-entropy's 1.
-        noise_weight: weight of the noise's squared error.
-        deterministic_share: share of the items that train the deterministic answer.
-        recycling: share of the items that noise the network's own prediction; 0 as published.
-        latent_weight: weight of those items' squared error of x0.
-    """
-
-    learned_label_encoder = True
-    learned_image_encoder = True
-    dice_weight = 2.0
-    noise_weight = 1.0
-    deterministic_share = 0.25
-    recycling = 0.5
-    latent_weight = 1.0
-
-    @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        return build_ldseg(
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            learned_label_encoder=cls.learned_label_encoder,
-            learned_image_encoder=cls.learned_image_encoder,
-        )
-
-    def _build_loss(self) -> nn.Module:
-        loss = super()._build_loss().loss  # without the wrapper for deep supervision
-        loss.weight_dice = self.dice_weight
-        return loss
-
-    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        out = self.network(
-            data,
-            self.onehot(targets[0]),
-            deterministic_share=self.deterministic_share,
-            recycling=self.recycling,
-            generator=generator,
-        )
-        noise = (out.estimate - out.noise).square().flatten(1).mean(1) * ~out.recycled
-        latent = (out.x0 - out.latent.detach()).square().flatten(1).mean(1) * out.recycled
-        return {
-            "segmentation": self.loss(out.logits.float(), targets[0]),
-            "noise": self.noise_weight * noise.mean(),
-            "latent": self.latent_weight * latent.mean(),
-        }
-
-    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        maps = network.encode(data)
-        draw = PatchNoise(len(data), maps[1].shape[2:], generator, self.device)
-        latents = [network.sample(maps, draw, steps=STEPS_WHILE_TRAINING) for _ in range(2)]
-        return maps[0], torch.stack([network.decode(z, maps) for z in latents])
+    method_class = LDSegMethod

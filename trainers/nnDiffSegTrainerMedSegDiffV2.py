@@ -30,69 +30,11 @@ The authors never released the code of U-SA and SS-Former, and the paper leaves 
 - Samples are fused by the mean unless STAPLE is asked for, because the mean keeps the probabilities.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
-import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
-
-from nndiffseg.methods.medsegdiff.network import build_medsegdiff
+from nndiffseg.methods.medsegdiff.method import MedSegDiffV2
 from nndiffseg.training.trainer import DiffusionTrainer
-
-#: steps of the samples that are drawn after every epoch to watch the training; prediction takes the full number
-STEPS_WHILE_TRAINING = 5
 
 
 class nnDiffSegTrainerMedSegDiffV2(DiffusionTrainer):
-    """Trains condition and diffusion model together.
+    """Trains :class:`~nndiffseg.methods.medsegdiff.method.MedSegDiffV2`."""
 
-    Attributes:
-        uncertain_attention: False for the ablation that adds the anchor to the diffusion encoder's features.
-        ss_former: False for the ablation that adds the deepest embeddings.
-        ce_weight: weight of the cross-entropy in the anchor loss, relative to nnU-Net's.
-        recycling: share of the items that noise the network's own prediction; 0 as published.
-    """
-
-    uncertain_attention = True
-    ss_former = True
-    ce_weight = 1.0
-    recycling = 0.0
-
-    @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        return build_medsegdiff(
-            configuration_manager,
-            num_input_channels,
-            num_output_channels,
-            uncertain_attention=cls.uncertain_attention,
-            ss_former=cls.ss_former,
-        )
-
-    def prepare_network(self, network: Any) -> None:
-        network.regions.fill_(self.label_manager.has_regions)
-
-    def _build_loss(self) -> nn.Module:
-        deep = super()._build_loss()
-        deep.loss.weight_ce *= self.ce_weight
-        return deep
-
-    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        out = self.network(data, self.onehot(targets[0]), deep_supervision=True, recycling=self.recycling, generator=generator)
-        return {
-            "anchor": self.loss([logits.float() for logits in out.logits], targets),
-            "denoising": (out.estimate - out.x0).square().mean(),
-        }
-
-    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        noise = torch.randn(2, len(data), network.heads, *data.shape[2:], generator=generator).to(data)
-        x0 = network.sample_patch(data, noise, STEPS_WHILE_TRAINING)
-        return network.deterministic(data), network.to_logits(x0)
+    method_class = MedSegDiffV2

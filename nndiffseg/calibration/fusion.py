@@ -1,62 +1,69 @@
-"""Fits the weight of the deterministic head in the fused probability, on cases that the network was not trained on.
+"""The weight of the deterministic head in the fused probability, ``p = w p_head + (1 - w) mean of samples``.
 
-``p = w p_deterministic + (1 - w) mean of samples``. One number is fitted, by the Dice that users look at; among weights
-of equal Dice the one with the best likelihood wins.
+One number is fitted, by the Dice that users look at; among weights of equal Dice the one with the best likelihood wins.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nndiffseg.nn.heads import Heads
+
 WEIGHTS = np.linspace(0.0, 1.0, 11)
-#: mean Dice differences below this are noise of a validation set
+#: differences of the mean Dice below this are noise of a validation set
 TOLERANCE = 5e-4
+#: probabilities below this count as this in the likelihood
+FLOOR = 1e-6
 
 
-@dataclass(frozen=True)
-class FusionTable:
-    """One case under every candidate weight.
+class FusionScores(Protocol):
+    """The part of a :class:`~nndiffseg.calibration.tables.CaseTable` that is needed here."""
 
-    Attributes:
-        dice: ``(weights, structures)``, NaN where reference and prediction are both empty.
-        nll: mean negative log-likelihood of the reference per voxel, in nats ``(weights,)``.
-    """
-
-    dice: np.ndarray
-    nll: np.ndarray
+    dice: NDArray[np.float64]
+    nll: NDArray[np.float64]
 
 
-def fusion_table(deterministic: Tensor, sampled: Tensor, onehot: Tensor, *, regions: bool) -> FusionTable:
-    """Scores one case.
+def fusion_scores(
+    deterministic: Tensor, sampled: Tensor, onehot: Tensor, heads: Heads
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of one case under each of :data:`WEIGHTS`.
 
     Args:
         deterministic, sampled: probabilities ``(heads, *spatial)``.
-        onehot: reference ``(heads, *spatial)``, boolean.
-        regions: heads are independent regions; otherwise head 0 is the background and the heads sum to 1.
+        onehot: reference ``(heads, *spatial)``, bool.
+        heads: what the channels mean.
+
+    Returns:
+        Dice ``(weights, K)``, NaN where reference and prediction are both empty; mean negative log-likelihood of the
+        reference per voxel, in nats ``(weights,)``.
     """
-    # Only voxels where something may be at stake; elsewhere every weight gives the same.
-    background = 1 - deterministic.amax(0) if regions else deterministic[0]
-    away = (1 - sampled.amax(0)) if regions else sampled[0]
-    some = (background < 0.999) | (away < 0.999)
-    some |= onehot.any(0) if regions else ~onehot[0]
+    some = _at_stake(deterministic, heads) | _at_stake(sampled, heads)
+    some |= onehot.any(0) if heads.regions else ~onehot[0]
     d, s, y = deterministic[:, some], sampled[:, some], onehot[:, some]
-    dice, nll = [], []
+    first, dice, nll = heads.first_structure, [], []
     for weight in WEIGHTS:
         p = torch.lerp(s, d, float(weight))
-        hard = p > 0.5 if regions else torch.nn.functional.one_hot(p.argmax(0), len(p)).T.bool()
-        first = 0 if regions else 1
+        hard = heads.hard(p, 0)
         both, sizes = (hard & y)[first:].sum(1), hard[first:].sum(1) + y[first:].sum(1)
         dice.append(torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), torch.nan).tolist())
-        likelihood = torch.where(y, p, 1 - p) if regions else (p * y).sum(0, keepdim=True)
-        nll.append(float(-likelihood.clamp_min(1e-6).log().sum()) / max(1, onehot[0].numel()))
-    return FusionTable(np.array(dice), np.array(nll))
+        likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0, keepdim=True)
+        nll.append(float(-likelihood.clamp_min(FLOOR).log().sum()) / max(1, onehot[0].numel()))
+    return np.array(dice), np.array(nll)
 
 
-def fit_fusion_weight(tables: list[FusionTable]) -> float:
+def _at_stake(probabilities: Tensor, heads: Heads) -> Tensor:
+    """Voxels where something but background is possible; elsewhere every weight gives the same."""
+    background = 1 - probabilities.amax(0) if heads.regions else probabilities[0]
+    return background < 0.999
+
+
+def fit_fusion_weight(tables: Sequence[FusionScores]) -> float:
     """The weight with the best mean Dice; among equals the best likelihood. 1 without any table."""
     if not tables:
         return 1.0
@@ -66,9 +73,9 @@ def fit_fusion_weight(tables: list[FusionTable]) -> float:
     return float(WEIGHTS[candidates[np.argmin(nll[candidates])]])
 
 
-def mean_dice(tables: list[FusionTable]) -> np.ndarray:
+def mean_dice(tables: Sequence[FusionScores]) -> NDArray[np.float64]:
     """Per weight ``(weights,)``: mean over structures of the mean over cases."""
-    values = np.stack([t.dice for t in tables])  # (cases, weights, structures)
+    values = np.stack([t.dice for t in tables])  # (cases, weights, K)
     present = np.isfinite(values)
     per_structure = np.where(present, values, 0).sum(0) / np.maximum(present.sum(0), 1)
     per_structure[present.sum(0) == 0] = np.nan

@@ -1,9 +1,9 @@
-"""How far the log ratio of spread and error can be believed that a few groups of cases show.
+"""MAP shrinkage of the log spread/error ratio, estimated from few groups of cases.
 
-A case's error is one draw, so a few cases tell little. Scales are therefore modes of a posterior: a normal likelihood of
+A case's error is one draw, so a few cases tell little. A scale is therefore the mode of a posterior: a normal likelihood of
 the log ratio of spread and error, and a normal prior of the scale's logarithm around 0 (Gelman et al. 2013, Bayesian Data
-Analysis, sections 2.5 and 4.1). The standard error comes from leaving out one group of cases (:mod:`nndiffseg.data.groups`) at
-a time, for cases of one person are alike in their errors too. Two groups may agree by chance, so their variance has a
+Analysis, sections 2.5 and 4.1). The standard error is the jackknife's, one group of cases (:mod:`nndiffseg.data.groups`) left
+out at a time, since cases of one person are alike in their errors too. Two groups may agree by chance, so their variance has a
 prior as well (scaled inverse chi squared, the same book, section 3.3).
 """
 
@@ -24,19 +24,17 @@ PRIOR_GROUPS = 4
 STEP = 0.01
 
 
-def mode(log_scales: NDArray, log_ratios: NDArray, without: NDArray, prior_sd: float, left_alone: float = 0.0) -> float:
-    """The likeliest log scale.
+def map_log_scale(log_scales: NDArray, log_ratios: NDArray, without: NDArray, prior_sd: float) -> float:
+    """The log scale of the largest posterior density.
 
     Args:
         log_scales: candidates ``(C,)``.
         log_ratios: of spread and error at each candidate ``(C,)``; 0 is right.
         without: log ratio at the scale 1 with one group left out ``(G,)``.
         prior_sd: of the log scale.
-        left_alone: log ratios so far from 0 are as good as 0.
     """
     variance = standard_error(without) ** 2 + TOLERANCE**2
-    apart = (np.abs(log_ratios) - left_alone).clip(0)
-    return float(log_scales[(apart**2 / variance + (log_scales / prior_sd) ** 2).argmin()])
+    return float(log_scales[(log_ratios**2 / variance + (log_scales / prior_sd) ** 2).argmin()])
 
 
 def standard_error(without: NDArray) -> NDArray:

@@ -97,15 +97,16 @@ def _main(argv: Sequence[str] | None) -> None:
         seed=args.seed,
         step_size=args.step_size,
         mirroring=not args.disable_tta,
-        fuse=args.fuse,
     )
     total = len(find_cases(args.i, predictor.dataset_json))
-    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {', '.join(predictor.model.folds)}.")
+    folds = ", ".join(fold.name for fold in predictor.model.folds)
+    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {folds}.")
     done = predictor.predict_folder(
         args.i,
         args.o,
         save_samples=args.save_samples,
         save_probabilities=args.save_probabilities,
+        fuse=args.fuse,
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,

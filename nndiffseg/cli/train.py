@@ -11,6 +11,7 @@ from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, fold
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
+    from nndiffseg.methods.protocol import Method
     from nndiffseg.training.trainer import DiffusionTrainer
 
 
@@ -34,6 +35,13 @@ def _parser() -> Parser:
         "--pretrained_weights",
         metavar="FILE",
         help="checkpoint of nndiffseg, or of nnU-Net with the same plans, to start from",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the method, such as steps=4; may be given several times",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
@@ -60,6 +68,7 @@ def _main(argv: Sequence[str] | None) -> None:
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)
     plans["continue_training"] = args.c
+    set_options(plans, args.configuration, trainer_class.method_class, args.option)
     trainer = trainer_class(plans, args.configuration, args.fold, dataset_json, pick_device(args.device))
     trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or trainer.num_epochs
@@ -93,6 +102,33 @@ def _check_numbers(args: Any) -> None:
         raise UserError("--c continues a training and --val only validates; give one of them.")
     if args.pretrained_weights and (args.c or args.val):
         raise UserError("-pretrained_weights begins a training; leave out --c and --val.")
+
+
+def set_options(plans: dict, configuration: str, method: type[Method], given: Sequence[str]) -> None:
+    """Puts options into the plans of a training, on top of those that stand there.
+
+    Args:
+        plans: of nnU-Net's format; changed.
+        configuration: name in the plans.
+        method: of the trainer.
+        given: ``NAME=VALUE`` each, with VALUE in JSON; what is no JSON is a string.
+
+    Raises:
+        UserError: not of this form, no option of the method, or a value of a wrong type or out of range.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise UserError(f"--option takes NAME=VALUE, not {text!r}.")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    if values:
+        section = plans["configurations"][configuration]["diffusion"].setdefault("options", {})
+        section[method.name] = section.get(method.name, {}) | values
+    method.options_of(plans["configurations"][configuration])
 
 
 def _plans(folders: Any, args: Any) -> tuple[dict, dict]:

@@ -12,6 +12,9 @@ import torch
 
 from nndiffseg.errors import UserError
 
+#: what a prediction needs of a checkpoint
+KEYS = {"network_weights", "nndiffseg_version", "trainer_name", "init_args", "options", "calibration"}
+
 
 def plain(value: Any) -> Any:
     """Turns numpy scalars and arrays into Python numbers and lists, recursively; tensors stay."""
@@ -59,4 +62,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         ) from None
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint or "nndiffseg_version" not in checkpoint:
         raise UserError(f"The checkpoint {path} was not written by an nndiffseg trainer; choose another with -m or -tr.")
+    if missing := sorted(KEYS - checkpoint.keys()):
+        raise UserError(
+            f"The checkpoint {path} is of nndiffseg {checkpoint['nndiffseg_version']} and lacks {missing[0]}, which version "
+            "0.2 needs; train the fold again."
+        )
     return checkpoint

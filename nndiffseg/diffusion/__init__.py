@@ -3,7 +3,7 @@
 from nndiffseg.diffusion.ancestral import sample_ancestral
 from nndiffseg.diffusion.ddim import sample_ddim
 from nndiffseg.diffusion.dpm_solver import sample_dpmpp_2m
-from nndiffseg.diffusion.samplers import Sampler, sampler_by_name
+from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Cosine, Linear, Schedule, add_noise, timesteps
 
 __all__ = [
@@ -15,6 +15,6 @@ __all__ = [
     "sample_ancestral",
     "sample_ddim",
     "sample_dpmpp_2m",
-    "sampler_by_name",
+    "sampler_of",
     "timesteps",
 ]

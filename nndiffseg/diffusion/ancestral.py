@@ -27,7 +27,7 @@ def sample_ancestral(
     the mean E[x0 | z_t], as in DDPM, the result is exact only in the limit of many steps.
 
     Args:
-        denoise: ``denoise(z, t)`` -> sample or mean of z0 given z_t; z ``(N, C, *grid)``, t ``(N,)``.
+        denoise: ``denoise(z, t, i)`` -> sample or mean of z0 given z_t in step i; z ``(N, C, *grid)``, t ``(N,)``.
         noise: z at ``times[0]``, ``(N, C, *grid)``; standard normal where ``times[0]`` is 1.
         times: strictly descending to 0, see :func:`~nndiffseg.diffusion.schedules.timesteps`.
         schedule: alpha and sigma.
@@ -45,7 +45,7 @@ def sample_ancestral(
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     z = noise
     for i, t in enumerate(times[:-1].tolist()):
-        x0 = denoise(z, time_batch(t, z))
+        x0 = denoise(z, time_batch(t, z), i)
         if callback is not None:
             callback(i, t, z, x0)
         if i == len(times) - 2:  # s = 0: the posterior is a point mass at x0

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-#: ``denoise(z, t)``: z ``(N, C, *grid)``, t ``(N,)`` -> estimate of z0 ``(N, C, *grid)``.
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+#: ``denoise(z, t, i)``: z ``(N, C, *grid)``, t ``(N,)``, step i = 0, 1, ... -> estimate of z0 ``(N, C, *grid)``. The step tells
+#: a denoiser with noise of its own which streams to draw, however often a sampler calls it in one step.
+Denoiser = Callable[[Tensor, Tensor, int], Tensor]
 #: ``step_noise(i, z)``: standard normal noise like ``z`` for step i = 0, 1, ... (the starting noise is not among them).
 StepNoise = Callable[[int, Tensor], Tensor]
 #: ``callback(i, t, z, x0)``: called in every step with the time t (a float), z_t and the estimate of z0 made from it.

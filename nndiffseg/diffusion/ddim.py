@@ -23,7 +23,7 @@ def sample_ddim(
     """Integrates from ``times[0]`` to 0 by DDIM's update (eq. 12), first order.
 
     Args:
-        denoise: ``denoise(z, t)`` -> estimate of z0; z ``(N, C, *grid)``, t ``(N,)``.
+        denoise: ``denoise(z, t, i)`` -> estimate of z0; z ``(N, C, *grid)``, t ``(N,)``.
         noise: z at ``times[0]``, ``(N, C, *grid)``; standard normal where ``times[0]`` is 1.
         times: strictly descending to 0, see :func:`~nndiffseg.diffusion.schedules.timesteps`.
         schedule: alpha and sigma.
@@ -44,7 +44,7 @@ def sample_ddim(
     alpha, sigma = schedule.alpha(times).tolist(), schedule.sigma(times).tolist()
     z = noise
     for i, t in enumerate(times[:-1].tolist()):
-        x0 = denoise(z, time_batch(t, z))
+        x0 = denoise(z, time_batch(t, z), i)
         if callback is not None:
             callback(i, t, z, x0)
         if i == len(times) - 2:  # sigma_s = 0: eq. 12 returns x0, here without rounding

@@ -30,7 +30,7 @@ def sample_dpmpp_2m(
     last one, which ends at lambda = +inf. The solver needs at least 4 steps to differ from DDIM.
 
     Args:
-        denoise: ``denoise(z, t)`` -> E[z0 | z_t]; z ``(N, C, *grid)``, t ``(N,)``.
+        denoise: ``denoise(z, t, i)`` -> E[z0 | z_t]; z ``(N, C, *grid)``, t ``(N,)``.
         noise: z at ``times[0]``, ``(N, C, *grid)``; standard normal where ``times[0]`` is 1.
         times: strictly descending to 0, see :func:`~nndiffseg.diffusion.schedules.timesteps`.
         schedule: alpha and sigma.
@@ -48,7 +48,7 @@ def sample_dpmpp_2m(
     lambdas = (0.5 * schedule.log_snr(times)).tolist()
     z, previous, h_previous = noise, noise, math.inf
     for i, t in enumerate(times[:-1].tolist()):
-        x0 = denoise(z, time_batch(t, z))
+        x0 = denoise(z, time_batch(t, z), i)
         if callback is not None:
             callback(i, t, z, x0)
         if i == len(times) - 2:  # h = inf: the step returns D, of which x0 is the first-order estimate

@@ -31,17 +31,21 @@ class Sampler(Protocol):
     ) -> Tensor: ...
 
 
-def sampler_by_name(name: str) -> Sampler:
-    """``ancestral``, ``ddim`` or ``dpmpp_2m``, as in ``DiffusionSettings.sampler``.
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": sample_ancestral,
+    "ddim": sample_ddim,
+    "dpmpp_2m": sample_dpmpp_2m,
+}
+
+
+def sampler_of(sampler: str | Sampler) -> Sampler:
+    """A sampler by its name in :data:`SAMPLERS`; a function is a sampler itself.
 
     Raises:
-        UserError: there is no such sampler.
+        UserError: there is no sampler of this name.
     """
-    samplers: dict[str, Sampler] = {
-        "ancestral": sample_ancestral,
-        "ddim": sample_ddim,
-        "dpmpp_2m": sample_dpmpp_2m,
-    }
-    if name not in samplers:
-        raise UserError(f"There is no sampler {name!r}; choose one of {', '.join(samplers)}.")
-    return samplers[name]
+    if callable(sampler):
+        return sampler
+    if sampler not in SAMPLERS:
+        raise UserError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
+    return SAMPLERS[sampler]

@@ -30,7 +30,7 @@ from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statist
 from nndiffseg.uncertainty.agreement import mean_pairwise_dice
 from nndiffseg.uncertainty.evaluation import structures_of
 from nndiffseg.uncertainty.statistics import CaseStatistics
-from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 MAPS = ("total", "aleatoric", "epistemic")
 #: Cases are written here first. Hidden, and in the output folder, so that moving a file is atomic.
@@ -188,7 +188,8 @@ def case_summary(
     for part in np.array_split(statistics.labels, max(1, statistics.labels.shape[1] // 16), axis=1):
         overlap.add(part)
     counts = dict(zip(structures, overlap.counts, strict=True))
-    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]), statistics.volume_scales)
+    scales = [c.volume_scale for c in statistics.calibrations]
+    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]), scales)
     per_structure = mean_pairwise_dice(overlap)
     for i, (name, labels) in enumerate(structures.items()):
         voxels = int(np.isin(segmentation, labels).sum())
@@ -292,16 +293,8 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
         restored = geometry.maps_to_image(values.numpy()[None])[0]
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
-    folds = [by_structure(fold, summary["structures"]) for fold in statistics.volume_scales]
-    summary = {
-        "case": case_id,
-        **summary,
-        "settings": {
-            **job.settings,
-            "fusion_weight": list(statistics.fusion_weights),
-            "volume_scale": {name: [fold[name] for fold in folds] for name in summary["structures"]},
-        },
-    }
+    calibration = [c.to_json() for c in statistics.calibrations]
+    summary = {"case": case_id, **summary, "calibration": calibration, "settings": job.settings}
     write_json(summary, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):

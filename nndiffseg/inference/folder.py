@@ -39,7 +39,7 @@ def predict_folder(
     *,
     save_samples: bool = False,
     save_probabilities: bool = False,
-    fuse: str | None = None,
+    fuse: str = "mean",
     continue_prediction: bool = False,
     num_parts: int = 1,
     part_id: int = 0,
@@ -59,8 +59,7 @@ def predict_folder(
         output_folder: made where it does not exist; see DESIGN, section 5, for what it will hold.
         save_samples: also write every sample's label map.
         save_probabilities: also write nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
-        fuse: how samples become the segmentation, in place of the predictor's own choice (see
-            :meth:`~nndiffseg.inference.predictor.Predictor.from_folder`).
+        fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
         continue_prediction: leave out cases all of whose files exist.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
@@ -74,7 +73,6 @@ def predict_folder(
         UserError: bad input (see above); the other cases are complete then.
     """
     output = Path(output_folder)
-    fuse = predictor.fuse if fuse is None else fuse
     check_fusion(fuse)
     cases = find_cases(input_folder, predictor.dataset_json)
     if not (num_parts >= 1 and 0 <= part_id < num_parts):
@@ -141,7 +139,7 @@ def _predict_cases(
 def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
         try:
-            return predictor.predict_preprocessed(data, case_id, keep_parts=False, on_tile=bar.update)
+            return predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
         except torch.cuda.OutOfMemoryError:  # even the smallest chunk did not fit
             raise UserError(
                 f"The GPU has too little memory for {case_id}; close what else runs on it, or use -device cpu."

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.errors import UserError
+from nndiffseg.methods.protocol import Method, MethodPlan
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 
@@ -94,12 +95,20 @@ def available_folds(folder: Path, checkpoint: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A network with the weights of every fold (on the CPU) and what is needed around it."""
+class LoadedFold:
+    """The network of one fold, in evaluation mode, and the calibration that was fitted on that fold's validation cases."""
 
+    name: str
     network: Any
-    weights: list[dict[str, torch.Tensor]]
-    folds: list[str]
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The folds of a model and what is needed around them."""
+
+    method: Method
+    folds: tuple[LoadedFold, ...]
     plans: PlansManager
     configuration: str
     dataset_json: dict[str, Any]
@@ -126,29 +135,44 @@ def load_model(
     files = [folder / f"fold_{fold}" / checkpoint for fold in chosen]
     if not files or not all(f.is_file() for f in files):
         raise UserError(_missing(folder, checkpoint, chosen))
-    contents = [load_checkpoint(file) for file in files]
-    trainer, configuration = contents[0]["trainer_name"], contents[0]["init_args"]["configuration"]
-    manager = PlansManager(plans)
-    network = _build(manager, configuration, dataset_json, trainer, folder)
-    for file, content in zip(files, contents, strict=True):
-        try:
-            network.load_state_dict(content["network_weights"])
-        except RuntimeError:
+    manager, first = PlansManager(plans), None
+    loaded = []
+    for name, file in zip(chosen, files, strict=True):
+        content = load_checkpoint(file)
+        if first is None:
+            first = content
+            method = _method(manager, content, dataset_json, folder)
+        elif content["options"] != first["options"] or content["trainer_name"] != first["trainer_name"]:
             raise UserError(
-                f"The weights in {file} do not fit the plans beside them; the model folder is mixed up, so "
-                "export or train it again."
-            ) from None
-    axes = contents[0].get("inference_allowed_mirroring_axes") or ()
+                f"{file} was trained by another trainer or with other options than {files[0]}; choose folds that belong "
+                "together with -f."
+            )
+        # What else a checkpoint holds, such as the optimiser's state, is dropped before the next one is read.
+        loaded.append(LoadedFold(name, _network(method, content, file), Calibration.from_json(content["calibration"])))
+        first = {k: v for k, v in first.items() if k != "network_weights" and "state" not in k}
+    assert first is not None
+    axes = first.get("inference_allowed_mirroring_axes") or ()
     return LoadedModel(
-        network,
-        [c["network_weights"] for c in contents],
-        chosen,
+        method,
+        tuple(loaded),
         manager,
-        configuration,
+        first["init_args"]["configuration"],
         dataset_json,
-        trainer,
+        first["trainer_name"],
         tuple(int(a) for a in axes),
     )
+
+
+def _network(method: Method, checkpoint: dict[str, Any], file: Path) -> Any:
+    network = method.network()
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError:
+        raise UserError(
+            f"The weights in {file} do not fit the plans beside them; the model folder is mixed up, so export or train it "
+            "again."
+        ) from None
+    return network.eval()
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -184,7 +208,9 @@ def trainer_by_name(name: str) -> Any:
     return trainer
 
 
-def _build(plans: PlansManager, configuration: str, dataset_json: dict[str, Any], trainer: str, folder: Path) -> Any:
+def _method(plans: PlansManager, checkpoint: dict[str, Any], dataset_json: dict[str, Any], folder: Path) -> Method:
+    """The method of a checkpoint, with the options that it was trained with."""
+    configuration, trainer = checkpoint["init_args"]["configuration"], checkpoint["trainer_name"]
     if configuration not in plans.available_configurations:
         raise UserError(f"The plans in {folder} have no configuration {configuration}; the model folder is mixed up.")
     manager = plans.get_configuration(configuration)
@@ -195,13 +221,12 @@ def _build(plans: PlansManager, configuration: str, dataset_json: dict[str, Any]
         raise UserError(
             f"The model was trained by {trainer}, which is not installed here; put its folder into nnUNet_extTrainer."
         )
-    network = trainer_class.build_network_architecture(
-        plans,
+    method_class = getattr(trainer_class, "method_class", None)
+    if method_class is None:
+        raise UserError(f"{folder} was trained by {trainer}, which draws no samples; use nnUNetv2_predict for it.")
+    plan = MethodPlan.of(
         manager,
         determine_num_input_channels(plans, manager, dataset_json),
         plans.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
     )
-    if not all(hasattr(network, a) for a in ("encode", "sample", "decode", "fusion_weight", "map_strides")):
-        raise UserError(f"{folder} was trained by {trainer}, which draws no samples; use nnUNetv2_predict for it.")
-    return network
+    return method_class(plan, method_class.read_options(checkpoint["options"]))

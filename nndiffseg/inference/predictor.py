@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +15,18 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 import nndiffseg
+from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.cases import Case, channel_count, preprocess, read_case
-from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import CaseGeometry, case_summary
-from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedModel, load_model
+from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedFold, LoadedModel, load_model
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
-from nndiffseg.methods.fitted import volume_scales_of
-from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.methods.protocol import Method
 from nndiffseg.nn.precision import default_precision
 from nndiffseg.uncertainty import Decomposition
-from nndiffseg.uncertainty.statistics import CaseStatistics, FoldSums
+from nndiffseg.uncertainty.statistics import CaseParts, CaseStatistics, FusedSums, PartSums
 
 
 @dataclass(frozen=True)
@@ -60,20 +61,14 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        model: LoadedModel,
-        options: SamplingOptions,
-        device: torch.device,
-        origin: dict[str, Any] | None = None,
-        fuse: str = "mean",
+        self, model: LoadedModel, options: SamplingOptions, device: torch.device, origin: dict[str, Any] | None = None
     ):
         """``origin`` (model folder, checkpoint) is recorded with the results."""
-        check_fusion(fuse)
-        self.fuse = fuse
         self.model, self.options, self.device, self.origin = model, options, device, origin or {}
-        self.network = model.network.to(device).eval()
         self.plans, self.dataset_json = model.plans, model.dataset_json
         self.label_manager = model.plans.get_label_manager(model.dataset_json)
+        if len(model.folds) == 1:
+            model.folds[0].network.to(device)
 
     @classmethod
     def from_folder(
@@ -85,12 +80,11 @@ class Predictor:
         *,
         samples: int | None = None,
         steps: int | None = None,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
         step_size: float = 0.5,
         mirroring: bool = True,
         precision: str | None = None,
-        fuse: str = "mean",
     ) -> Predictor:
         """Loads a model folder, as ``nndiffseg_train`` writes it.
 
@@ -99,13 +93,12 @@ class Predictor:
             folds: such as ``[0, 1, 2]`` or ``["all"]``; None for all that are trained. Folds share the samples.
             checkpoint: file name in the fold's folder.
             device: ``"cuda"``, ``"cpu"``, ``"mps"`` or None for the best there is.
-            samples, steps, sampler: None for what the plans say.
+            samples, steps, sampler: None for what the plans and the method's options say. ``sampler`` is a name of
+                :data:`~nndiffseg.diffusion.samplers.SAMPLERS` that the method allows, or a function.
             seed: the same seed gives the same result, whatever else is predicted and in which order.
             step_size: largest step between tiles, as a fraction of the patch.
             mirroring: mirror the image for some of the samples, along the axes that the training allowed.
             precision: ``"bfloat16"``, ``"float16"``, ``"float32"`` or None for the device's best.
-            fuse: how samples become the segmentation: ``"mean"``, or ``"staple"`` for their consensus
-                (:mod:`nndiffseg.export.staple`). Maps and probabilities are those of the mean either way.
 
         Raises:
             UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
@@ -113,11 +106,12 @@ class Predictor:
         model = load_model(model_folder, folds, checkpoint)
         options = _options(model, samples, steps, sampler, seed, step_size, mirroring, precision)
         origin = {"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint}
-        return cls(model, options, _device(device), origin, fuse)
+        return cls(model, options, _device(device), origin)
 
     @classmethod
     def from_network(
         cls,
+        method: Method,
         network: Any,
         plans_manager: PlansManager,
         configuration: str,
@@ -125,18 +119,20 @@ class Predictor:
         trainer_name: str,
         allowed_mirroring_axes: Sequence[int] | None,
         *,
+        calibration: Calibration | None = None,
         device: str | torch.device | None = None,
         fold: int | str = "network",
         samples: int | None = None,
         steps: int | None = None,
-        sampler: str | None = None,
+        sampler: str | Sampler | None = None,
         seed: int = 0,
         step_size: float = 0.5,
         precision: str | None = None,
     ) -> Predictor:
         """Wraps a network as it is, for a trainer's validation. ``configuration`` is a name in the plans."""
         axes = tuple(int(a) for a in allowed_mirroring_axes or ())
-        model = LoadedModel(network, [], [str(fold)], plans_manager, configuration, dataset_json, trainer_name, axes)
+        folds = (LoadedFold(str(fold), network.eval(), calibration or Calibration()),)
+        model = LoadedModel(method, folds, plans_manager, configuration, dataset_json, trainer_name, axes)
         return cls(model, _options(model, samples, steps, sampler, seed, step_size, True, precision), _device(device))
 
     # ---- one case -------------------------------------------------------------------------------------------------
@@ -156,14 +152,13 @@ class Predictor:
         return {
             "seed": self.options.seed,
             "samples": self.number_of_samples,
-            "steps": self.options.steps or self.network.default_steps,
-            "sampler": self.options.sampler or self.network.default_sampler,
+            "steps": self.options.steps or self.model.folds[0].network.default_steps,
+            "sampler": _name(self.options.sampler or self.model.folds[0].network.default_sampler),
             "step_size": self.options.step_size,
             "mirror_axes": list(self.options.mirror_axes),
             "precision": self.options.precision or default_precision(self.device),
-            "fuse": self.fuse,
             "device": self.device.type,
-            "folds": self.model.folds,
+            "folds": [fold.name for fold in self.model.folds],
             "trainer": self.model.trainer,
             "plans": self.plans.plans_name,
             "configuration": self.model.configuration,
@@ -177,6 +172,7 @@ class Predictor:
         spacing: Sequence[float] | None = None,
         case_id: str = "image",
         *,
+        fuse: str = "mean",
         return_samples: bool = False,
     ) -> Prediction:
         """Predicts one image.
@@ -186,18 +182,19 @@ class Predictor:
                 medical images z, y, x); or a SimpleITK image, or a file, or a sequence of one of these per channel.
             spacing: of an array, in mm and in the order of its axes; default 1.
             case_id: names the noise; predictions of the same image under the same name and seed are equal.
+            fuse: how samples become the segmentation: ``"mean"``, or ``"staple"`` for their consensus
+                (:mod:`nndiffseg.export.staple`). Maps and probabilities are those of the mean either way.
             return_samples: also return every sample's label map.
 
         Raises:
             UserError: wrong number of channels or axes, NaN or infinite voxels, unreadable files.
         """
+        check_fusion(fuse)
         data, properties, squeeze = self._read(image, spacing, case_id)
         data, properties = preprocess(data, properties, self.plans, self.model.configuration, self.dataset_json)
-        statistics = self.predict_preprocessed(data, case_id, keep_parts=False)
+        statistics = self.predict_preprocessed(data, case_id)
         geometry = CaseGeometry(properties, self.plans, self.configuration)
-        segmentation, probabilities = geometry.segmentation(
-            statistics, self.dataset_json, with_probabilities=True, fuse=self.fuse
-        )
+        segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True, fuse=fuse)
         assert probabilities is not None
         summary = case_summary(statistics, segmentation, geometry, self.dataset_json)
         maps = {kind: geometry.maps_to_image(m.numpy()[None])[0] for kind, m in statistics.maps.items()}
@@ -242,55 +239,58 @@ class Predictor:
         return data[:, None], {"spacing": [999.0 * max(spacing), *(float(s) for s in spacing)]}, True
 
     def predict_preprocessed(
-        self,
-        data: np.ndarray | torch.Tensor,
-        case_id: str,
-        *,
-        keep_parts: bool = True,
-        on_tile: Callable[[], None] | None = None,
+        self, data: np.ndarray | torch.Tensor, case_id: str, *, on_tile: Callable[[], None] | None = None
     ) -> CaseStatistics:
-        """Samples one case that nnU-Net has preprocessed.
+        """Samples one case that nnU-Net has preprocessed; each fold's samples are fused by that fold's calibration.
 
         Args:
             data: ``(C, *grid)``.
             case_id: names the noise.
-            keep_parts: with one fold, keep deterministic and sampled probabilities apart, so that a fusion weight can
-                be fitted; costs one more array ``(heads, *grid)``.
             on_tile: called after every tile.
 
         Returns:
             The case's statistics on the grid of ``data``.
         """
         data = torch.as_tensor(data, dtype=torch.float32)
-        shape, folds = tuple(data.shape[1:]), len(self.model.folds)
-        wide = max(self.label_manager.all_labels) > 255
-        labels = np.zeros((self.number_of_samples, *shape), np.uint16 if wide else np.uint8)
-        decomposition = Decomposition(regions=self.label_manager.has_regions)
-        weights: list[float] = []
-        scales: list[tuple[float, ...]] = []
-        for fold in range(folds):
-            if self.model.weights and (folds > 1):
-                self.network.load_state_dict(self.model.weights[fold])
-            sampler = self._sampler(on_tile)
-            weights.append(float(self.network.fusion_weight))
-            scales.append(volume_scales_of(self.network))
-            sums = FoldSums(
-                self.label_manager.num_segmentation_heads,
-                shape,
-                sampler.sums_device(data),
-                None if keep_parts and folds == 1 else weights[-1],
-            )
-            sampler.run(data, case_id, samples_of_fold(self.options.samples, fold, folds), sums, labels)
-            if folds == 1:
-                return CaseStatistics.of_one_fold(sums, weights[0], labels, self.label_manager.has_regions, scales[0])
-            decomposition.add(sums.deterministic)
-        return CaseStatistics.of_folds(decomposition, weights, labels, scales)
+        regions, heads = self.label_manager.has_regions, self.label_manager.num_segmentation_heads
+        labels, folds = self._empty_labels(data), self.model.folds
+        decomposition = Decomposition(regions=regions)
+        for index, fold in enumerate(folds):
+            with self._on_device(fold) as network:
+                sampler = self._sampler(network, on_tile)
+                sums = FusedSums(heads, tuple(data.shape[1:]), sampler.sums_device(data), fold.calibration.fusion_weight)
+                sampler.run(data, case_id, samples_of_fold(self.options.samples, index, len(folds)), sums, labels)
+            if len(folds) == 1:
+                return CaseStatistics.of_one_fold(sums.fused, labels, fold.calibration, regions)
+            decomposition.add(sums.fused)
+        return CaseStatistics.of_folds(decomposition, labels, [fold.calibration for fold in folds])
 
-    def _sampler(self, on_tile: Callable[[], None] | None = None) -> VolumeSampler:
-        patch = self.configuration.patch_size
+    def predict_parts(self, data: np.ndarray | torch.Tensor, case_id: str) -> CaseParts:
+        """As :meth:`predict_preprocessed` with a single fold, before a calibration fuses head and samples."""
+        data = torch.as_tensor(data, dtype=torch.float32)
+        (fold,), labels = self.model.folds, self._empty_labels(data)
+        with self._on_device(fold) as network:
+            sampler = self._sampler(network)
+            heads = self.label_manager.num_segmentation_heads
+            sums = PartSums(heads, tuple(data.shape[1:]), sampler.sums_device(data))
+            sampler.run(data, case_id, range(self.options.samples), sums, labels)
+        return CaseParts(sums.deterministic.cpu(), sums.sampled.cpu(), labels, self.label_manager.has_regions)
+
+    def _empty_labels(self, data: torch.Tensor) -> np.ndarray:
+        wide = max(self.label_manager.all_labels) > 255
+        return np.zeros((self.number_of_samples, *data.shape[1:]), np.uint16 if wide else np.uint8)
+
+    @contextmanager
+    def _on_device(self, fold: LoadedFold) -> Iterator[Any]:
+        """The fold's network where it runs; with several folds only the one whose turn it is occupies a GPU."""
+        yield fold.network.to(self.device)
+        if len(self.model.folds) > 1:
+            fold.network.to("cpu")
+
+    def _sampler(self, network: Any, on_tile: Callable[[], None] | None = None) -> VolumeSampler:
         return VolumeSampler(
-            self.network,
-            patch,
+            network,
+            self.configuration.patch_size,
             self.label_manager,
             self.device,
             self.options,
@@ -302,7 +302,7 @@ class Predictor:
         """How often ``on_tile`` will be called for this case, over all folds."""
         folds = len(self.model.folds)
         counts = [len(samples_of_fold(self.options.samples, fold, folds)) for fold in range(folds)]
-        sampler, tensor = self._sampler(), torch.as_tensor(data)
+        sampler, tensor = self._sampler(self.model.folds[0].network), torch.as_tensor(data)
         return sum(sampler.tiles(tensor, count) for count in counts)
 
     # ---- a folder -------------------------------------------------------------------------------------------------
@@ -318,23 +318,31 @@ def _options(
     model: LoadedModel,
     samples: int | None,
     steps: int | None,
-    sampler: str | None,
+    sampler: str | Sampler | None,
     seed: int,
     step_size: float,
     mirroring: bool,
     precision: str | None,
 ) -> SamplingOptions:
-    configuration = model.plans.get_configuration(model.configuration).configuration
-    if samples is None:
-        samples = DiffusionSettings.from_configuration(configuration).samples
+    samples = model.method.plan.settings.samples if samples is None else samples
     for name, value in (("samples", samples), ("steps", steps)):
         if value is not None and value < 1:
             raise UserError(f"The number of {name} must be at least 1, not {value}.")
     if not 0 < step_size <= 1:
         raise UserError(f"The step size must lie in (0, 1], not {step_size}.")
     if sampler is not None:
-        sampler_by_name(sampler)
+        sampler_of(sampler)
+        if isinstance(sampler, str) and sampler not in model.method.samplers:
+            allowed = ", ".join(model.method.samplers)
+            raise UserError(
+                f"{sampler} is no sampler of {model.trainer}, whose denoiser draws samples instead of means; leave out "
+                f"--sampler or choose {allowed}."
+            )
     return SamplingOptions(samples, steps, sampler, seed, step_size, model.mirror_axes if mirroring else (), precision)
+
+
+def _name(sampler: str | Sampler) -> str:
+    return sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "a function")
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -13,11 +13,12 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nndiffseg.diffusion.noise.field import NoiseField, draw_samples
+from nndiffseg.diffusion.noise.volume import VolumeNoise
+from nndiffseg.diffusion.samplers import Sampler
 from nndiffseg.nn.precision import DTYPES, autocast_for, default_precision
 from nndiffseg.nn.sample_network import SampleNetwork
 from nndiffseg.nn.tiling import Frame, common_multiple, encode_tiled, tile_starts
-from nndiffseg.uncertainty.statistics import FoldSums, label_map
+from nndiffseg.uncertainty.statistics import Sums, label_map
 
 # Rough numbers of float32 values that are alive at once, per cell and sample in the denoiser and per voxel and sample
 # in the label decoder. They only choose chunks; results do not depend on them.
@@ -53,7 +54,7 @@ class SamplingOptions:
 
     samples: int = 16
     steps: int | None = None
-    sampler: str | None = None
+    sampler: str | Sampler | None = None
     seed: int = 0
     step_size: float = 0.5
     mirror_axes: tuple[int, ...] = ()
@@ -154,7 +155,7 @@ class VolumeSampler:
     # ---- the work -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, data: Tensor, case_id: str, samples: Sequence[int], sums: FoldSums, labels: np.ndarray) -> None:
+    def run(self, data: Tensor, case_id: str, samples: Sequence[int], sums: Sums, labels: np.ndarray) -> None:
         """Encodes, samples and decodes one fold.
 
         Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only.
@@ -205,7 +206,7 @@ class VolumeSampler:
             part = logits[:, :, start : start + rows].float()
             yield start, part.sigmoid() if self.label_manager.has_regions else part.softmax(1)
 
-    def _add_deterministic(self, logits: Tensor, window: _Window, sums: FoldSums, share: float) -> None:
+    def _add_deterministic(self, logits: Tensor, window: _Window, sums: Sums, share: float) -> None:
         for start, part in self._probabilities(logits):
             where, part = window.place(part, start)
             sums.add_deterministic(where, part[0], share)
@@ -216,7 +217,7 @@ class VolumeSampler:
         case_id: str,
         members: Sequence[int],
         window: _Window,
-        sums: FoldSums,
+        sums: Sums,
         labels: np.ndarray,
         share: float,
         noise: dict[tuple, Tensor] | None,
@@ -224,7 +225,7 @@ class VolumeSampler:
         grid = [n // s for n, s in zip(window.frame.padded, self.network.stride, strict=True)]
 
         def sample(chunk: Sequence[int]) -> Tensor:
-            draw = _Draw(self.options.seed, case_id, chunk, grid, window.flip, self.device, noise)
+            draw = VolumeNoise(self.options.seed, case_id, chunk, grid, flip=window.flip, device=self.device, cache=noise)
             with autocast_for(self.device, self.options.precision):
                 return self.network.sample(
                     [self._to_device(m, i) for i, m in enumerate(maps)],
@@ -313,40 +314,6 @@ class _Window:
         if self.index is None:
             return tuple(where), values
         return (slice(self.index, self.index + 1), *where), values[:, :, None]
-
-
-class _Draw:
-    """The noise of a chunk of samples (:class:`nndiffseg.nn.sample_network.NoiseSource`).
-
-    A mirrored image sees mirrored noise: the noise belongs to the place, not to the pass.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        case_id: str,
-        samples: Sequence[int],
-        grid: Sequence[int],
-        flip: tuple[int, ...],
-        device: torch.device,
-        cache: dict[tuple, Tensor] | None,
-    ):
-        self.fields = [NoiseField(seed, case_id, n) for n in samples]
-        self.samples, self.grid, self.flip = tuple(samples), tuple(grid), flip
-        self.device, self.cache = device, cache
-
-    def __call__(self, stream: int, channels: int, scale: int = 1) -> Tensor:
-        key = (self.samples, stream, channels, scale)
-        if self.cache is not None and key in self.cache:
-            return self.cache[key]
-        noise = draw_samples(self.fields, stream, channels, self.grid, scale=scale, device=self.device)
-        noise = noise.flip([a + 2 for a in self.flip])
-        if self.cache is not None:
-            self.cache[key] = noise
-        return noise
-
-    def vector(self, stream: int, channels: int) -> Tensor:
-        return torch.stack([f.vector(stream, channels, self.device) for f in self.fields])
 
 
 def default_memory(device: torch.device) -> int:

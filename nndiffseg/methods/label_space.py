@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.noise.source import NoiseSource
+from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Schedule, timesteps
-from nndiffseg.methods.fitted import FittedNumbers
-from nndiffseg.nn.sample_network import NoiseSource
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.tiling import blending_weights, tile_starts
 
 #: largest step between the tiles of one denoising step, as a fraction of the patch
@@ -24,7 +24,7 @@ CONDITION_BYTES = 2**30
 Window = tuple[slice, ...]
 
 
-class LabelSpaceNetwork(FittedNumbers, ABC):
+class LabelSpaceNetwork(nn.Module, ABC):
     """Implements :class:`nndiffseg.nn.sample_network.SampleNetwork` for a network that denoises patches.
 
     ``x`` is a label map with one channel per head in [-1, 1], +1 where the head's label is. In every step each tile of
@@ -37,18 +37,16 @@ class LabelSpaceNetwork(FittedNumbers, ABC):
         condition_bytes: memory for the conditions of a volume's tiles while it is sampled.
     """
 
-    regions: Tensor
     halo = 0
     vector_channels = 0
     condition_bytes = CONDITION_BYTES
 
-    def __init__(self, heads: int, patch: Sequence[int], schedule: Schedule, sampler: str, steps: int):
+    def __init__(self, heads: Heads, patch: Sequence[int], schedule: Schedule, sampler: str, steps: int):
         super().__init__()
         self.heads, self.patch, self.schedule = heads, tuple(int(n) for n in patch), schedule
         self.default_sampler, self.default_steps = sampler, steps
         ones = (1,) * len(self.patch)
         self.stride, self.map_strides = ones, (ones, ones)
-        self.register_buffer("regions", torch.tensor(False))  # sigmoid heads; set by the trainer, kept by checkpoints
 
     # ---- what a method adds ---------------------------------------------------------------------------------------
 
@@ -74,24 +72,25 @@ class LabelSpaceNetwork(FittedNumbers, ABC):
         """image ``(B, C_in, *patch)`` -> deterministic logits, image."""
         return [self.deterministic(image), image]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
+    def sample(
+        self, maps: list[Tensor], noise: NoiseSource, *, sampler: str | Sampler | None = None, steps: int | None = None
+    ) -> Tensor:
         """maps of one volume -> x0 ``(N, heads, *volume)``.
 
         Streams: 0 the starting noise, then for step i the network's vector (1 + 2 i) and the sampler's noise (2 + 2 i).
         """
-        calls, conditions = itertools.count(), _Conditions(self.condition, maps[1], self.condition_bytes)
+        conditions = _Conditions(self.condition, maps[1], self.condition_bytes)
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            step = next(calls)
-            vector = draw.vector(1 + 2 * step, self.vector_channels) if self.vector_channels else None
+        def denoise(x: Tensor, t: Tensor, step: int) -> Tensor:
+            vector = noise.vector(1 + 2 * step, self.vector_channels) if self.vector_channels else None
             return self._denoise_tiled(x, t, conditions, vector)
 
-        return sampler_by_name(sampler or self.default_sampler)(
+        return sampler_of(sampler or self.default_sampler)(
             denoise,
-            draw(0, self.heads),
+            noise(0, self.heads.number),
             timesteps(steps or self.default_steps),
             schedule=self.schedule,
-            step_noise=lambda i, x: draw(2 + 2 * i, self.heads),
+            step_noise=lambda i, x: noise(2 + 2 * i, self.heads.number),
         )
 
     def _denoise_tiled(self, x: Tensor, t: Tensor, condition_of: Callable[[Window], Any], vector: Tensor | None) -> Tensor:

@@ -1,14 +1,20 @@
-"""The diffusion settings of one configuration, as the planner writes them and everything else reads them."""
+"""Sizes of the latent and of the light networks, as the planner writes them and every method reads them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic.dataclasses import dataclass
+
+from nndiffseg.data.schema import CONFIG, Count, Index, to_json, validated
 from nndiffseg.errors import UserError
 
+WHAT = "The plans' diffusion settings"
+PLAN_AGAIN = "make them anew with nndiffseg_plan_and_preprocess -d DATASET"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=CONFIG)
 class DiffusionSettings:
     """Frozen; round-trips through ``plans["configurations"][c]["diffusion"]["settings"]``.
 
@@ -23,62 +29,51 @@ class DiffusionSettings:
         noise_scales: correlation lengths, in latent cells, of the auxiliary noise ``xi`` that makes the denoiser a
             sampler of p(z0 | z_t).
         noise_channels: channels of ``xi`` at each scale.
-        steps: default number of sampling steps.
-        samples: default number of samples per case and fold set.
+        steps: sampling steps of the flagship.
+        samples: samples per case, over all folds.
     """
 
-    latent_stage: int
-    latent_stride: tuple[int, ...]
-    latent_channels: int
-    denoiser_channels: tuple[int, ...]
-    denoiser_strides: tuple[tuple[int, ...], ...]
-    encoder_channels: tuple[int, ...]
-    decoder_channels: tuple[int, ...]
-    noise_scales: tuple[int, ...] = (1, 2, 4, 8, 16)
-    noise_channels: int = 2
-    steps: int = 2
-    samples: int = 16
+    latent_stage: Index
+    latent_stride: tuple[Count, ...]
+    latent_channels: Count
+    denoiser_channels: tuple[Count, ...]
+    denoiser_strides: tuple[tuple[Count, ...], ...]
+    encoder_channels: tuple[Count, ...]
+    decoder_channels: tuple[Count, ...]
+    noise_scales: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    noise_channels: Index = 2
+    steps: Count = 2
+    samples: Count = 16
 
     def __post_init__(self) -> None:
         if len(self.decoder_channels) != self.latent_stage + 1:
-            raise UserError("The plans' decoder_channels need one entry per stage from full resolution to the latent.")
+            raise ValueError("decoder_channels need one entry per stage from full resolution to the latent")
         if len(self.encoder_channels) != self.latent_stage:
-            raise UserError("The plans' encoder_channels need one entry per stage below full resolution.")
+            raise ValueError("encoder_channels need one entry per stage below full resolution")
         if len(self.denoiser_strides) != len(self.denoiser_channels) - 1:
-            raise UserError("The plans' denoiser_strides need one entry less than denoiser_channels.")
+            raise ValueError("denoiser_strides need one entry less than denoiser_channels")
 
     def to_plan(self) -> dict[str, Any]:
-        """A JSON-ready dictionary (tuples become lists in JSON; :meth:`from_plan` turns them back)."""
-        return asdict(self)
+        """A JSON-ready dictionary."""
+        return to_json(self)
 
     @classmethod
-    def from_plan(cls, plan: dict[str, Any]) -> DiffusionSettings:
+    def from_plan(cls, plan: Mapping[str, Any]) -> DiffusionSettings:
         """Inverse of :meth:`to_plan`.
 
         Raises:
-            UserError: the plan lacks a setting or holds an unknown one.
+            UserError: the plan lacks a setting, holds an unknown one, or one of a wrong type or out of range.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(plan) - known):
-            raise UserError(f"The plans' diffusion settings hold unknown keys: {', '.join(unknown)}.")
-        try:
-            return cls(**{key: _tuples(value) for key, value in plan.items()})
-        except TypeError as error:
-            raise UserError(f"The plans' diffusion settings are incomplete: {error}.") from None
+        return validated(cls, plan, WHAT, PLAN_AGAIN)
 
     @classmethod
-    def from_configuration(cls, configuration: dict[str, Any]) -> DiffusionSettings:
+    def from_configuration(cls, configuration: Mapping[str, Any]) -> DiffusionSettings:
         """Reads one configuration of a plans file (``configuration_manager.configuration``).
 
         Raises:
-            UserError: the configuration was not planned by an nndiffseg planner.
+            UserError: the configuration was not planned by an nndiffseg planner, or see :meth:`from_plan`.
         """
-        if "diffusion" not in configuration:
-            raise UserError(
-                "These plans hold no diffusion settings; make some with `nndiffseg_plan_and_preprocess -d DATASET`."
-            )
-        return cls.from_plan(configuration["diffusion"]["settings"])
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+        section = configuration.get("diffusion")
+        if not isinstance(section, Mapping) or "settings" not in section:
+            raise UserError(f"These plans hold no diffusion settings; {PLAN_AGAIN}.")
+        return cls.from_plan(section["settings"])

@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    from nndiffseg.training.trainer import DiffusionTrainer
+from nndiffseg.methods.protocol import Method, MethodPlan
 
 #: key in a configuration's ``diffusion`` section: trainer -> its entry
 KEY = "trainers"
@@ -78,23 +77,22 @@ def saved_bytes(network: nn.Module, training_pass: Callable[[], Any]) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def trainer_bytes(
-    trainer: type[DiffusionTrainer], plans: PlansManager, configuration: ConfigurationManager, channels: int, heads: int
-) -> float:
-    """What a trainer's network keeps for the backward pass of one patch, in float32.
+def method_bytes(method_class: type[Method], configuration: ConfigurationManager, channels: int, heads: int) -> float:
+    """What a method's network keeps for the backward pass of one patch, in float32.
 
     Args:
-        trainer: states its memory by :meth:`~nndiffseg.training.trainer.DiffusionTrainer.training_pass`.
-        plans, configuration: nnU-Net's managers.
+        method_class: states its memory by :meth:`~nndiffseg.methods.protocol.Method.training_pass`.
+        configuration: nnU-Net's manager.
         channels: of the image.
         heads: of the segmentation.
     """
+    method = method_class(MethodPlan.of(configuration, channels, heads))
     with torch.device("meta"):
-        network = trainer.build_network_architecture(plans, configuration, channels, heads, True)
+        network = method.network()
         image, onehot = (torch.zeros(MIN_BATCH, c, *configuration.patch_size) for c in (channels, heads))
     _materialise_scalars(network)
     with _CountAttention():
-        return saved_bytes(network, lambda: trainer.training_pass(network, image, onehot)) / MIN_BATCH
+        return saved_bytes(network, lambda: method.training_pass(network, image, onehot)) / MIN_BATCH
 
 
 def image_network_bytes(configuration: ConfigurationManager, channels: int, heads: int) -> float:
@@ -159,7 +157,7 @@ def fit(
 
 
 def plan_entries(
-    trainers: Sequence[type[DiffusionTrainer]],
+    methods: Mapping[str, type[Method]],
     plans: PlansManager,
     configuration: str,
     channels: int,
@@ -170,7 +168,7 @@ def plan_entries(
     """What the plans say about each trainer: its patch and batch, and those of the configuration that they replace.
 
     Args:
-        trainers: see :func:`trainer_bytes`, like ``channels`` and ``heads``.
+        methods: of each trainer, by its name; see :func:`method_bytes`, like ``channels`` and ``heads``.
         plans: nnU-Net's manager.
         configuration: name.
         image_network_gb: nnU-Net's figure for training the image network with the configuration's patch and batch.
@@ -180,11 +178,11 @@ def plan_entries(
     patch, batch = tuple(int(n) for n in planned.patch_size), int(planned.batch_size)
     gb_per_byte = image_network_gb / batch / image_network_bytes(planned, channels, heads)
 
-    def entry(trainer: type[DiffusionTrainer]) -> dict[str, Any]:
+    def entry(method_class: type[Method]) -> dict[str, Any]:
         @functools.cache
         def gb_of(size: tuple[int, ...]) -> float:
             resized = ConfigurationManager({**planned.configuration, "patch_size": list(size)})
-            return gb_per_byte * trainer_bytes(trainer, plans, resized, channels, heads)
+            return gb_per_byte * method_bytes(method_class, resized, channels, heads)
 
         chosen = fit(gb_of, target_gb, patch, batch, planned.pool_op_kernel_sizes)
         return {
@@ -199,7 +197,7 @@ def plan_entries(
             },
         }
 
-    return {trainer.__name__: entry(trainer) for trainer in trainers}
+    return {trainer: entry(method_class) for trainer, method_class in methods.items()}
 
 
 def adapted_plans(plans: dict[str, Any], configuration: str, trainer: type) -> tuple[dict[str, Any], str | None]:

@@ -51,9 +51,7 @@ def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
             f"The weights in {path} are those of another kind of network; choose a checkpoint of the same "
             "trainer, or one of nnUNetTrainer for a trainer that contains nnU-Net's network."
         )
-    # Numbers that are fitted at the end of a training, such as the fusion weight, belong to that training.
-    fitted = {name for name, buffer in network.named_buffers() if buffer.numel() == 1}
-    wanted = {k: v for k, v in own.items() if k.startswith(prefix) and SEGMENTATION_LAYERS not in k and k not in fitted}
+    wanted = {k: v for k, v in own.items() if k.startswith(prefix) and SEGMENTATION_LAYERS not in k}
     fits = {
         k: weights[k[len(prefix) :]]
         for k, v in wanted.items()

@@ -10,24 +10,27 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 import nndiffseg
+from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.seeds import seed_of
 from nndiffseg.diffusion.noise.interpolation import PatchNoise
 from nndiffseg.errors import UserError
-from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget, learning_rate
-from nndiffseg.training.loader import batches_from, seed_of
-from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, judge_patches, mean_over_structures
+from nndiffseg.training.loader import batches_from
+from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, mean_over_structures, score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
 
 #: seconds between two checkpoints within an epoch
@@ -35,12 +38,14 @@ CHECKPOINT_SECONDS = 240.0
 
 
 class DiffusionTrainer(nnUNetTrainer):
-    """Base of the trainers; a method adds its network, loss and the hooks at the end.
+    """Base of the trainers; a trainer names its method.
 
     Everything random in a training step is a function of (seed, fold, iteration): a resumed training needs no saved
     random state and goes on exactly where it stopped, also in the middle of an epoch.
     """
 
+    method_class: type[Method]
+    loss: Losses
     current_epoch: int
     _best_ema: float | None
 
@@ -56,7 +61,15 @@ class DiffusionTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:
             raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
-        self.settings = DiffusionSettings.from_configuration(self.configuration_manager.configuration)
+        self.method = self.method_class(
+            MethodPlan.of(
+                self.configuration_manager,
+                determine_num_input_channels(self.plans_manager, self.configuration_manager, dataset_json),
+                self.label_manager.num_segmentation_heads,
+            )
+        )
+        if self.method.plan.heads.regions != self.label_manager.has_regions:
+            raise UserError("The plans were made for labels and dataset.json names regions, or the other way; plan anew.")
         self.precision = training_precision(
             self.device, stage_grids(self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes)
         )
@@ -69,6 +82,7 @@ class DiffusionTrainer(nnUNetTrainer):
         self.iteration = 0  # iterations done in all epochs
         self.show_progress = True
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the fusion weight that the validation fits
+        self.calibration = Calibration()  # until a validation fits it
         self.average: WeightAverage | None = None
         self.budget: Budget | None = None
         self._epoch_terms: dict[str, list[float]] = {}
@@ -80,15 +94,35 @@ class DiffusionTrainer(nnUNetTrainer):
     def initialize(self) -> None:
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
-        self.prepare_network(self.bare_network)
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network)
 
     @property
     def bare_network(self) -> Any:
         """The network without the wrappers of DistributedDataParallel and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
-        return getattr(network, "_orig_mod", network)
+        return unwrapped(self.network)
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The method's network with the options in the plans; nnU-Net's own predictor calls this too."""
+        return cls.method_class(MethodPlan.of(configuration_manager, num_input_channels, num_output_channels)).network()
+
+    def _build_loss(self) -> Losses:
+        torch.manual_seed(seed_of(self.seed, self.fold, "discriminator"))
+        return self.method.losses(self._segmentation_loss).to(self.device)
+
+    def _segmentation_loss(self, ce: float = 1.0, dice: float = 1.0) -> SegmentationLoss:
+        """nnU-Net's loss with other weights of its two terms."""
+        deep = super()._build_loss()
+        deep.loss.weight_ce, deep.loss.weight_dice = ce, dice
+        return SegmentationLoss(deep, deep.loss)
 
     def _do_i_compile(self) -> bool:
         # nnU-Net compiles by default and its users switch it off; here it is opt-in.
@@ -154,8 +188,8 @@ class DiffusionTrainer(nnUNetTrainer):
                 "for patches of few large slices. Predictions are not affected."
             )
         self.print_to_log_file(
-            f"device {self.device}, {self.precision}, seed {self.seed}, diffusion "
-            f"settings {json.dumps(self.settings.to_plan())}"
+            f"device {self.device}, {self.precision}, seed {self.seed}, {self.method.name} with options "
+            f"{json.dumps(self.method.options.to_plan())}"
         )
         if self.memory_note is not None:
             self.print_to_log_file(self.memory_note)
@@ -220,18 +254,20 @@ class DiffusionTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """One optimiser step; returns every loss term."""
+        assert self.average is not None and self.budget is not None
         data, targets = self._to_device(batch)
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.fold, self.local_rank, "noise", self.iteration))
+        key = (self.seed, self.fold, self.local_rank, self.iteration)
+        one = Batch(data, targets, self.method.plan.heads.onehot(targets[0]), self.budget.progress(self.iteration), key)
+        extra = self.loss.before_step(self.network, one, self.optimizer.param_groups[0]["lr"])
         with autocast_for(self.device, self.precision):
-            terms = self.loss_terms(data, targets, generator)
+            terms = self.loss(self.network, one)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self._step(total)
-        assert self.average is not None
         self.average.update(self.bare_network)
         if not torch.isfinite(total):
             raise RuntimeError(f"The loss is not finite at iteration {self.iteration}: {terms}.")
-        return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())}
+        return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
 
     def _step(self, total: Tensor) -> None:
         """Updates the weights. In float16 gradients are scaled, and a step whose gradients are not finite is left out."""
@@ -252,12 +288,6 @@ class DiffusionTrainer(nnUNetTrainer):
             [t.to(self.device, non_blocking=True) for t in batch["target"]],
         )
 
-    def onehot(self, target: Tensor) -> Tensor:
-        """Target of nnU-Net's loader ``(B, 1 or regions, *patch)`` -> float ``(B, heads, *patch)``."""
-        if self.label_manager.has_regions:
-            return target.float()
-        return F.one_hot(target[:, 0].long(), self.label_manager.num_segmentation_heads).movedim(-1, 1).float()
-
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         if not self._epoch_terms:
             raise UserError("The time budget ended before the first training step; give more --minutes.")
@@ -273,11 +303,11 @@ class DiffusionTrainer(nnUNetTrainer):
         """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""
         assert self.average is not None
         data, targets = self._to_device(batch)
-        onehot = self.onehot(targets[0])
         generator = torch.Generator().manual_seed(seed_of(self.seed, "validation", self.current_epoch))
         with autocast_for(self.device), torch.no_grad():
             logits, samples = self.predict_patch(self.average.network, data, generator)
-        return judge_patches(logits, samples, onehot, regions=self.label_manager.has_regions)
+        heads = self.method.plan.heads
+        return score_patches(logits, samples, heads.onehot(targets[0]), heads)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         dice = dice_of_batches(val_outputs)
@@ -363,10 +393,12 @@ class DiffusionTrainer(nnUNetTrainer):
                 "trainer_name": type(self).__name__,
                 "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
                 "nndiffseg_version": nndiffseg.__version__,
-                "diffusion": self.settings.to_plan(),
+                "method": self.method.name,
+                "options": self.method.options.to_plan(),
+                "calibration": self.calibration.to_json(),
                 "iteration": self.iteration,
                 "ema_updates": self.average.updates,
-                "method_state": self.method_state(),
+                "loss_state": self.loss.state_dict(),
                 "epoch_terms": self._epoch_terms,
                 "seconds": self.budget.seconds if self.budget else self._spent,
                 "seed": self.seed,
@@ -404,6 +436,11 @@ class DiffusionTrainer(nnUNetTrainer):
                 f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(self).__name__}; "
                 f"choose -tr {checkpoint['trainer_name']}."
             )
+        if checkpoint["options"] != self.method.options.to_plan():
+            raise UserError(
+                f"The checkpoint was trained with the options {json.dumps(checkpoint['options'])}, not "
+                f"{json.dumps(self.method.options.to_plan())}; give the same ones with --option."
+            )
         assert self.average is not None
         try:
             self.bare_network.load_state_dict(checkpoint["network_weights_raw"])
@@ -417,7 +454,8 @@ class DiffusionTrainer(nnUNetTrainer):
         if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self.average.updates = checkpoint["ema_updates"]
-        self.load_method_state(checkpoint["method_state"])
+        self.loss.load_state_dict(checkpoint["loss_state"])
+        self.calibration = Calibration.from_json(checkpoint["calibration"])
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
@@ -430,31 +468,9 @@ class DiffusionTrainer(nnUNetTrainer):
 
         validate_fold(self, save_probabilities)
 
-    # ---- what a method adds ---------------------------------------------------------------------------------------
-
-    @classmethod
-    def training_pass(cls, network: Any, image: Tensor, onehot: Tensor) -> Any:
-        """The pass whose saved tensors are the method's memory: image ``(B, C_in, *patch)``, label ``(B, heads, *patch)``."""
-        return network(image, onehot)
-
-    def prepare_network(self, network: Any) -> None:
-        """Tells the freshly built network what nnU-Net's builder does not know."""
-
-    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """All terms of the loss of one batch, to be summed."""
-        raise NotImplementedError
-
-    def method_state(self) -> dict[str, Any]:
-        """What a method's training needs beyond weights, optimiser and average to go on exactly where it stopped."""
-        return {"loss": self.loss.state_dict()}
-
-    def load_method_state(self, state: dict[str, Any]) -> None:
-        """Inverse of :meth:`method_state`."""
-        self.loss.load_state_dict(state["loss"])
-
     def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``."""
         maps = network.encode(data)
         grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
-        draw = PatchNoise(len(data), grid, generator, self.device)
-        return maps[0], torch.stack([network.decode(network.sample(maps, draw), maps) for _ in range(2)])
+        draw, steps = PatchNoise(len(data), grid, generator, self.device), self.method.steps_while_training
+        return maps[0], torch.stack([network.decode(network.sample(maps, draw, steps=steps), maps) for _ in range(2)])

@@ -1,51 +1,47 @@
-"""Validates a fold with the stochastic predictor and fits what is left to fit, without using a case twice.
+"""Validates a fold with the stochastic predictor, and fits and applies its calibration without using a case twice.
 
-Fitted on validation cases are the weight that fuses deterministic head and samples, and the scale of the reported volumes.
-So that no case is evaluated with a number that it helped to choose (cross-fitting), each is exported with numbers fitted on
-the half that it does not belong to. Cases of one group (:mod:`nndiffseg.data.groups`) stay together. The checkpoint gets the
-numbers fitted on all cases.
+1. Every validation case is predicted once. What fits need of it goes to ``validation/tables/CASE.npz``; head and samples stay
+   apart on disk until the case is exported.
+2. Each case is exported with a calibration that was fitted on the cases of other groups (cross-fitting,
+   :func:`nndiffseg.calibration.cross_fit`), so that no case is evaluated with a number that it helped to choose.
+3. The calibration fitted on all cases goes into the checkpoint and into ``calibration.json``.
+4. ``summary.json`` is nnU-Net's, ``uncertainty.json`` holds the rest.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
-from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table, mean_dice
-from nndiffseg.calibration.volumes import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
+from nndiffseg.calibration.fusion import mean_dice
+from nndiffseg.calibration.tables import FOLDER
+from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.files import write_json
-from nndiffseg.data.groups import halves_of, read_groups
+from nndiffseg.data.groups import read_groups
 from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.methods.fitted import FittedNumbers, set_fitted
 from nndiffseg.uncertainty.evaluation import evaluate_predictions, structures_of
-from nndiffseg.uncertainty.statistics import CaseStatistics
-from nndiffseg.uncertainty.volumes import MM3_PER_ML, by_structure
+from nndiffseg.uncertainty.statistics import CaseParts
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 if TYPE_CHECKING:
     from nndiffseg.training.trainer import DiffusionTrainer
 
-CACHE = ".parts"
-
-
-class CaseTables(NamedTuple):
-    """One predicted case under every candidate of the numbers that need predictions."""
-
-    fusion: FusionTable
-    volumes: VolumeTable
+#: head and samples of every case, until it is exported
+PARTS = ".parts"
 
 
 def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -> None:
-    """Writes ``validation/`` with segmentations, uncertainty, nnU-Net's ``summary.json`` and ``uncertainty.json``.
+    """Writes ``validation/`` with tables, segmentations, uncertainty, ``summary.json`` and ``uncertainty.json``.
 
     Under DistributedDataParallel the first rank does all of it.
     """
@@ -56,13 +52,36 @@ def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -
 
 
 def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
-    assert trainer.average is not None
-    network: Any = trainer.average.network
     folder = Path(trainer.output_folder) / "validation"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
-    folder.mkdir(parents=True)
-    predictor = Predictor.from_network(
-        network,
+    for sub in (FOLDER, PARTS):
+        (folder / sub).mkdir(parents=True)
+    predictor = _predictor(trainer)
+    groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (str(trainer.fold),)
+    try:
+        _predict(trainer, predictor, folder)
+        tables = read_tables(folder / FOLDER)
+        job = ExportJob(
+            folder,
+            trainer.plans_manager.plans,
+            trainer.configuration_name,
+            trainer.dataset_json,
+            save_probabilities=save_probabilities,
+            settings=predictor.settings(),
+        )
+        _export(trainer, job, cross_fit(tables, groups, fold))
+    finally:
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+    trainer.calibration = fit(tables, groups, fold)
+    _store(trainer)
+    _evaluate(trainer, folder, tables)
+
+
+def _predictor(trainer: DiffusionTrainer) -> Predictor:
+    assert trainer.average is not None
+    return Predictor.from_network(
+        trainer.method,
+        trainer.average.network,
         trainer.plans_manager,
         trainer.configuration_name,
         trainer.dataset_json,
@@ -72,132 +91,86 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
         fold=trainer.fold,
         seed=trainer.seed,
     )
-    job = ExportJob(
-        folder,
-        trainer.plans_manager.plans,
-        trainer.configuration_name,
-        trainer.dataset_json,
-        save_probabilities=save_probabilities,
-        settings=predictor.settings(),
-    )
-    groups = read_groups(Path(trainer.preprocessed_dataset_folder_base))
-    tables = _predict_in_halves(trainer, predictor, job, groups)
-    weight, scales = _fit(network, tables, groups)
-    fitted: dict[str, float | Sequence[float]] = {"fusion_weight": weight, "volume_scale": scales}
-    for each in (network, trainer.bare_network):
-        set_fitted(each, fitted)
-    _judge(trainer, folder, [t.fusion for t in tables], fitted)
-    _store_fitted(Path(trainer.output_folder) / trainer.validated_checkpoint, fitted, network)
 
 
-def _fit(network: Any, tables: Sequence[CaseTables], groups: dict[str, str]) -> tuple[float, tuple[float, ...]]:
-    """Fusion weight and volume scales: the numbers that need predictions."""
-    calibrated = isinstance(network, FittedNumbers)  # the network of someone's own trainer may be something else
-    scales = fit_volume_scales([t.volumes for t in tables], groups) if calibrated else (1.0,)
-    return fit_fusion_weight([t.fusion for t in tables]), scales
+# ---- 1. prediction ----------------------------------------------------------------------------------------------------
 
 
-def _store_fitted(path: Path, fitted: Iterable[str], network: Any) -> None:
-    """Puts the fitted numbers into the checkpoint that was validated, and changes nothing else in it."""
-    if not path.is_file():
-        return
-    checkpoint = load_checkpoint(path)
-    for weights in (checkpoint["network_weights"], checkpoint["network_weights_raw"]):
-        buffers = dict(network.named_buffers(recurse=False))
-        weights |= {name: buffers[name].cpu() for name in fitted if name in buffers}
-    save_atomically(checkpoint, path)
-
-
-def _predict_in_halves(
-    trainer: DiffusionTrainer, predictor: Predictor, job: ExportJob, groups: dict[str, str]
-) -> list[CaseTables]:
-    """Exports every case with numbers fitted on others; returns what to fit them on."""
+def _predict(trainer: DiffusionTrainer, predictor: Predictor, folder: Path) -> None:
+    """Writes a table and the parts of every validation case."""
     _, keys = trainer.do_split()
-    halves = halves_of(keys, groups)
-    cache = job.output / CACHE
-    cache.mkdir()
-    tables: list[list[CaseTables]] = [[], []]
-    try:
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[0]):
-            tables[0].append(table)
-            _store(cache / key, statistics, properties)
-        first = _fit(predictor.network, tables[0], groups)
-        for key, statistics, table, properties in _predict(trainer, predictor, halves[1]):
-            tables[1].append(table)
-            export_case(job, key, statistics.with_fitted(*first), properties)
-        # With a single group there is no other half; its own weight is then the only one there is.
-        second = _fit(predictor.network, tables[1] or tables[0], groups)
-        for key in halves[0]:
-            statistics, properties = _restore(cache / key)
-            export_case(job, key, statistics.with_fitted(*second), properties)
-    finally:
-        shutil.rmtree(cache, ignore_errors=True)
-    return tables[0] + tables[1]
-
-
-def _predict(
-    trainer: DiffusionTrainer, predictor: Predictor, keys: list[str]
-) -> Iterator[tuple[str, CaseStatistics, CaseTables, dict[str, Any]]]:
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
         data, segmentation, _, properties = dataset.load_case(key)
-        statistics = predictor.predict_preprocessed(np.asarray(data[:]), key, keep_parts=True)
-        reference = torch.from_numpy(np.asarray(segmentation[:]))[0].long().clamp_min(0)
-        assert statistics.deterministic is not None and statistics.sampled is not None
-        fusion = fusion_table(
-            statistics.deterministic.cpu(),
-            statistics.sampled.cpu(),
-            _onehot(trainer, reference),
-            regions=trainer.label_manager.has_regions,
+        parts = predictor.predict_parts(np.asarray(data[:]), key)
+        reference = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
+        write_table(_table(trainer, key, parts, reference, properties), folder / FOLDER)
+        store_parts(parts, folder / PARTS / f"{key}.npz")
+
+
+def _table(
+    trainer: DiffusionTrainer, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
+) -> CaseTable:
+    geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
+    ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
+    volumes = ml * structure_voxels(parts.labels, structures), ml * structure_voxels(reference[None], structures)
+    onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
+    return CaseTable.of(case, parts.deterministic, parts.sampled, onehot, heads, volumes)
+
+
+def reference_onehot(trainer: DiffusionTrainer, reference: np.ndarray) -> torch.Tensor:
+    """Labels ``(*spatial)`` -> bool ``(heads, *spatial)``."""
+    manager, labels = trainer.label_manager, torch.from_numpy(reference).long()
+    if manager.has_regions:
+        regions = [r if isinstance(r, (list, tuple)) else [r] for r in manager.foreground_regions]
+        return torch.stack([torch.isin(labels, torch.tensor(r)) for r in regions])
+    return torch.nn.functional.one_hot(labels, manager.num_segmentation_heads).movedim(-1, 0).bool()
+
+
+def store_parts(parts: CaseParts, file: Path) -> None:
+    """Probabilities in steps of 1 / 65535, compressed: most voxels are certain, so that little is left of them."""
+    steps = {
+        name: (getattr(parts, name) * 65535).round().int().numpy().astype(np.uint16) for name in ("deterministic", "sampled")
+    }
+    np.savez_compressed(file, **steps, labels=parts.labels, regions=parts.regions)
+
+
+def restore_parts(file: Path) -> CaseParts:
+    """Inverse of :func:`store_parts`, up to 1 / 131070."""
+    with np.load(file) as saved:
+        deterministic, sampled = (
+            torch.from_numpy(saved[name].astype(np.float32) / 65535) for name in ("deterministic", "sampled")
         )
-        geometry = CaseGeometry(properties, trainer.plans_manager, trainer.configuration_manager)
-        tables = CaseTables(fusion, _volumes(trainer, key, statistics.labels, reference.numpy(), geometry))
-        yield key, statistics, tables, properties
+        return CaseParts(deterministic, sampled, saved["labels"], bool(saved["regions"]))
 
 
-def _volumes(
-    trainer: DiffusionTrainer, key: str, labels: np.ndarray, reference: np.ndarray, geometry: CaseGeometry
-) -> VolumeTable:
-    """Volumes of samples ``(N, *spatial)`` and reference ``(*spatial)``."""
-    ml = geometry.voxel_volume(reference.shape) / MM3_PER_ML
-    structures = structures_of(trainer.dataset_json).values()
-    return VolumeTable(key, ml * structure_voxels(labels, structures), ml * structure_voxels(reference[None], structures))
+# ---- 2. export --------------------------------------------------------------------------------------------------------
 
 
-def _onehot(trainer: DiffusionTrainer, reference: torch.Tensor) -> torch.Tensor:  # (*spatial) -> (heads, *spatial)
-    if trainer.label_manager.has_regions:
-        regions = [r if isinstance(r, (list, tuple)) else [r] for r in trainer.label_manager.foreground_regions]
-        return torch.stack([torch.isin(reference, torch.tensor(r)) for r in regions])
-    return F.one_hot(reference, trainer.label_manager.num_segmentation_heads).movedim(-1, 0).bool()
+def _export(trainer: DiffusionTrainer, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
+    """Exports every case with the calibration that was fitted without it."""
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(calibrations))
+    for case, calibration in calibrations.items():
+        properties = dataset.load_case(case)[-1]
+        statistics = restore_parts(job.output / PARTS / f"{case}.npz").statistics(calibration)
+        export_case(job, case, statistics, properties)
 
 
-def _store(path: Path, statistics: CaseStatistics, properties: dict[str, Any]) -> None:
-    assert statistics.deterministic is not None and statistics.sampled is not None
-    torch.save(
-        {
-            "deterministic": statistics.deterministic.half(),
-            "sampled": statistics.sampled.half(),
-            "labels": statistics.labels,
-            "properties": properties,
-            "regions": statistics.regions,
-        },
-        path,
-    )
+# ---- 3. and 4. calibration and evaluation -----------------------------------------------------------------------------
 
 
-def _restore(path: Path) -> tuple[CaseStatistics, dict[str, Any]]:
-    # weights_only=False: this process wrote the file a moment ago, with nnU-Net's properties in it.
-    saved = torch.load(path, weights_only=False)
-    deterministic, sampled = saved["deterministic"].float(), saved["sampled"].float()
-    statistics = CaseStatistics(sampled, {}, saved["labels"], (0.0,), deterministic, sampled, saved["regions"])
-    return statistics, saved["properties"]
+def _store(trainer: DiffusionTrainer) -> None:
+    """Puts the calibration beside the checkpoint that was validated, and into it; nothing else in it changes."""
+    folder = Path(trainer.output_folder)
+    path = folder / trainer.validated_checkpoint
+    if path.is_file():
+        save_atomically(load_checkpoint(path) | {"calibration": trainer.calibration.to_json()}, path)
+    trainer.calibration.write(folder)
 
 
-def _judge(
-    trainer: DiffusionTrainer, folder: Path, tables: list[FusionTable], fitted: dict[str, float | Sequence[float]]
-) -> None:
-    manager = trainer.label_manager
+def _evaluate(trainer: DiffusionTrainer, folder: Path, tables: Sequence[CaseTable]) -> None:
+    manager, calibration = trainer.label_manager, trainer.calibration
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     metrics = compute_metrics_on_folder(
         str(references),
@@ -210,26 +183,16 @@ def _judge(
         chill=True,
         num_processes=1,
     )
-    by_weight = mean_dice(tables)
+    dice = {"dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"]}
+    dice["dice_samples"], *_, dice["dice_deterministic"] = mean_dice(tables).tolist()
     uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
-    scales = by_structure(np.atleast_1d(fitted["volume_scale"]).tolist(), structures_of(trainer.dataset_json))
-    result = {
-        **fitted,
-        "volume_scale": scales,
-        "dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"],
-        "dice_deterministic": by_weight[-1],
-        "dice_samples": by_weight[0],
-        **uncertainty,
-    }
-    write_json(result, folder / "uncertainty.json")
+    write_json({"calibration": calibration.to_json(), **dice, **uncertainty}, folder / "uncertainty.json")
     for label in metrics["mean"]:
         trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["mean"][label]["Dice"])
     trainer.print_to_log_file("Validation complete", also_print_to_console=True)
     trainer.print_to_log_file(
-        f"Mean Validation Dice:  {metrics['foreground_mean']['Dice']:.4f} (deterministic head alone {by_weight[-1]:.4f}, "
-        f"mean of samples alone {by_weight[0]:.4f}); fitted: "
-        + ", ".join(
-            f"{name.replace('_', ' ')} {'/'.join(f'{v:.2f}' for v in np.atleast_1d(value))}" for name, value in fitted.items()
-        ),
+        f"Mean Validation Dice:  {dice['dice_fused_cross_fitted']:.4f} (deterministic head alone "
+        f"{dice['dice_deterministic']:.4f}, mean of samples alone {dice['dice_samples']:.4f}); calibration: fusion weight "
+        f"{calibration.fusion_weight:.2f}, volume scale {calibration.volume_scale:.2f}",
         also_print_to_console=True,
     )

@@ -3,8 +3,6 @@
 from nndiffseg.uncertainty.agreement import (
     EnergyDistance,
     PairwiseOverlap,
-    best_dice_per_rater,
-    dice,
     expected_dice,
     generalised_energy_distance,
     matched_iou,
@@ -14,9 +12,6 @@ from nndiffseg.uncertainty.agreement import (
 from nndiffseg.uncertainty.maps import Decomposition, entropy
 from nndiffseg.uncertainty.reliability import (
     ReliabilityAccumulator,
-    augrc,
-    aurc,
-    error_detection,
     region_of_interest,
 )
 from nndiffseg.uncertainty.volumes import volume_statistics
@@ -26,12 +21,7 @@ __all__ = [
     "EnergyDistance",
     "PairwiseOverlap",
     "ReliabilityAccumulator",
-    "augrc",
-    "aurc",
-    "best_dice_per_rater",
-    "dice",
     "entropy",
-    "error_detection",
     "expected_dice",
     "generalised_energy_distance",
     "matched_iou",

@@ -99,15 +99,6 @@ def _ratio(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.where(b == 0, 1.0, a / np.maximum(b, 1))
 
 
-def dice(a: NDArray | Tensor, b: NDArray | Tensor) -> float:
-    """Dice of two masks of equal shape, 2 |a & b| / (|a| + |b|); 1 where both are empty."""
-    a, b = _as_tensor(a).bool(), _as_tensor(b).bool()
-    if a.shape != b.shape:
-        raise ValueError(f"Masks of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared.")
-    size = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / size if size else 1.0
-
-
 def mean_pairwise_dice(overlap: PairwiseOverlap) -> NDArray[np.float64] | None:
     """Mean Dice over all pairs of distinct members, per structure ``(K,)``; None with one member."""
     return _mean_over_pairs(overlap.dice())
@@ -182,15 +173,6 @@ def matched_iou(overlap: PairwiseOverlap, samples: int) -> float:
     size = math.lcm(*iou.shape)
     iou = iou.repeat(size // iou.shape[0], axis=0).repeat(size // iou.shape[1], axis=1)
     return float(iou[linear_sum_assignment(iou, maximize=True)].mean())
-
-
-def best_dice_per_rater(overlap: PairwiseOverlap, samples: int) -> list[float]:
-    """For each rater the Dice (mean over structures) of the sample that fits best: are all opinions covered?
-
-    Arguments as in :func:`generalised_energy_distance`.
-    """
-    _check_split(overlap, samples)
-    return [float(v) for v in overlap.dice().mean(0)[:samples, samples:].max(0)]
 
 
 def _check_split(overlap: PairwiseOverlap, samples: int) -> None:

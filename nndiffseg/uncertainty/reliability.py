@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import distance_transform_edt
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 _EPS = 1e-7  # probabilities below count as this much in the NLL, which a single impossible voxel would make infinite
 
@@ -131,64 +130,3 @@ class ReliabilityAccumulator:
             "nll": self._nll / (n * heads),
             "voxels": n,
         }
-
-
-def error_detection(
-    uncertainty: NDArray, errors: NDArray[np.bool_], region: NDArray[np.bool_] | None = None
-) -> dict[str, float | None]:
-    """How well an uncertainty map ranks the voxels that are wrong before those that are right.
-
-    Args:
-        uncertainty: any shape, higher is less certain.
-        errors: same shape, True where the segmentation differs from the reference.
-        region: voxels to use; all without it.
-
-    Returns:
-        ``auroc`` (0.5 is chance), ``auprc`` (average precision; the error rate is chance) and ``error_rate``. The
-        areas are None where all voxels are right or all wrong, the rate is None without voxels.
-    """
-    u, e = (np.ravel(a) if region is None else np.asarray(a)[region] for a in (uncertainty, errors))
-    if e.size == 0:
-        return {"auroc": None, "auprc": None, "error_rate": None}
-    rate = float(e.mean())
-    if rate in (0.0, 1.0):
-        return {"auroc": None, "auprc": None, "error_rate": rate}
-    return {"auroc": float(roc_auc_score(e, u)), "auprc": float(average_precision_score(e, u)), "error_rate": rate}
-
-
-def aurc(losses: ArrayLike, uncertainty: ArrayLike) -> float:
-    """Area under the risk-coverage curve over cases.
-
-    The mean over k = 1 .. n of the mean loss of the k most certain cases (Geifman, Uziel, El-Yaniv, arXiv 1805.08206).
-    Ties count as in the mean over their orders.
-
-    Args:
-        losses: of each case, ``(n,)``, such as 1 - Dice.
-        uncertainty: of each case, ``(n,)``, such as 1 - expected Dice.
-
-    Raises:
-        ValueError: no cases, or not one uncertainty per case.
-    """
-    ranked = _ranked(losses, uncertainty)
-    return float((ranked.cumsum() / np.arange(1, len(ranked) + 1)).mean())
-
-
-def augrc(losses: ArrayLike, uncertainty: ArrayLike) -> float:
-    """Area under the generalised risk-coverage curve over cases: the average risk of undetected failures.
-
-    The generalised risk at coverage k / n is the summed loss of the k most certain cases over n, from 0 at coverage 0;
-    the curve is integrated by the trapezoid rule (Traub et al., arXiv 2407.01032). Arguments and errors
-    as in :func:`aurc`.
-    """
-    ranked = _ranked(losses, uncertainty)
-    risk = np.concatenate([[0.0], ranked.cumsum()]) / len(ranked)
-    return float((risk[1:] + risk[:-1]).sum() / 2 / len(ranked))
-
-
-def _ranked(losses: ArrayLike, uncertainty: ArrayLike) -> NDArray[np.float64]:
-    """Losses from the most to the least certain case; tied cases share their mean loss."""
-    loss, u = np.asarray(losses, dtype=float), np.asarray(uncertainty, dtype=float)
-    if loss.ndim != 1 or loss.size == 0 or loss.shape != u.shape:
-        raise ValueError(f"Expected one loss and one uncertainty per case, got shapes {loss.shape} and {u.shape}.")
-    _, group, size = np.unique(u, return_inverse=True, return_counts=True)
-    return np.repeat(np.bincount(group, weights=loss) / size, size)

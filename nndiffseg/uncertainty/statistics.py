@@ -1,44 +1,84 @@
-"""What remains of a case's samples: sums of probabilities and one label map per sample, never all probabilities."""
+"""Streaming statistics of a case's samples: sums of probabilities and one label map per sample, never all probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nndiffseg.uncertainty import Decomposition, entropy
+from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.uncertainty.maps import Decomposition, entropy
 
 
-class FoldSums:
-    """Running mean probabilities of one fold.
-
-    With a known fusion weight w, the fused probability ``w p_deterministic + (1 - w) p_samples`` is summed in one
-    array. With ``weight=None`` the two parts stay apart, so that a weight can be fitted to them afterwards.
-    """
-
-    def __init__(self, heads: int, shape: tuple[int, ...], device: torch.device, weight: float | None):
-        self.weight = weight
-        self.deterministic = torch.zeros((heads, *shape), device=device)
-        self.sampled = self.deterministic if weight is not None else torch.zeros_like(self.deterministic)
+class Sums(Protocol):
+    """Running mean probabilities of one fold."""
 
     def add_deterministic(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
         """Adds ``(heads, *window)``; the shares of all passes over a voxel sum to 1."""
-        share *= 1.0 if self.weight is None else self.weight
-        _add(self.deterministic, where, probabilities, share)
+        ...
 
     def add_samples(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
         """Adds a sum over samples ``(heads, *window)``; ``share`` is one over the fold's number of samples."""
-        share *= 1.0 if self.weight is None else 1.0 - self.weight
+        ...
+
+
+class FusedSums:
+    """With a known fusion weight w: ``w p_deterministic + (1 - w) p_samples`` in one array ``(heads, *shape)``."""
+
+    def __init__(self, heads: int, shape: tuple[int, ...], device: torch.device, weight: float):
+        self.weight = weight
+        self.fused = torch.zeros((heads, *shape), device=device)
+
+    def add_deterministic(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
+        _add(self.fused, where, probabilities, share * self.weight)
+
+    def add_samples(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
+        _add(self.fused, where, probabilities, share * (1.0 - self.weight))
+
+
+class PartSums:
+    """Deterministic and sampled probabilities apart, so that a fusion weight can be fitted to them afterwards."""
+
+    def __init__(self, heads: int, shape: tuple[int, ...], device: torch.device):
+        self.deterministic = torch.zeros((heads, *shape), device=device)
+        self.sampled = torch.zeros_like(self.deterministic)
+
+    def add_deterministic(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
+        _add(self.deterministic, where, probabilities, share)
+
+    def add_samples(self, where: tuple[slice, ...], probabilities: Tensor, share: float) -> None:
         _add(self.sampled, where, probabilities, share)
 
 
 def _add(sums: Tensor, where: tuple[slice, ...], values: Tensor, share: float) -> None:
     window = (slice(None), *where)
     sums[window].add_(values.to(sums.device), alpha=share)
+
+
+@dataclass(frozen=True)
+class CaseParts:
+    """One case of one fold on the grid of the preprocessed image, before a calibration fuses it.
+
+    Attributes:
+        deterministic, sampled: probabilities of head and mean of samples ``(heads, *spatial)``, float32 on the CPU.
+        labels: label map of every sample ``(N, *spatial)``.
+        regions: whether the heads are regions.
+    """
+
+    deterministic: Tensor
+    sampled: Tensor
+    labels: np.ndarray
+    regions: bool
+
+    def statistics(self, calibration: Calibration) -> CaseStatistics:
+        """The case's statistics with this calibration."""
+        fused = torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight)
+        return CaseStatistics.of_one_fold(fused, self.labels, calibration, self.regions)
 
 
 @dataclass(frozen=True)
@@ -50,80 +90,31 @@ class CaseStatistics:
             and sum to 1; with regions each head is a region's own probability.
         maps: ``total``, ``aleatoric`` and, with two or more folds, ``epistemic`` uncertainty, each ``(*spatial)`` in
             [0, 1]; see :class:`nndiffseg.uncertainty.Decomposition`.
-        labels: label map of every sample ``(N, *spatial)``, uint8 (uint16 with labels above 255).
-        fusion_weights: weight of the deterministic head in the fused probability, one per fold.
-        deterministic, sampled: the two parts of ``probabilities``; None unless they were kept apart.
+        labels: label map of every sample ``(N, *spatial)``, uint8 (uint16 with labels above 255); with F folds, 0, F, 2F, ...
+            are the first fold's.
+        calibrations: of each fold.
         regions: whether the heads are regions.
-        volume_scales: of the samples' volumes around their mean, for each fold one for each structure or a single one for all
-            (:mod:`nndiffseg.calibration.volumes`).
     """
 
     probabilities: Tensor
     maps: dict[str, Tensor]
     labels: np.ndarray
-    fusion_weights: tuple[float, ...]
-    deterministic: Tensor | None = None
-    sampled: Tensor | None = None
+    calibrations: tuple[Calibration, ...]
     regions: bool = False
-    volume_scales: tuple[tuple[float, ...], ...] = ((1.0,),)
 
     @classmethod
-    def of_one_fold(
-        cls, sums: FoldSums, weight: float, labels: np.ndarray, regions: bool, volume_scales: Sequence[float] = (1.0,)
-    ) -> CaseStatistics:
+    def of_one_fold(cls, fused: Tensor, labels: np.ndarray, calibration: Calibration, regions: bool) -> CaseStatistics:
         """With one fold, nothing can be told about disagreement between folds: aleatoric equals total."""
-        deterministic, sampled = sums.deterministic.cpu(), sums.sampled.cpu()
-        apart = sums.weight is None
-        fused = torch.lerp(sampled, deterministic, weight) if apart else deterministic
+        fused = fused.cpu()
         total = entropy(fused, regions=regions)
-        return cls(
-            fused,
-            {"total": total, "aleatoric": total},
-            labels,
-            (weight,),
-            deterministic if apart else None,
-            sampled if apart else None,
-            regions,
-            (tuple(volume_scales),),
-        )
+        return cls(fused, {"total": total, "aleatoric": total}, labels, (calibration,), regions)
 
     @classmethod
-    def of_folds(
-        cls,
-        decomposition: Decomposition,
-        weights: Sequence[float],
-        labels: np.ndarray,
-        volume_scales: Sequence[Sequence[float]] = ((1.0,),),
-    ) -> CaseStatistics:
+    def of_folds(cls, decomposition: Decomposition, labels: np.ndarray, calibrations: Sequence[Calibration]) -> CaseStatistics:
         """``decomposition`` holds the fused probabilities of two or more folds."""
         maps = {name: torch.as_tensor(values).cpu() for name, values in decomposition.maps().items()}
         probabilities = torch.as_tensor(decomposition.probabilities).cpu()
-        return cls(
-            probabilities,
-            maps,
-            labels,
-            tuple(weights),
-            regions=decomposition.regions,
-            volume_scales=tuple(tuple(fold) for fold in volume_scales),
-        )
-
-    def with_fitted(self, fusion_weight: float, volume_scales: Sequence[float]) -> CaseStatistics:
-        """The same samples of one fold, fused with another weight and with other scales of their volumes.
-
-        Raises:
-            ValueError: the two parts were not kept apart.
-        """
-        if self.deterministic is None or self.sampled is None:
-            raise ValueError("The deterministic and sampled probabilities of this case were not kept apart.")
-        fused = torch.lerp(self.sampled, self.deterministic, fusion_weight)
-        total = entropy(fused, regions=self.regions)
-        return replace(
-            self,
-            probabilities=fused,
-            maps={"total": total, "aleatoric": total},
-            fusion_weights=(fusion_weight,),
-            volume_scales=(tuple(volume_scales),),
-        )
+        return cls(probabilities, maps, labels, tuple(calibrations), decomposition.regions)
 
 
 def label_map(probabilities: Tensor, label_manager: LabelManager) -> Tensor:

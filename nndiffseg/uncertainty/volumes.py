@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from nndiffseg.calibration.volumes import stretched
 
 MM3_PER_ML = 1000.0
 
 
 def volume_statistics(
-    voxel_counts: Mapping[str, ArrayLike], voxel_volume: float, scales: Sequence[Sequence[float]] = ((1.0,),)
+    voxel_counts: Mapping[str, ArrayLike], voxel_volume: float, scales: Sequence[float] = (1.0,)
 ) -> dict[str, dict[str, Any]]:
     """Mean, standard deviation and 90 % interval of every structure's volume over samples, as drawn and calibrated.
 
@@ -26,8 +28,8 @@ def volume_statistics(
         voxel_counts: name of the structure -> its number of voxels in each sample, ``(N,)``; see
             :attr:`nndiffseg.uncertainty.agreement.PairwiseOverlap.counts`.
         voxel_volume: of one voxel, in mm^3: the product of the spacing.
-        scales: for each of F folds that drew the samples in turn (0, F, 2F, ... are the first one's) one for each structure,
-            in their order, or a single one for all; each fold's volumes are stretched around their own mean.
+        scales: of each of F folds that drew the samples in turn (0, F, 2F, ... are the first one's); each fold's volumes are
+            stretched around their own mean.
 
     Returns:
         JSON-ready, name -> ``{"mean_ml", "sd_ml", "interval_90_ml", "calibrated_sd_ml", "calibrated_interval_90_ml",
@@ -40,27 +42,10 @@ def volume_statistics(
     """
     if voxel_volume <= 0:
         raise ValueError(f"The volume of a voxel must be positive, got {voxel_volume}.")
-    folds = [by_structure(fold, voxel_counts) for fold in scales]
     return {
-        name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, [fold[name] for fold in folds])
+        name: _statistics(np.asarray(counts, dtype=float) * voxel_volume / MM3_PER_ML, scales)
         for name, counts in voxel_counts.items()
     }
-
-
-def stretched(volumes: NDArray, scales: ArrayLike) -> NDArray[np.float64]:
-    """Volumes ``(..., N)`` of N samples, moved away from their mean or towards it by scales that broadcast to ``(..., 1)``."""
-    mean = volumes.mean(-1, keepdims=True)
-    return mean + np.asarray(scales) * (volumes - mean)
-
-
-def by_structure(scales: Sequence[float], names: Iterable[str]) -> dict[str, float]:
-    """Scales of the volumes, one for each structure or a single one for all, as name -> scale.
-
-    Raises:
-        ValueError: another number of scales.
-    """
-    keys = list(names)
-    return dict(zip(keys, np.broadcast_to(scales, len(keys)).tolist(), strict=True))
 
 
 def _statistics(volumes: np.ndarray, scales: Sequence[float]) -> dict[str, Any]:
@@ -82,9 +67,5 @@ def _statistics(volumes: np.ndarray, scales: Sequence[float]) -> dict[str, Any]:
 
 
 def error_bars(structure: Mapping[str, Any]) -> tuple[float | None, list[float] | None]:
-    """Standard deviation and 90 % interval to show of one of :func:`volume_statistics`: the calibrated ones.
-
-    Predictions of earlier versions have only those of the samples as drawn.
-    """
-    sd, interval = (structure.get(f"calibrated_{k}", structure.get(k)) for k in ("sd_ml", "interval_90_ml"))
-    return sd, interval
+    """Calibrated standard deviation and 90 % interval of one of :func:`volume_statistics`; None where there are none."""
+    return structure.get("calibrated_sd_ml"), structure.get("calibrated_interval_90_ml")

@@ -11,12 +11,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nndiffseg.diffusion.schedules import Linear
 from nndiffseg.methods.label_space import LabelSpaceNetwork
+from nndiffseg.methods.protocol import MethodPlan
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.layers import TimeEmbedding, conv, upsample, zero
 
 #: length of the random vector z
@@ -41,21 +42,20 @@ class Layout(NamedTuple):
     kernels: tuple[tuple[int, ...], ...]
 
 
-def layout_from(configuration: ConfigurationManager) -> Layout:
+def layout_of(plan: MethodPlan) -> Layout:
     """The stages of the planned image network: as wide in 2D, half as wide in 3D.
 
     The generator runs in every step of every sample, at full resolution, and in 3D twice the width costs up to four
     times as much. On slices it costs a third more per training step; in a single short trial on hippocampus slices (600
     iterations, one seed) the Dice rose by 1 (deterministic) and 3 points (mean of samples).
     """
-    kwargs = configuration.network_arch_init_kwargs
-    share = 1 if len(configuration.patch_size) == 2 else 2
-    channels = tuple(max(8, int(c) // share // 4 * 4) for c in kwargs["features_per_stage"])
-    strides = tuple(tuple(int(v) for v in s) for s in kwargs["strides"][1:])  # the first entry belongs to the stem
-    return Layout(channels, strides, tuple(tuple(int(v) for v in k) for k in kwargs["kernel_sizes"]))
+    share = 1 if len(plan.patch) == 2 else 2
+    channels = tuple(max(8, c // share // 4 * 4) for c in plan.features)
+    kernels = tuple(tuple(int(v) for v in k) for k in plan.arguments["kernel_sizes"])
+    return Layout(channels, tuple(plan.strides), kernels)
 
 
-class Mapping(nn.Module):
+class MappingNetwork(nn.Module):
     """z to a style: pixel norm, then a perceptron (Karras et al., StyleGAN, arXiv 1812.04948)."""
 
     def __init__(self, vector: int = VECTOR, style: int = STYLE, layers: int = 3):
@@ -150,14 +150,14 @@ class CDALGenerator(LabelSpaceNetwork):
 
     vector_channels = VECTOR
 
-    def __init__(self, channels_in: int, heads: int, patch: Sequence[int], layout: Layout, steps: int):
+    def __init__(self, channels_in: int, heads: Heads, patch: Sequence[int], layout: Layout, steps: int):
         super().__init__(heads, patch, Linear(), "ancestral", steps)
         channels, strides, kernels = layout
         dim, deepest = len(kernels[0]), len(channels) - 1
         self.strides = strides
-        self.mapping, self.embed = Mapping(), TimeEmbedding(STYLE)
+        self.mapping, self.embed = MappingNetwork(), TimeEmbedding(STYLE)
         self.image_encoder = ImageEncoder(dim, channels_in, channels[0], kernels[0])
-        self.stem = conv(dim, heads, channels[0], kernels[0])
+        self.stem = conv(dim, heads.number, channels[0], kernels[0])
         self.down = nn.ModuleList(GeneratorBlock(dim, c, c, k) for c, k in zip(channels, kernels, strict=True))
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
         self.attention = SelfAttention(dim, channels[-1])
@@ -165,7 +165,7 @@ class CDALGenerator(LabelSpaceNetwork):
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(deepest))
         self.up = nn.ModuleList(GeneratorBlock(dim, 2 * channels[i], channels[i], kernels[i]) for i in range(deepest))
         self.norm = AdaptiveGroupNorm(channels[0])
-        self.head = conv(dim, channels[0], heads, kernels[0])
+        self.head = conv(dim, channels[0], heads.number, kernels[0])
 
     def forward(self, image: Tensor, x: Tensor | None = None, t: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
         """image ``(B, C_in, *patch)`` alone -> logits; with x_t, t ``(B,)`` and z ``(B, 100)`` -> x0."""
@@ -175,7 +175,7 @@ class CDALGenerator(LabelSpaceNetwork):
 
     def deterministic(self, image: Tensor) -> Tensor:
         batch = len(image)
-        x = image.new_zeros(batch, self.heads, *image.shape[2:])
+        x = image.new_zeros(batch, self.heads.number, *image.shape[2:])
         x0 = self.denoise(x, image.new_ones(batch), self.condition(image), image.new_zeros(batch, VECTOR))
         return self.to_logits(x0)
 
@@ -204,9 +204,4 @@ class CDALGenerator(LabelSpaceNetwork):
         temperature is left to choose, and averaging x0 over tiles averages probabilities.
         """
         p = ((1 + x0.float()) / 2).clamp(FLOOR, 1 - FLOOR)
-        return p.logit() if bool(self.regions) else p.log()
-
-
-def build_cdal_generator(configuration: ConfigurationManager, channels_in: int, heads: int, steps: int) -> CDALGenerator:
-    """The generator of one configuration of the plans."""
-    return CDALGenerator(channels_in, heads, configuration.patch_size, layout_from(configuration), steps)
+        return self.heads.logits(p)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor, nn
 
 from nndiffseg.methods.latent.network import TrainingOutput
 from nndiffseg.methods.latent.scores import KernelDistances, energy_distances, jaccard_distances
 from nndiffseg.methods.latent.spread_control import SpreadControl
+from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
+from nndiffseg.nn.heads import Heads
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
 LATENT_SCALES = (1, 2, 4, 0)
@@ -17,25 +16,17 @@ LATENT_SCALES = (1, 2, 4, 0)
 LABEL_SCALES = (1, 4, 16, 0)
 
 
-class DiffusionLoss(nn.Module):
+class LatentLosses(Losses):
     """Sum of the deterministic, reconstruction, latent and label terms.
 
     Args:
-        deterministic: nnU-Net's loss with deep supervision ``(list of logits, list of targets) -> scalar``.
-        segmentation: nnU-Net's loss at full resolution ``(logits, target) -> scalar``.
-        regions: sigmoid heads (nnU-Net's region-based training) instead of softmax.
+        segmentation: nnU-Net's loss.
+        heads: of the segmentation.
     """
 
-    def __init__(
-        self,
-        deterministic: Callable[..., Tensor],
-        segmentation: Callable[..., Tensor],
-        regions: bool,
-    ):
+    def __init__(self, segmentation: SegmentationLoss, heads: Heads):
         super().__init__()
-        self.deterministic, self.segmentation = deterministic, segmentation
-        self.regions = regions
-        self.progress = 1.0
+        self.segmentation, self.heads = segmentation, heads
         self.control = nn.ModuleDict(
             {
                 "latent": SpreadControl(len(LATENT_SCALES)),
@@ -44,30 +35,31 @@ class DiffusionLoss(nn.Module):
             }
         )
 
-    def set_progress(self, progress: float) -> None:
-        """Says which share of the training is done; see :mod:`nndiffseg.methods.latent.spread_control`."""
-        self.progress = progress
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        out = network(batch.image, batch.onehot, deep_supervision=True, generator=batch.generator("noise"))
+        return self.terms(out, batch)
 
-    def forward(self, out: TrainingOutput, targets: list[Tensor], onehot: Tensor) -> dict[str, Tensor]:
-        """``targets`` as nnU-Net's loader gives them, ``onehot`` ``(B, heads, *patch)``; keys are the terms' names."""
-        terms = {
-            "deterministic": self.deterministic([x.float() for x in out.logits], targets),
-            "reconstruction": self.segmentation(out.reconstruction.float(), targets[0]),
-        }
-        logits = out.samples.float()
-        p = torch.sigmoid(logits) if self.regions else logits.softmax(2)  # (2, B, heads, *patch)
-        first = 0 if self.regions else 1
-        terms["latent"] = self._score("latent", out.pure, energy_distances(out.x0, out.z0, LATENT_SCALES))
+    def terms(self, out: TrainingOutput, batch: Batch) -> dict[str, Tensor]:
+        """The terms of one training pass; keys are their names."""
+        p, first = self.heads.probabilities(out.samples, 2), self.heads.first_structure  # (2, B, heads, *patch)
+        foreground = batch.onehot[:, first:]
+        latent = energy_distances(out.x0, out.z0, LATENT_SCALES)
+        label = energy_distances(p, batch.onehot, LABEL_SCALES)
+        jaccard = jaccard_distances(p[:, :, first:], foreground)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
-        foreground = onehot[:, first:].amax(1).mean().clamp_min(0.01)
-        terms["label"] = self._score("label", out.pure, energy_distances(p, onehot, LABEL_SCALES)) / foreground
-        terms["jaccard"] = self._score("jaccard", out.pure, jaccard_distances(p[:, :, first:], onehot[:, first:]))
-        return terms
+        share = foreground.amax(1).mean().clamp_min(0.01)
+        return {
+            "deterministic": self.segmentation.deep([x.float() for x in out.logits], batch.targets),
+            "reconstruction": self.segmentation.full(out.reconstruction.float(), batch.targets[0]),
+            "latent": self._score("latent", out.pure, latent, batch.progress),
+            "label": self._score("label", out.pure, label, batch.progress) / share,
+            "jaccard": self._score("jaccard", out.pure, jaccard, batch.progress),
+        }
 
-    def _score(self, name: str, pure: Tensor, distances: KernelDistances) -> Tensor:
+    def _score(self, name: str, pure: Tensor, distances: KernelDistances, progress: float) -> Tensor:
         control = self.control[name]
         assert isinstance(control, SpreadControl)
         if self.training:
             # From pure noise alone: that is where all spread comes from, and z_t of other times holds the answer.
             control.update(distances.error[:, pure], distances.spread[:, pure])
-        return distances.score(control.weight(self.progress))
+        return distances.score(control.weight(progress))

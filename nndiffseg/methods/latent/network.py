@@ -1,8 +1,7 @@
-"""The composed model: image network, label encoder, denoiser and label decoder in one module (DESIGN, section 4)."""
+"""The composed model: image network, label encoder, denoiser and label decoder in one module."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from nndiffseg.diffusion.noise.interpolation import correlated_noise
-from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.noise.source import NoiseSource
+from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Cosine, add_noise, timesteps
-from nndiffseg.methods.fitted import FittedNumbers
 from nndiffseg.methods.latent.label_decoder import LabelDecoder
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.denoiser import Denoiser
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.image_network import ImageNetwork
 from nndiffseg.nn.label_encoder import LabelEncoder
 from nndiffseg.nn.layers import ChannelNorm, conv, pointwise
-from nndiffseg.nn.sample_network import NoiseSource
 
 
 class TrainingOutput(NamedTuple):
@@ -44,7 +43,7 @@ class TrainingOutput(NamedTuple):
     pure: Tensor
 
 
-class LatentDiffusionSegmenter(FittedNumbers):
+class LatentDiffusionSegmenter(nn.Module):
     """Implements :class:`nndiffseg.nn.sample_network.SampleNetwork`.
 
     ``network.eval()(image)`` returns the deterministic logits ``(B, heads, *patch)``, so nnU-Net's own predictor runs
@@ -52,12 +51,10 @@ class LatentDiffusionSegmenter(FittedNumbers):
     trains goes through ``forward`` because DistributedDataParallel exposes nothing else.
     """
 
-    regions: Tensor
-
-    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: int, settings: DiffusionSettings):
+    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: Heads, settings: DiffusionSettings):
         """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least."""
         super().__init__()
-        self.settings = settings
+        self.settings, self.heads = settings, heads
         self.schedule = Cosine()
         depth = settings.latent_stage
         to_latent = [tuple(int(v) for v in s) for s in strides[:depth]]
@@ -73,7 +70,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
 
         xi_channels = len(settings.noise_scales) * settings.noise_channels
         self.image_network = ImageNetwork(unet)
-        self.label_encoder = LabelEncoder(dim, heads, to_latent, settings.encoder_channels, settings.latent_channels)
+        self.label_encoder = LabelEncoder(dim, heads.number, to_latent, settings.encoder_channels, settings.latent_channels)
         self.denoiser = Denoiser(
             dim,
             settings.latent_channels,
@@ -82,7 +79,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
             settings.denoiser_strides,
             self.schedule,
         )
-        self.label_decoder = LabelDecoder(dim, heads, to_latent, settings.decoder_channels, settings.latent_channels)
+        self.label_decoder = LabelDecoder(dim, heads.number, to_latent, settings.decoder_channels, settings.latent_channels)
         features = self.image_network.channels
         self.to_condition = conv(dim, features[depth], settings.denoiser_channels[0], 1)
         self.prior_to_condition = conv(dim, settings.latent_channels, settings.denoiser_channels[0])
@@ -92,9 +89,6 @@ class LatentDiffusionSegmenter(FittedNumbers):
         self.guide_norm = ChannelNorm(settings.decoder_channels[0])
         self.halo = self.label_decoder.halo
         self.default_sampler, self.default_steps = "ancestral", settings.steps
-        # Sigmoid heads (nnU-Net's region-based training) instead of softmax. A buffer, because nnU-Net builds networks
-        # without telling them; the trainer sets it and the checkpoint carries it.
-        self.register_buffer("regions", torch.tensor(False))
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -169,8 +163,7 @@ class LatentDiffusionSegmenter(FittedNumbers):
         input like the image: no gradient reaches the head or the label encoder through it.
         """
         with torch.no_grad():
-            p = logits.detach().float()
-            prior = self.label_encoder(p.sigmoid() if bool(self.regions) else p.softmax(1), update=False)
+            prior = self.label_encoder(self.heads.probabilities(logits.detach()), update=False)
         condition = self.to_condition(features[self.settings.latent_stage])
         return condition + self.prior_to_condition(prior), prior
 
@@ -179,27 +172,28 @@ class LatentDiffusionSegmenter(FittedNumbers):
         out = self.image_network(image)
         return [out.logits[0], *self._condition(out.features, out.logits[0]), *self._guides(out.features)]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
-        """maps of one volume -> latents ``(N, C_z, *grid)``; ``draw`` fixes N and all randomness."""
+    def sample(
+        self, maps: list[Tensor], noise: NoiseSource, *, sampler: str | Sampler | None = None, steps: int | None = None
+    ) -> Tensor:
+        """maps of one volume -> latents ``(N, C_z, *grid)``; ``noise`` fixes N and all randomness."""
         settings = self.settings
         n_scales = len(settings.noise_scales)
         # Streams 0 (starting noise), then per step: one for each scale of xi and one for the sampler's own noise.
-        calls, condition, prior = itertools.count(), maps[1], maps[2]
+        condition, prior = maps[1], maps[2]
 
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
-            step = next(calls)
+        def denoise(z: Tensor, t: Tensor, step: int) -> Tensor:
             first = 1 + step * (n_scales + 1)
-            xi = torch.cat([draw(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
+            xi = torch.cat([noise(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
             return self.denoiser(z, t, condition, prior, xi)
 
-        start = draw(0, settings.latent_channels, 1)
+        start = noise(0, settings.latent_channels, 1)
         times = timesteps(steps or self.default_steps)
-        return sampler_by_name(sampler or self.default_sampler)(
+        return sampler_of(sampler or self.default_sampler)(
             denoise,
             start,
             times,
             schedule=self.schedule,
-            step_noise=lambda i, z: draw((i + 1) * (n_scales + 1), settings.latent_channels, 1),
+            step_noise=lambda i, z: noise((i + 1) * (n_scales + 1), settings.latent_channels, 1),
         )
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:

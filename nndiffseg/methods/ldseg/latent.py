@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nndiffseg.errors import UserError
-from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.methods.protocol import MethodPlan
 
-#: key in a configuration's ``diffusion`` section of the plans
-KEY = "ldseg_latent"
-LATENTS = ("planned", "paper")
 #: the published latent: voxels per cell along each axis, channels
 PAPER_STRIDE, PAPER_CHANNELS = 16, 1
 MAX_IMAGE_CHANNELS = 64
@@ -45,21 +40,13 @@ class LDSegLatent:
     denoiser_strides: tuple[tuple[int, ...], ...]
 
 
-def ldseg_latent(configuration: Mapping[str, Any]) -> LDSegLatent:
-    """The latent of one configuration of a plans file (``configuration_manager.configuration``).
-
-    Raises:
-        UserError: the configuration holds no diffusion settings, or names an unknown latent.
-    """
-    settings = DiffusionSettings.from_configuration(dict(configuration))
-    chosen = configuration["diffusion"].get(KEY, "planned")
-    if chosen not in LATENTS:
-        raise UserError(f"The plans ask for the LDSeg latent {chosen!r}; choose one of {', '.join(LATENTS)}.")
-    kwargs = configuration["architecture"]["arch_kwargs"]
-    if chosen == "paper":
-        return paper_latent(kwargs["strides"], configuration["patch_size"])
+def ldseg_latent(plan: MethodPlan, latent: str) -> LDSegLatent:
+    """The ``planned`` latent, or the ``paper``'s as far as the plan carries it."""
+    if latent == "paper":
+        return paper_latent(plan.arguments["strides"], plan.patch)
+    settings = plan.settings
     # One number in a cell of a shallow grid would not tell the denoiser what each channel of the latent should be.
-    width = min(MAX_IMAGE_CHANNELS, int(kwargs["features_per_stage"][settings.latent_stage]))
+    width = min(MAX_IMAGE_CHANNELS, plan.features[settings.latent_stage])
     return LDSegLatent(
         settings.latent_stage,
         settings.latent_stride,

@@ -7,26 +7,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
-from nndiffseg.diffusion.samplers import sampler_by_name
+from nndiffseg.diffusion.noise.source import NoiseSource
+from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Schedule, add_noise, timesteps, training_times
-from nndiffseg.methods.fitted import FittedNumbers
-from nndiffseg.methods.ldseg.latent import ldseg_latent
-from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage, NearestLabel
+from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage
 from nndiffseg.nn.denoiser import Denoiser
-from nndiffseg.nn.label_encoder import LabelEncoder
 from nndiffseg.nn.layers import conv
-from nndiffseg.nn.sample_network import NoiseSource
-
-#: steps of the sampler by default
-STEPS = 15
-#: residual blocks of the denoiser at each level before and after the coarser levels, and at the deepest level
-DENOISER_BLOCKS = (2, 2)
-#: most channels of the label decoder; the published one has 64
-MAX_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -74,7 +62,7 @@ class LDSegOutput(NamedTuple):
     recycled: Tensor
 
 
-class LDSeg(FittedNumbers):
+class LDSeg(nn.Module):
     """Implements :class:`nndiffseg.nn.sample_network.SampleNetwork`.
 
     The denoiser's raw output F gives both estimates without a division by alpha: ``x0 = alpha z - sigma F`` and
@@ -94,6 +82,8 @@ class LDSeg(FittedNumbers):
         label_decoder: LabelDecoder,
         stride: tuple[int, ...],
         latent_channels: int,
+        sampler: str = "ddim",
+        steps: int = 15,
     ):
         super().__init__()
         dim = len(stride)
@@ -106,7 +96,7 @@ class LDSeg(FittedNumbers):
         self.schedule, self.latent_channels = denoiser.schedule, latent_channels
         self.stride, self.map_strides = stride, ((1,) * dim, stride)
         self.halo = label_decoder.halo
-        self.default_sampler, self.default_steps = "ddim", STEPS
+        self.default_sampler, self.default_steps = sampler, steps
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -168,15 +158,17 @@ class LDSeg(FittedNumbers):
         x0 = self._denoise(z, z.new_ones(len(z)), self.to_denoiser(latent))
         return [self.label_decoder(x0), latent]
 
-    def sample(self, maps: list[Tensor], draw: NoiseSource, *, sampler: str | None = None, steps: int | None = None) -> Tensor:
+    def sample(
+        self, maps: list[Tensor], noise: NoiseSource, *, sampler: str | Sampler | None = None, steps: int | None = None
+    ) -> Tensor:
         """maps of one volume -> latents ``(N, C_z, *grid)``. Stream 0 starts; step i of a stochastic sampler has 1 + i."""
         condition = self.to_denoiser(maps[1])
-        return sampler_by_name(sampler or self.default_sampler)(
-            lambda z, t: self._denoise(z, t, condition),
-            draw(0, self.latent_channels),
+        return sampler_of(sampler or self.default_sampler)(
+            lambda z, t, _: self._denoise(z, t, condition),
+            noise(0, self.latent_channels),
             timesteps(steps or self.default_steps),
             schedule=self.schedule,
-            step_noise=lambda i, z: draw(1 + i, self.latent_channels),
+            step_noise=lambda i, z: noise(1 + i, self.latent_channels),
         )
 
     def decode(self, latent: Tensor, maps: list[Tensor]) -> Tensor:
@@ -195,43 +187,3 @@ def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _items(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     """Chooses a share of the items of a batch at random, bool ``(B,)``."""
     return (torch.rand(len(x), generator=generator) < share).to(x.device)
-
-
-def build_ldseg(
-    configuration: ConfigurationManager,
-    input_channels: int,
-    heads: int,
-    *,
-    learned_label_encoder: bool = True,
-    learned_image_encoder: bool = True,
-) -> LDSeg:
-    """Sizes from the plan; ``learned_...=False`` puts nearest-neighbour down-sampling in an encoder's place (table V).
-
-    Raises:
-        UserError: the configuration holds no diffusion settings, or names an unknown latent.
-    """
-    sizes, kwargs = ldseg_latent(configuration.configuration), configuration.network_arch_init_kwargs
-    strides = [tuple(int(v) for v in s) for s in kwargs["strides"][1:]]  # the first entry belongs to the stem
-    widths = [min(MAX_CHANNELS, int(c)) for c in kwargs["features_per_stage"][: sizes.stage + 1]]
-    dim, down = len(sizes.stride), strides[: sizes.stage]
-    channels = sizes.channels if learned_label_encoder else heads
-    label_encoder = (
-        LabelEncoder(dim, heads, down, sizes.encoder_channels, channels)
-        if learned_label_encoder
-        else NearestLabel(sizes.stride)
-    )
-    image_encoder: ImageEncoder | NearestImage = NearestImage(sizes.stride, input_channels)
-    if learned_image_encoder:
-        unet = get_network_from_plans(
-            configuration.network_arch_class_name,
-            kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            input_channels,
-            heads,
-        )
-        image_encoder = ImageEncoder(dim, unet.encoder, strides, sizes.stage, sizes.image_channels, configuration.patch_size)
-    denoiser = Denoiser(
-        dim, channels, 0, sizes.denoiser_channels, sizes.denoiser_strides, OffsetCosine(), blocks=DENOISER_BLOCKS
-    )
-    decoder = LabelDecoder(dim, channels, heads, down, widths)
-    return LDSeg(label_encoder, image_encoder, denoiser, decoder, sizes.stride, channels)

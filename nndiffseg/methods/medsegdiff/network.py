@@ -7,21 +7,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.diffusion.samplers import sampler_by_name
-from nndiffseg.diffusion.schedules import Linear, add_noise, timesteps, training_times
+from nndiffseg.diffusion.schedules import Linear, add_noise, training_times
 from nndiffseg.methods.label_space import LabelSpaceNetwork
 from nndiffseg.methods.medsegdiff.ss_former import HEAD_CHANNELS, SSFormer
 from nndiffseg.methods.medsegdiff.uncertain_attention import UncertainSpatialAttention, attend, pool
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.image_network import ImageNetwork, ImageOutput
 from nndiffseg.nn.layers import ChannelNorm, ResidualBlock, TimeEmbedding, conv, upsample, zero
 
-#: default sampling: DPM-Solver++ of order 2
-SAMPLER, STEPS = "dpmpp_2m", 20
 #: levels of the diffusion encoder that see the anchor
 ANCHOR_LEVELS = 2
 SS_FORMER_BLOCKS = 2
@@ -124,26 +120,28 @@ class MedSegDiff(LabelSpaceNetwork):
         unet: nn.Module,
         strides: Sequence[Sequence[int]],
         channels: Sequence[int],
-        heads: int,
+        heads: Heads,
         patch: Sequence[int],
         *,
         uncertain_attention: bool = True,
         ss_former: bool = True,
+        sampler: str = "dpmpp_2m",
+        steps: int = 20,
     ):
         """``strides[s]`` leads from stage s to s + 1 of ``unet``; ``channels`` of the diffusion model per stage."""
-        super().__init__(heads, patch, Linear(), SAMPLER, STEPS)
+        super().__init__(heads, patch, Linear(), sampler, steps)
         dim, features = len(self.patch), ImageNetwork(unet).channels
         levels = [(1,) * dim]
         for s in list(strides)[: min(ANCHOR_LEVELS, len(strides)) - 1]:
             levels.append(tuple(int(a) * int(b) for a, b in zip(levels[-1], s, strict=True)))
         self.condition_model = ImageNetwork(unet)
-        self.attention = UncertainSpatialAttention(dim, features[0], heads, levels) if uncertain_attention else None
+        self.attention = UncertainSpatialAttention(dim, features[0], heads.number, levels) if uncertain_attention else None
         self.anchor_strides = levels
         self.to_anchor = (
             None if uncertain_attention else nn.ModuleList(conv(dim, features[0], c, 1) for c in channels[: len(levels)])
         )
         self.to_semantic = conv(dim, features[-1], channels[-1], 1)
-        self.diffusion_model = DiffusionModel(dim, heads, channels, strides, uncertain_attention, ss_former)
+        self.diffusion_model = DiffusionModel(dim, heads.number, channels, strides, uncertain_attention, ss_former)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -208,52 +206,9 @@ class MedSegDiff(LabelSpaceNetwork):
     def to_logits(self, x0: Tensor) -> Tensor:
         """log p, for regions logit p, of the probability p = (x0 + 1) / 2 that the estimate of a +-1 variable means."""
         p = ((x0.float() + 1) / 2).clamp(EPSILON, 1 - EPSILON)
-        return torch.logit(p) if bool(self.regions) else p.log()
-
-    def sample_patch(self, image: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Whole patches at once, without tiles: image ``(B, C_in, *patch)``, noise ``(M, B, heads, *patch)`` -> x0."""
-        condition = self.condition(image)
-        repeated = Condition(
-            [a.repeat(len(noise), *[1] * (a.ndim - 1)) for a in condition.anchor],
-            condition.semantic.repeat(len(noise), *[1] * (noise.ndim - 2)),
-        )
-        x0 = sampler_by_name(self.default_sampler)(
-            lambda x, t: self.denoise(x, t, repeated), noise.flatten(0, 1), timesteps(steps), schedule=self.schedule
-        )
-        return x0.unflatten(0, noise.shape[:2])
+        return self.heads.logits(p)
 
 
 def diffusion_channels(features: Sequence[int]) -> list[int]:
     """Half the condition model's features, at least 16: the diffusion model runs once per sample and step."""
     return [max(HEAD_CHANNELS, math.ceil(f / 2 / HEAD_CHANNELS) * HEAD_CHANNELS) for f in features]
-
-
-def build_medsegdiff(
-    configuration: ConfigurationManager,
-    input_channels: int,
-    heads: int,
-    *,
-    uncertain_attention: bool = True,
-    ss_former: bool = True,
-) -> MedSegDiff:
-    """The condition model is exactly the network that nnU-Net would build from these plans."""
-    arguments = configuration.network_arch_init_kwargs
-    unet = get_network_from_plans(
-        configuration.network_arch_class_name,
-        arguments,
-        configuration.network_arch_init_kwargs_req_import,
-        input_channels,
-        heads,
-        allow_init=True,
-        deep_supervision=True,
-    )
-    channels = diffusion_channels(arguments["features_per_stage"])
-    return MedSegDiff(
-        unet,
-        arguments["strides"][1:],
-        channels,
-        heads,
-        configuration.patch_size,
-        uncertain_attention=uncertain_attention,
-        ss_former=ss_former,
-    )

@@ -1,0 +1,90 @@
+"""Per-case tables that validation writes, small enough to keep, from which everything is fitted."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nndiffseg.calibration.fusion import fusion_scores
+from nndiffseg.data.files import write_atomically
+from nndiffseg.errors import UserError
+from nndiffseg.nn.heads import Heads
+
+FOLDER = "tables"
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """What fits need of one validation case.
+
+    Attributes:
+        case: its name.
+        dice: of each structure under each of :data:`~nndiffseg.calibration.fusion.WEIGHTS` ``(weights, K)``; NaN where
+            reference and prediction are both empty.
+        nll: mean negative log-likelihood of the reference per voxel under each weight, in nats ``(weights,)``.
+        sampled_ml: volume of each structure in each sample, in ml ``(K, N)``.
+        true_ml: volume of each structure in each annotation, in ml ``(K, M)``.
+    """
+
+    case: str
+    dice: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    sampled_ml: NDArray[np.float64]
+    true_ml: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls,
+        case: str,
+        deterministic: Tensor,
+        sampled: Tensor,
+        onehot: Tensor,
+        heads: Heads,
+        volumes: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> CaseTable:
+        """From one prediction.
+
+        Args:
+            case: its name.
+            deterministic, sampled: probabilities of head and mean of samples ``(heads, *spatial)``.
+            onehot: reference ``(heads, *spatial)``, bool.
+            heads: what the channels mean.
+            volumes: ``sampled_ml`` and ``true_ml``.
+        """
+        dice, nll = fusion_scores(deterministic, sampled, onehot, heads)
+        return cls(case, dice, nll, *volumes)
+
+
+def write_table(table: CaseTable, folder: Path) -> None:
+    """Writes ``CASE.npz``."""
+    arrays = {f.name: getattr(table, f.name) for f in fields(table) if f.name != "case"}
+    with write_atomically(folder / f"{table.case}.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_tables(folder: Path) -> list[CaseTable]:
+    """All tables of a folder, sorted by case.
+
+    Raises:
+        UserError: one cannot be read, or there is none.
+    """
+    files = sorted(f for f in folder.glob("*.npz") if not f.name.startswith("."))
+    if not files:
+        raise UserError(f"{folder} holds no tables; validate the fold with nndiffseg_train --val.")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> CaseTable:
+    names: Sequence[str] = [f.name for f in fields(CaseTable) if f.name != "case"]
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: np.asarray(content[name], dtype=np.float64) for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"The table {file} cannot be read; validate the fold again with nndiffseg_train --val.") from None
+    return CaseTable(file.name.removesuffix(".npz"), **arrays)

@@ -1,0 +1,168 @@
+"""cDAL's method object: its options, networks and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from nndiffseg.data.schema import CONFIG, Share, Switch, Weight
+from nndiffseg.diffusion.schedules import Schedule, add_noise
+from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
+from nndiffseg.methods.cdal.generator import VECTOR, CDALGenerator, layout_of
+from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
+from nndiffseg.methods.protocol import Batch, Losses, Method, MethodOptions, MethodPlan, SegmentationLoss, unwrapped
+from nndiffseg.nn.precision import autocast_for
+
+#: learning rate of the discriminator, relative to the generator's
+DISCRIMINATOR_RATE = 0.5
+
+
+@dataclass(frozen=True, config=CONFIG)
+class CDALOptions(MethodOptions):
+    """Options of cDAL.
+
+    Attributes:
+        steps: T, diffusion steps in training and the default in prediction.
+        adversarial_weight: weight of the generator's adversarial term.
+        attention: weight the label by the discriminator's attention before it is noised.
+        r1_gamma: factor of the R1 penalty.
+        deterministic_share: share of the items that train the deterministic answer.
+    """
+
+    steps: Annotated[int, Field(strict=True, ge=2, le=8)] = 4
+    adversarial_weight: Weight = 0.0
+    attention: Switch = True
+    r1_gamma: Weight = 1.0
+    deterministic_share: Share = 0.25
+
+
+class CDAL(Method):
+    """Generator and discriminator; see :mod:`nndiffseg.trainers.nnDiffSegTrainerCDAL`.
+
+    The generator draws from p(x0 | x_t), so the ancestral sampler is the only one that it has.
+    """
+
+    name = "cdal"
+    options_class = CDALOptions
+
+    def network(self) -> CDALGenerator:
+        plan = self.plan
+        return CDALGenerator(plan.input_channels, plan.heads, plan.patch, layout_of(plan), self.options.steps)
+
+    def losses(self, segmentation: Callable[..., SegmentationLoss]) -> CDALLosses:
+        return CDALLosses(segmentation(), self.plan, self.options)
+
+    def training_pass(self, network: Any, image: Tensor, onehot: Tensor) -> Any:
+        """The generator's; the discriminator's step, which comes before, keeps less than half as much."""
+        t, z = image.new_ones(len(image)), image.new_zeros(len(image), VECTOR)
+        return network(image, onehot, t, z)
+
+
+class CDALLosses(Losses):
+    """The generator's losses, and the discriminator with its optimiser."""
+
+    def __init__(self, segmentation: SegmentationLoss, plan: MethodPlan, options: CDALOptions):
+        super().__init__()
+        self.segmentation, self.options = segmentation, options
+        layout = layout_of(plan)
+        channels = [max(8, c // 2) for c in layout.channels]
+        self.discriminator = Discriminator(plan.heads.number, channels, layout.strides, layout.kernels)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._saved: dict[str, Any] | None = None
+
+    # ---- one step: discriminator, then generator ------------------------------------------------------------------
+
+    def before_step(self, network: nn.Module, batch: Batch, rate: float) -> dict[str, float]:
+        """Trains the discriminator on a real and a generated pair (x_s, x_t)."""
+        generator, image = batch.generator("discriminator"), batch.image
+        schedule, x0 = unwrapped(network).schedule, 2 * batch.onehot - 1
+        t, s = (v.to(x0.device) for v in random_steps(len(x0), self.options.steps, generator))
+        x_s, x_t = real_pair(schedule, x0, t, s, _noise(x0, generator), _noise(x0, generator))
+        with torch.no_grad(), autocast_for(x0.device):
+            z = torch.randn(len(x0), VECTOR, generator=generator).to(x0)
+            guess = network(image, x_t, t, z).float()
+        fake_s = posterior_sample(schedule, guess, x_t, t, s, _noise(x0, generator))
+        # In float32 throughout: R1 differentiates twice.
+        real = self.discriminator(x_s.requires_grad_(), x_t, t)
+        gan = discriminator_loss(real, self.discriminator(fake_s, x_t, t))
+        r1 = self.options.r1_gamma / 2 * r1_penalty(real, x_s)
+        self.optimizer.zero_grad(set_to_none=True)
+        (gan + r1).backward()
+        self._average_gradients()
+        for group in self.optimizer.param_groups:
+            group["lr"] = DISCRIMINATOR_RATE * rate
+        self.optimizer.step()
+        return {"discriminator": float(gan.detach()), "r1": float(r1.detach())}
+
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        bare, options, generator = unwrapped(network), self.options, batch.generator("noise")
+        x0 = 2 * batch.onehot - 1
+        t, s = (v.to(x0.device) for v in random_steps(len(x0), options.steps, generator))
+        noise, z = _noise(x0, generator), torch.randn(len(x0), VECTOR, generator=generator).to(x0)
+        x_t = add_noise(bare.schedule, self._attended(bare.schedule, x0, t, s, generator), noise, t)
+        quiet = (torch.rand(len(x0), generator=generator) < options.deterministic_share).to(x0.device)
+        t = torch.where(quiet, 1.0, t)
+        z = z * ~quiet[:, None]
+        x_t = x_t * ~quiet.view(-1, *[1] * (x0.ndim - 1))
+        guess = network(batch.image, x_t, t, z).float()
+        terms = {
+            "x0": F.mse_loss(guess, x0),
+            "label": self.segmentation.full(bare.to_logits(guess), batch.targets[0]),
+        }
+        if options.adversarial_weight > 0:
+            score = self._adversarial(bare.schedule, guess, x_t, t, s, ~quiet, generator)
+            terms["adversarial"] = options.adversarial_weight * score
+        return terms
+
+    def _attended(self, schedule: Schedule, x0: Tensor, t: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
+        """The label, weaker where the discriminator does not look; training only, so nothing leaks into prediction."""
+        if not self.options.attention:
+            return x0
+        x_s, x_t = real_pair(schedule, x0, t, s, _noise(x0, generator), _noise(x0, generator))
+        return x0 * self.discriminator.attention(x_s, x_t, t)
+
+    def _adversarial(
+        self, schedule: Schedule, guess: Tensor, x_t: Tensor, t: Tensor, s: Tensor, use: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """softplus(-D(fake)), mean over the items in ``use`` (DDGAN, section 3.2)."""
+        fake_s = posterior_sample(schedule, guess, x_t, t, s, _noise(guess, generator))
+        self.discriminator.requires_grad_(False)
+        score = F.softplus(-self.discriminator(fake_s, x_t, t).float())
+        self.discriminator.requires_grad_(True)
+        return (score * use).sum() / use.sum().clamp_min(1)
+
+    def _average_gradients(self) -> None:
+        """Keeps the discriminators of all ranks equal, without a wrapper that would forbid two passes a step."""
+        if dist.is_available() and dist.is_initialized():
+            for gradient in (p.grad for p in self.discriminator.parameters() if p.grad is not None):
+                dist.all_reduce(gradient)
+                gradient /= dist.get_world_size()
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the discriminator, made when it has its device; DDGAN's betas: little momentum, since the generator moves."""
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.9))
+            if self._saved is not None:
+                self._optimizer.load_state_dict(self._saved)
+        return self._optimizer
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._optimizer, self._saved = None, state
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise, drawn on the CPU so that every device sees the same."""
+    return torch.randn(like.shape, generator=generator).to(like)

@@ -1,0 +1,24 @@
+"""The flagship: nnU-Net's planned U-Net with a latent sampler of its label on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nndiffseg.methods.latent.losses import LatentLosses
+from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.protocol import Method, SegmentationLoss
+
+
+class LatentDiffusion(Method):
+    """Image network, label encoder, denoiser and label decoder, trained together by proper scores.
+
+    Its denoiser returns samples of p(z0 | z_t), not means, so the ancestral sampler is the only one that it has.
+    """
+
+    name = "latent"
+
+    def network(self) -> LatentDiffusionSegmenter:
+        return LatentDiffusionSegmenter(self.plan.unet(), self.plan.strides, self.plan.heads, self.plan.settings)
+
+    def losses(self, segmentation: Callable[..., SegmentationLoss]) -> LatentLosses:
+        return LatentLosses(segmentation(), self.plan.heads)

@@ -1,0 +1,205 @@
+"""What a method is: one object, built from plans and options, that training and prediction share.
+
+A method says which network it has, which losses train it and with which options. Its options are a frozen dataclass. They
+stand in the plans and in the checkpoint, and both training and prediction read them back.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from pydantic.dataclasses import dataclass as record
+from torch import Tensor, nn
+
+from nndiffseg.data.schema import CONFIG, to_json, validated
+from nndiffseg.data.seeds import seed_of
+from nndiffseg.errors import UserError
+from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
+from nndiffseg.nn.heads import Heads
+
+#: keys of a configuration's ``diffusion`` section in the plans
+OPTIONS, REGIONS = "options", "regions"
+
+
+@record(frozen=True, config=CONFIG)
+class MethodOptions:
+    """Options of a method: a frozen pydantic dataclass; this one has none."""
+
+    def to_plan(self) -> dict[str, Any]:
+        """A JSON-ready dictionary."""
+        return to_json(self)
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """What a method's network is built from: one configuration of the plans, and the image's and label's channels.
+
+    Attributes:
+        configuration: nnU-Net's manager.
+        input_channels: of the image.
+        heads: of the segmentation.
+        settings: sizes of latent and light networks.
+    """
+
+    configuration: ConfigurationManager
+    input_channels: int
+    heads: Heads
+    settings: DiffusionSettings
+
+    @classmethod
+    def of(cls, configuration: ConfigurationManager, input_channels: int, heads: int) -> MethodPlan:
+        """Reads the configuration's ``diffusion`` section.
+
+        Raises:
+            UserError: there is none, or it is not valid.
+        """
+        section = configuration.configuration
+        settings = DiffusionSettings.from_configuration(section)
+        regions = section["diffusion"].get(REGIONS)
+        if not isinstance(regions, bool):
+            raise UserError(f"The plans do not say whether the labels are regions, as those of version 0.1; {PLAN_AGAIN}.")
+        return cls(configuration, input_channels, Heads(heads, regions), settings)
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of nnU-Net's planned network."""
+        return self.configuration.network_arch_init_kwargs
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Voxels of the patch along each axis."""
+        return tuple(int(n) for n in self.configuration.patch_size)
+
+    @property
+    def strides(self) -> list[tuple[int, ...]]:
+        """Strides from stage s to s + 1 of nnU-Net's network."""
+        return [tuple(int(v) for v in s) for s in self.arguments["strides"][1:]]  # the first entry belongs to the stem
+
+    @property
+    def features(self) -> list[int]:
+        """Channels of each stage of nnU-Net's network, full resolution first."""
+        return [int(c) for c in self.arguments["features_per_stage"]]
+
+    def unet(self) -> nn.Module:
+        """The network that nnU-Net would build from these plans, initialised as nnU-Net does."""
+        return get_network_from_plans(
+            self.configuration.network_arch_class_name,
+            self.arguments,
+            self.configuration.network_arch_init_kwargs_req_import,
+            self.input_channels,
+            self.heads.number,
+            allow_init=True,
+            deep_supervision=True,
+        )
+
+
+class SegmentationLoss(NamedTuple):
+    """nnU-Net's loss, Dice and (binary) cross-entropy.
+
+    Attributes:
+        deep: with deep supervision ``(list of logits, list of targets) -> scalar``.
+        full: at full resolution ``(logits, target) -> scalar``.
+    """
+
+    deep: Callable[[list[Tensor], list[Tensor]], Tensor]
+    full: Callable[[Tensor, Tensor], Tensor]
+
+
+class Batch(NamedTuple):
+    """What one training step knows.
+
+    Attributes:
+        image: ``(B, C_in, *patch)``.
+        targets: as nnU-Net's loader gives them, full resolution first ``(B, 1 or regions, *patch / stride_s)``.
+        onehot: true label ``(B, heads, *patch)``, float.
+        progress: share of the training that is done, in [0, 1].
+        key: what all randomness of this step is a function of: seed, fold, rank and iteration.
+    """
+
+    image: Tensor
+    targets: list[Tensor]
+    onehot: Tensor
+    progress: float
+    key: tuple[object, ...]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator on the CPU, so that every device sees the same noise; another one for each purpose."""
+        *place, iteration = self.key
+        return torch.Generator().manual_seed(seed_of(*place, purpose, iteration))
+
+
+class Losses(nn.Module):
+    """A method's losses. What a training learns besides the network, such as running statistics, is state of this module."""
+
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """One training pass: all terms, to be summed.
+
+        ``network`` may be wrapped (DistributedDataParallel), so only its ``forward`` may be called.
+        """
+        raise NotImplementedError
+
+    def before_step(self, network: nn.Module, batch: Batch, rate: float) -> dict[str, float]:
+        """An optimiser step of its own before the network's, such as a discriminator's; returns terms for the log."""
+        return {}
+
+
+class Method(ABC):
+    """One method.
+
+    Attributes:
+        name: under which its options stand in the plans.
+        options_class: the method's frozen options.
+        samplers: names of the samplers that its denoiser allows, the default first.
+        steps_while_training: of the samples that are drawn after every epoch to watch a training; None for the default.
+    """
+
+    name: ClassVar[str]
+    options_class: ClassVar[type[MethodOptions]] = MethodOptions
+    samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
+    steps_while_training: ClassVar[int | None] = None
+
+    def __init__(self, plan: MethodPlan, options: MethodOptions | None = None):
+        self.plan = plan
+        self.options: Any = options if options is not None else self.options_of(plan.configuration.configuration)
+
+    @classmethod
+    def options_of(cls, configuration: Mapping[str, Any]) -> MethodOptions:
+        """The options that one configuration of the plans asks for; defaults where it says nothing.
+
+        Raises:
+            UserError: they are not this method's, or out of range.
+        """
+        return cls.read_options(configuration.get("diffusion", {}).get(OPTIONS, {}).get(cls.name, {}))
+
+    @classmethod
+    def read_options(cls, values: Any) -> MethodOptions:
+        """Options from JSON.
+
+        Raises:
+            UserError: unknown name, wrong type or value out of range.
+        """
+        return validated(cls.options_class, values, f"The options of {cls.name}")
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A freshly initialised network, a :class:`~nndiffseg.nn.sample_network.SampleNetwork`."""
+
+    @abstractmethod
+    def losses(self, segmentation: Callable[..., SegmentationLoss]) -> Losses:
+        """The losses; ``segmentation(ce=1.0, dice=1.0)`` makes nnU-Net's loss with these weights of its two terms."""
+
+    def training_pass(self, network: Any, image: Tensor, onehot: Tensor) -> Any:
+        """The pass whose saved tensors are the method's memory: image ``(B, C_in, *patch)``, label ``(B, heads, *patch)``."""
+        return network(image, onehot)
+
+
+def unwrapped(network: Any) -> Any:
+    """The network without the wrappers of DistributedDataParallel and torch.compile."""
+    network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    return getattr(network, "_orig_mod", network)

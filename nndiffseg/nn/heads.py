@@ -1,0 +1,46 @@
+"""What the channels of a segmentation mean: labels that exclude each other, or nnU-Net's regions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Heads(NamedTuple):
+    """The channels of logits, probabilities and one-hot labels.
+
+    Attributes:
+        number: of channels.
+        regions: independent regions (sigmoid) instead of labels that exclude each other (softmax, channel 0 the background).
+    """
+
+    number: int
+    regions: bool = False
+
+    @property
+    def first_structure(self) -> int:
+        """Index of the first channel that is a structure: labels begin with the background."""
+        return 0 if self.regions else 1
+
+    def probabilities(self, logits: Tensor, axis: int = 1) -> Tensor:
+        """Logits with the channels at ``axis`` -> probabilities of the same shape, float32."""
+        return logits.float().sigmoid() if self.regions else logits.float().softmax(axis)
+
+    def logits(self, probabilities: Tensor) -> Tensor:
+        """Inverse of :meth:`probabilities`, up to a constant: log p, for regions logit p; p in (0, 1)."""
+        return torch.logit(probabilities) if self.regions else probabilities.log()
+
+    def hard(self, probabilities: Tensor, axis: int = 1) -> Tensor:
+        """Most probable label, or regions above 1/2, one-hot: the shape of ``probabilities``, bool."""
+        if self.regions:
+            return probabilities > 0.5
+        return F.one_hot(probabilities.argmax(axis), self.number).movedim(-1, axis).bool()
+
+    def onehot(self, target: Tensor) -> Tensor:
+        """Target of nnU-Net's loader ``(B, 1 or regions, *patch)`` -> float ``(B, number, *patch)``."""
+        if self.regions:
+            return target.float()
+        return F.one_hot(target[:, 0].long(), self.number).movedim(-1, 1).float()

@@ -6,13 +6,13 @@ One number is fitted, by the Dice that users look at; among weights of equal Dic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.nn.heads import Heads
 
 WEIGHTS = np.linspace(0.0, 1.0, 11)
@@ -20,13 +20,6 @@ WEIGHTS = np.linspace(0.0, 1.0, 11)
 TOLERANCE = 5e-4
 #: probabilities below this count as this in the likelihood
 FLOOR = 1e-6
-
-
-class FusionScores(Protocol):
-    """The part of a :class:`~nndiffseg.calibration.tables.CaseTable` that is needed here."""
-
-    dice: NDArray[np.float64]
-    nll: NDArray[np.float64]
 
 
 def fusion_scores(
@@ -63,7 +56,7 @@ def _at_stake(probabilities: Tensor, heads: Heads) -> Tensor:
     return background < 0.999
 
 
-def fit_fusion_weight(tables: Sequence[FusionScores]) -> float:
+def fit_fusion_weight(tables: Sequence[CaseTable]) -> float:
     """The weight with the best mean Dice; among equals the best likelihood. 1 without any table."""
     if not tables:
         return 1.0
@@ -73,7 +66,7 @@ def fit_fusion_weight(tables: Sequence[FusionScores]) -> float:
     return float(WEIGHTS[candidates[np.argmin(nll[candidates])]])
 
 
-def mean_dice(tables: Sequence[FusionScores]) -> NDArray[np.float64]:
+def mean_dice(tables: Sequence[CaseTable]) -> NDArray[np.float64]:
     """Per weight ``(weights,)``: mean over structures of the mean over cases."""
     values = np.stack([t.dice for t in tables])  # (cases, weights, K)
     present = np.isfinite(values)

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from nndiffseg.calibration.fusion import fusion_scores
 from nndiffseg.data.files import write_atomically
 from nndiffseg.errors import UserError
-from nndiffseg.nn.heads import Heads
 
 FOLDER = "tables"
 
@@ -33,32 +30,10 @@ class CaseTable:
     """
 
     case: str
-    dice: NDArray[np.float64]
-    nll: NDArray[np.float64]
-    sampled_ml: NDArray[np.float64]
-    true_ml: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls,
-        case: str,
-        deterministic: Tensor,
-        sampled: Tensor,
-        onehot: Tensor,
-        heads: Heads,
-        volumes: tuple[NDArray[np.float64], NDArray[np.float64]],
-    ) -> CaseTable:
-        """From one prediction.
-
-        Args:
-            case: its name.
-            deterministic, sampled: probabilities of head and mean of samples ``(heads, *spatial)``.
-            onehot: reference ``(heads, *spatial)``, bool.
-            heads: what the channels mean.
-            volumes: ``sampled_ml`` and ``true_ml``.
-        """
-        dice, nll = fusion_scores(deterministic, sampled, onehot, heads)
-        return cls(case, dice, nll, *volumes)
+    dice: NDArray[np.floating]
+    nll: NDArray[np.floating]
+    sampled_ml: NDArray[np.floating]
+    true_ml: NDArray[np.floating]
 
 
 def write_table(table: CaseTable, folder: Path) -> None:

@@ -15,26 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nndiffseg.calibration.shrinkage import candidates, map_log_scale
+from nndiffseg.calibration.tables import CaseTable
 
 #: r lies between these
 SMALLEST, LARGEST = 0.25, 4.0
-#: standard deviation of log r that is expected before any case is seen. Volumes of first trainings (phantoms, hippocampus,
+#: standard deviation of log r that is expected before any case is seen. CaseTable of first trainings (phantoms, hippocampus,
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
-
-
-class Volumes(Protocol):
-    """The part of a :class:`~nndiffseg.calibration.tables.CaseTable` that is needed here."""
-
-    case: str
-    sampled_ml: NDArray[np.float64]
-    true_ml: NDArray[np.float64]
 
 
 def stretched(volumes: NDArray, scale: ArrayLike) -> NDArray[np.float64]:
@@ -52,7 +44,7 @@ def structure_voxels(labels: NDArray, structures: Iterable[Sequence[int]]) -> ND
     return np.stack([counts[s].sum(0) for s in tuples])
 
 
-def fit_volume_scale(tables: Sequence[Volumes], groups: Mapping[str, str] | None = None) -> float:
+def fit_volume_scale(tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None) -> float:
     """r at which spread and error of the volumes agree best, shrunk to 1 where groups of cases are few or unlike.
 
     Args:
@@ -80,7 +72,7 @@ def fit_volume_scale(tables: Sequence[Volumes], groups: Mapping[str, str] | None
     return math.exp(map_log_scale(log_r, ratios, left_out, PRIOR_SD))
 
 
-def _distances(table: Volumes, r: NDArray) -> NDArray:
+def _distances(table: CaseTable, r: NDArray) -> NDArray:
     """Mean distance of two samples' volumes, and of a sample's and the true one's ``(2, candidates, K)``."""
     mean = table.sampled_ml.mean(1, keepdims=True)
     apart = table.sampled_ml - mean  # (K, N)

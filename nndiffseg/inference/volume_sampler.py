@@ -13,7 +13,8 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nndiffseg.diffusion.noise.volume import VolumeNoise
+from nndiffseg.diffusion.noise.field import NoiseField
+from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.diffusion.samplers import Sampler
 from nndiffseg.nn.precision import DTYPES, autocast_for, default_precision
 from nndiffseg.nn.sample_network import SampleNetwork
@@ -225,7 +226,8 @@ class VolumeSampler:
         grid = [n // s for n, s in zip(window.frame.padded, self.network.stride, strict=True)]
 
         def sample(chunk: Sequence[int]) -> Tensor:
-            draw = VolumeNoise(self.options.seed, case_id, chunk, grid, flip=window.flip, device=self.device, cache=noise)
+            fields = [NoiseField(self.options.seed, case_id, n) for n in chunk]
+            draw = FieldNoise(fields, grid, flip=window.flip, device=self.device, cache=noise)
             with autocast_for(self.device, self.options.precision):
                 return self.network.sample(
                     [self._to_device(m, i) for i, m in enumerate(maps)],

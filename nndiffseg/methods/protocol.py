@@ -128,10 +128,14 @@ class Batch(NamedTuple):
     progress: float
     key: tuple[object, ...]
 
+    def seed(self, purpose: str) -> int:
+        """A seed of this step, another one for each purpose."""
+        *place, iteration = self.key
+        return seed_of(*place, purpose, iteration)
+
     def generator(self, purpose: str) -> torch.Generator:
         """A generator on the CPU, so that every device sees the same noise; another one for each purpose."""
-        *place, iteration = self.key
-        return torch.Generator().manual_seed(seed_of(*place, purpose, iteration))
+        return torch.Generator().manual_seed(self.seed(purpose))
 
 
 class Losses(nn.Module):

@@ -20,7 +20,7 @@ import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.seeds import seed_of
-from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
@@ -115,7 +115,7 @@ class DiffusionTrainer(nnUNetTrainer):
         return cls.method_class(MethodPlan.of(configuration_manager, num_input_channels, num_output_channels)).network()
 
     def _build_loss(self) -> Losses:
-        torch.manual_seed(seed_of(self.seed, self.fold, "discriminator"))
+        torch.manual_seed(seed_of(self.seed, self.fold, "losses"))
         return self.method.losses(self._segmentation_loss).to(self.device)
 
     def _segmentation_loss(self, ce: float = 1.0, dice: float = 1.0) -> SegmentationLoss:
@@ -303,9 +303,8 @@ class DiffusionTrainer(nnUNetTrainer):
         """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""
         assert self.average is not None
         data, targets = self._to_device(batch)
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "validation", self.current_epoch))
         with autocast_for(self.device), torch.no_grad():
-            logits, samples = self.predict_patch(self.average.network, data, generator)
+            logits, samples = self.predict_patch(self.average.network, data)
         heads = self.method.plan.heads
         return score_patches(logits, samples, heads.onehot(targets[0]), heads)
 
@@ -468,9 +467,12 @@ class DiffusionTrainer(nnUNetTrainer):
 
         validate_fold(self, save_probabilities)
 
-    def predict_patch(self, network: Any, data: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def predict_patch(self, network: Any, data: Tensor) -> tuple[Tensor, Tensor]:
         """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``."""
-        maps = network.encode(data)
+        maps, steps, samples = network.encode(data), self.method.steps_while_training, []
         grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
-        draw, steps = PatchNoise(len(data), grid, generator, self.device), self.method.steps_while_training
-        return maps[0], torch.stack([network.decode(network.sample(maps, draw, steps=steps), maps) for _ in range(2)])
+        seed = seed_of(self.seed, "validation", self.current_epoch)
+        for sample in range(2):
+            noise = patch_noise(seed, len(data), [sample], grid, self.device)
+            samples.append(network.decode(network.sample(maps, noise, steps=steps), maps))
+        return maps[0], torch.stack(samples)

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
-from nndiffseg.calibration.fusion import mean_dice
+from nndiffseg.calibration.fusion import fusion_scores, mean_dice
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
@@ -114,9 +114,11 @@ def _table(
 ) -> CaseTable:
     geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
     ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
-    volumes = ml * structure_voxels(parts.labels, structures), ml * structure_voxels(reference[None], structures)
-    onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
-    return CaseTable.of(case, parts.deterministic, parts.sampled, onehot, heads, volumes)
+    dice, nll = fusion_scores(
+        parts.deterministic, parts.sampled, reference_onehot(trainer, reference), trainer.method.plan.heads
+    )
+    sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
+    return CaseTable(case, dice, nll, sampled, true)
 
 
 def reference_onehot(trainer: DiffusionTrainer, reference: np.ndarray) -> torch.Tensor:

@@ -47,37 +47,3 @@ def interpolate_nodes(nodes: Tensor, shape: Sequence[int], scale: int, origin: S
             view
         )
     return nodes
-
-
-def correlated_noise(
-    batch: int,
-    channels: int,
-    shape: Sequence[int],
-    scale: int,
-    *,
-    generator: torch.Generator | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Training-time noise ``(batch, channels, *shape)`` with nodes ``scale`` cells apart at a random offset."""
-    if scale == 1:
-        return torch.randn(batch, channels, *shape, generator=generator).to(device)
-    # A training patch is a random window of a volume, so the nodes must not sit at fixed places in it.
-    origin = torch.randint(0, scale, (len(shape),), generator=generator).tolist()
-    nodes = torch.randn(batch, channels, *node_shape(shape, scale, origin), generator=generator)
-    return interpolate_nodes(nodes, shape, scale, origin).to(device)
-
-
-class PatchNoise:
-    """Training-time :class:`nndiffseg.nn.sample_network.NoiseSource`: one independent field per item of a batch."""
-
-    def __init__(
-        self, batch: int, shape: Sequence[int], generator: torch.Generator | None = None, device: torch.device | str = "cpu"
-    ):
-        """``shape`` is that of the noise grid."""
-        self.batch, self.shape, self.generator, self.device = batch, tuple(shape), generator, device
-
-    def __call__(self, stream: int, channels: int, scale: int = 1) -> Tensor:
-        return correlated_noise(self.batch, channels, self.shape, scale, generator=self.generator, device=self.device)
-
-    def vector(self, stream: int, channels: int) -> Tensor:
-        return torch.randn(self.batch, channels, generator=self.generator).to(self.device)

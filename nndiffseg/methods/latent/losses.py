@@ -36,7 +36,13 @@ class LatentLosses(Losses):
         )
 
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        out = network(batch.image, batch.onehot, deep_supervision=True, generator=batch.generator("noise"))
+        out = network(
+            batch.image,
+            batch.onehot,
+            deep_supervision=True,
+            generator=batch.generator("noise"),
+            seed=batch.seed("samples"),
+        )
         return self.terms(out, batch)
 
     def terms(self, out: TrainingOutput, batch: Batch) -> dict[str, Tensor]:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nndiffseg.diffusion.noise.interpolation import correlated_noise
-from nndiffseg.diffusion.noise.source import NoiseSource
+from nndiffseg.diffusion.noise.source import NoiseSource, patch_noise
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Cosine, add_noise, timesteps
 from nndiffseg.methods.latent.label_decoder import LabelDecoder
@@ -99,8 +98,12 @@ class LatentDiffusionSegmenter(nn.Module):
         *,
         deep_supervision: bool = False,
         generator: torch.Generator | None = None,
+        seed: int = 0,
     ) -> Tensor | list[Tensor] | TrainingOutput:
-        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training."""
+        """image ``(B, C_in, *patch)``; onehot ``(B, heads, *patch)`` of the true label switches to training.
+
+        ``generator`` draws times and choices, ``seed`` is that of the samples' noise.
+        """
         if onehot is None:
             logits = self.image_network(image, deep_supervision).logits
             return logits if deep_supervision else logits[0]
@@ -110,7 +113,7 @@ class LatentDiffusionSegmenter(nn.Module):
         z0 = self.label_encoder(onehot)
         reconstruction = self._reconstruct(z0, guides, generator)
         z0 = z0.detach()
-        x0, t = self._denoise_training(z0, condition, prior, generator)
+        x0, t = self._denoise_training(z0, condition, prior, generator, seed)
         samples = self.decode(x0.flatten(0, 1), guides)
         return TrainingOutput(
             out.logits,
@@ -131,24 +134,23 @@ class LatentDiffusionSegmenter(nn.Module):
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
     def _denoise_training(
-        self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None
+        self, z0: Tensor, condition: Tensor, prior: Tensor, generator: torch.Generator | None, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """z0 ``(B, C_z, *latent)`` -> denoised ``(M, B, C_z, *latent)`` at random times, and these times ``(B,)``."""
-        batch, shape = len(z0), z0.shape[2:]
+        """z0 ``(B, C_z, *latent)`` -> denoised ``(2, B, C_z, *latent)`` at random times, and these times ``(B,)``."""
+        batch, settings = len(z0), self.settings
+        noise = patch_noise(seed, batch, range(2), z0.shape[2:], z0.device)
         t = torch.rand(batch, generator=generator)
-        noise = torch.randn(z0.shape, generator=generator).to(z0)
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
         t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
-        z_t = add_noise(self.schedule, z0, noise, t).repeat(2, *[1] * (z0.ndim - 1))
-        xi = torch.cat(
-            [
-                correlated_noise(2 * batch, self.settings.noise_channels, shape, s, generator=generator, device=z0.device)
-                for s in self.settings.noise_scales
-            ],
-            1,
-        )
-        condition, prior = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior))
-        return self.denoiser(z_t, t.repeat(2), condition, prior, xi).unflatten(0, (2, batch)), t
+        # Streams as in a first sampling step: 0 for z_t, which both samples share, then one for each scale of xi.
+        z_t = add_noise(self.schedule, z0, noise(0, settings.latent_channels)[:batch].to(z0), t)
+        condition, prior, z_t = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior, z_t))
+        return self.denoiser(z_t, t.repeat(2), condition, prior, self._xi(noise, 0)).unflatten(0, (2, batch)), t
+
+    def _xi(self, noise: NoiseSource, step: int) -> Tensor:
+        """The denoiser's own noise in a step ``(N, scales * C_xi, *grid)``: a stream for each scale."""
+        first, scales = 1 + step * (len(self.settings.noise_scales) + 1), self.settings.noise_scales
+        return torch.cat([noise(first + i, self.settings.noise_channels, s) for i, s in enumerate(scales)], 1)
 
     # ---- prediction -----------------------------------------------------------------------------------------------
 
@@ -176,24 +178,15 @@ class LatentDiffusionSegmenter(nn.Module):
         self, maps: list[Tensor], noise: NoiseSource, *, sampler: str | Sampler | None = None, steps: int | None = None
     ) -> Tensor:
         """maps of one volume -> latents ``(N, C_z, *grid)``; ``noise`` fixes N and all randomness."""
-        settings = self.settings
-        n_scales = len(settings.noise_scales)
-        # Streams 0 (starting noise), then per step: one for each scale of xi and one for the sampler's own noise.
+        channels, streams = self.settings.latent_channels, len(self.settings.noise_scales) + 1
         condition, prior = maps[1], maps[2]
-
-        def denoise(z: Tensor, t: Tensor, step: int) -> Tensor:
-            first = 1 + step * (n_scales + 1)
-            xi = torch.cat([noise(first + i, settings.noise_channels, s) for i, s in enumerate(settings.noise_scales)], 1)
-            return self.denoiser(z, t, condition, prior, xi)
-
-        start = noise(0, settings.latent_channels, 1)
-        times = timesteps(steps or self.default_steps)
+        # Streams: 0 for the starting noise, then per step one for each scale of xi and one for the sampler's own noise.
         return sampler_of(sampler or self.default_sampler)(
-            denoise,
-            start,
-            times,
+            lambda z, t, step: self.denoiser(z, t, condition, prior, self._xi(noise, step)),
+            noise(0, channels),
+            timesteps(steps or self.default_steps),
             schedule=self.schedule,
-            step_noise=lambda i, z: noise((i + 1) * (n_scales + 1), settings.latent_channels, 1),
+            step_noise=lambda i, z: noise((i + 1) * streams, channels),
         )
 
     def decode(self, latent: Tensor, maps: Sequence[Tensor]) -> Tensor:

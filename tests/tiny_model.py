@@ -7,7 +7,7 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nndiffseg
+from nndiffseg.calibration import Calibration
 from nndiffseg.cli.plan_and_preprocess import main as plan
-from nndiffseg.methods.latent.build import build_latent_diffusion
+from nndiffseg.methods.latent.method import LatentDiffusion
+from nndiffseg.methods.protocol import MethodPlan
 
 TRAINER = "nnDiffSegTrainer"
 
@@ -46,8 +48,9 @@ def write_model(
     folds: int = 2,
     *,
     trainer: str = TRAINER,
+    calibrations: Sequence[Calibration] = (),
 ) -> Path:
-    """A model folder whose folds hold different random weights."""
+    """A model folder whose folds hold different random weights, and calibrations where they are given."""
     plans, dataset_json = _planned(make_dataset)
     folder = results / "Dataset901_Tiny" / f"{trainer}__{plans['plans_name']}__{configuration}"
     folder.mkdir(parents=True)
@@ -57,7 +60,8 @@ def write_model(
     for fold in range(folds):
         with torch.random.fork_rng():
             torch.manual_seed(fold)
-            network = build_latent_diffusion(manager, 2, 3)
+            method = LatentDiffusion(MethodPlan.of(manager, 2, 3))
+            network = method.network()
             torch.nn.init.normal_(network.denoiser.head.weight, std=0.5)  # an untrained one answers with the prior
         for module in network.label_decoder.modules():  # lively samples
             if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
@@ -67,6 +71,8 @@ def write_model(
             "nndiffseg_version": nndiffseg.__version__,
             "trainer_name": trainer,
             "init_args": {"configuration": configuration},
+            "options": method.options.to_plan(),
+            "calibration": (calibrations[fold] if calibrations else Calibration()).to_json(),
             "inference_allowed_mirroring_axes": tuple(range(len(manager.patch_size))),
         }
         (folder / f"fold_{fold}").mkdir()

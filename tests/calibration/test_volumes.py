@@ -8,45 +8,57 @@ from scipy.stats import norm
 
 from nndiffseg.calibration import volumes as volume_scale
 from nndiffseg.calibration.shrinkage import STEP
+from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.volumes import (
     LARGEST,
     SMALLEST,
-    VolumeTable,
-    fit_volume_scales,
-    ratio_of,
+    fit_volume_scale,
+    stretched,
     structure_voxels,
 )
-from nndiffseg.uncertainty.volumes import stretched
 
 
-def normal_cases(rng: np.random.Generator, cases: int, sd: float, samples: int = 16, means=(50.0,)) -> list[VolumeTable]:
+def table(case: str, sampled: np.ndarray, true: np.ndarray) -> CaseTable:
+    """Volumes alone."""
+    return CaseTable(case, np.zeros((0, 0)), np.zeros(0), sampled, true)
+
+
+def ratio_of(tables: list[CaseTable], scale: float) -> float:
+    """Mean distance of two stretched volumes over that of a volume and the true one, geometric mean over structures."""
+    ratios = []
+    for k in range(len(tables[0].true_ml)):
+        spread = error = 0.0
+        for t in tables:
+            volumes, (true,) = stretched(t.sampled_ml[k], scale), t.true_ml[k]
+            apart = np.abs(volumes[:, None] - volumes)
+            spread += apart.sum() / (len(volumes) * (len(volumes) - 1))
+            error += np.abs(volumes - true).mean()
+        ratios.append(np.log(spread / error))
+    return float(np.exp(np.mean(ratios)))
+
+
+def normal_cases(rng: np.random.Generator, cases: int, sd: float, samples: int = 16, means=(50.0,)) -> list[CaseTable]:
     """Volumes y ~ N(mean, (mean / 50)^2) of a case, samples ~ N(mean, (sd mean / 50)^2): the right scale is 1 / sd."""
     m = np.array(means)[:, None]
     return [
-        VolumeTable(
+        table(
             str(i), m * (1 + sd / 50 * rng.standard_normal((len(m), samples))), m * (1 + rng.standard_normal((len(m), 1)) / 50)
         )
         for i in range(cases)
     ]
 
 
-def fit_volume_scale(*arguments) -> float:
-    """The single structure's."""
-    (scale,) = fit_volume_scales(*arguments)
-    return scale
-
-
-def joined(*structures: list[VolumeTable]) -> list[VolumeTable]:
+def joined(*structures: list[CaseTable]) -> list[CaseTable]:
     """Cases with all of these structures."""
     return [
-        VolumeTable(parts[0].case, np.concatenate([p.sampled for p in parts]), np.concatenate([p.true for p in parts]))
+        table(parts[0].case, np.concatenate([p.sampled_ml for p in parts]), np.concatenate([p.true_ml for p in parts]))
         for parts in zip(*structures, strict=True)
     ]
 
 
-def around(mean: float, sd: float, true: float, case: int) -> VolumeTable:
+def around(mean: float, sd: float, true: float, case: int) -> CaseTable:
     """Sixteen samples at the quantiles of a normal distribution."""
-    return VolumeTable(str(case), mean + sd * norm.ppf((np.arange(16) + 0.5) / 16)[None], np.array([[true]]))
+    return table(str(case), mean + sd * norm.ppf((np.arange(16) + 0.5) / 16)[None], np.array([[true]]))
 
 
 @pytest.mark.parametrize("sd", [0.5, 1.0, 1.6])
@@ -61,64 +73,25 @@ def test_many_cases_give_the_right_scale_with_any_number_of_samples(sd, samples)
 
 def test_the_fitted_scale_makes_spread_and_error_equal_on_other_cases():
     rng = np.random.default_rng(1)
-    fitted = fit_volume_scales(normal_cases(rng, 500, 1.6, means=(50.0, 3.0)))
+    fitted = fit_volume_scale(normal_cases(rng, 500, 1.6, means=(50.0, 3.0)))
     others = normal_cases(rng, 2000, 1.6, means=(50.0, 3.0))
-    assert ratio_of(others, (1.0,)) == pytest.approx(1.6 * np.sqrt(2 / (1 + 1.6**2)), rel=0.05)
+    assert ratio_of(others, 1.0) == pytest.approx(1.6 * np.sqrt(2 / (1 + 1.6**2)), rel=0.05)
     assert ratio_of(others, fitted) == pytest.approx(1.0, abs=0.05)
-
-
-def test_many_cases_give_every_structure_its_own_scale_whatever_its_size():
-    """The small structure varies four times too much, the large one is calibrated."""
-    rng = np.random.default_rng(2)
-    large, small = normal_cases(rng, 4000, 1.0, means=(500.0,)), normal_cases(rng, 4000, 4.0, means=(5.0,))
-    fitted = fit_volume_scales(joined(large, small))
-    assert fitted == pytest.approx((fit_volume_scale(large), fit_volume_scale(small)), rel=0.05)
-    assert fit_volume_scales(joined(small, large)) == fitted[::-1]
-
-
-def test_few_cases_keep_the_scales_of_structures_together():
-    rng = np.random.default_rng(8)
-    wide, right = normal_cases(rng, 200, 2.0), normal_cases(rng, 200, 1.0)
-    many = np.log(fit_volume_scales(joined(wide, right)))
-    few = [np.log(fit_volume_scales(joined(wide, right)[i : i + 8])) for i in range(0, 200, 8)]
-    assert 0.5 < np.mean([b - a for a, b in few]) / (many[1] - many[0]) < 0.9
-
-
-@pytest.mark.parametrize(("apart", "gain"), [(0.0, (0.8, 1.0)), (0.35, (1.15, 2.0))])
-def test_own_scales_win_where_structures_differ_and_lose_little_where_they_do_not(apart, gain, monkeypatch):
-    """Root mean square error of log r with eight cases, that of one scale for all / that of own ones."""
-
-    def error() -> float:
-        rng, errors = np.random.default_rng(11), []
-        for _ in range(60):
-            sds = np.exp(apart * rng.choice([-1, 1], 2))
-            errors.append(np.log(fit_volume_scales(joined(*[normal_cases(rng, 8, sd) for sd in sds]))) + np.log(sds))
-        return float(np.sqrt(np.mean(np.square(errors))))
-
-    own = error()
-    monkeypatch.setattr(volume_scale, "STRUCTURE_SD", 1e-9)
-    assert gain[0] < error() / own < gain[1]
-
-
-def test_what_structures_of_a_case_have_in_common_is_no_difference_between_them():
-    """One varies twice as much as the other. Where they share each case's error, eight cases are enough to see it."""
-
-    def difference(shared: bool, rng: np.random.Generator) -> float:
-        one = normal_cases(rng, 8, 1.0)
-        other = one if shared else normal_cases(rng, 8, 1.0)
-        wide = [VolumeTable(t.case, stretched(t.sampled, 2.0), t.true) for t in other]
-        return float(np.log(np.divide(*fit_volume_scales(joined(one, wide)))))
-
-    rng = np.random.default_rng(9)
-    together, independent = ([difference(shared, rng) for _ in range(50)] for shared in (True, False))
-    assert np.std(together) < 0.5 * np.std(independent)
-    assert 0.6 * np.log(2) < np.mean(together) < np.log(2)
 
 
 def test_several_annotations_count_as_their_mean_error():
     one = normal_cases(np.random.default_rng(3), 20, 1.5)
-    twice = [VolumeTable(t.case, t.sampled, t.true.repeat(2, 1)) for t in one]
+    twice = [table(t.case, t.sampled_ml, t.true_ml.repeat(2, 1)) for t in one]
     assert fit_volume_scale(twice) == fit_volume_scale(one)
+
+
+def test_structures_count_alike_whatever_their_size():
+    """The small structure varies four times too much, the large one is calibrated: the scale lies half-way."""
+    rng = np.random.default_rng(2)
+    large, small = normal_cases(rng, 4000, 1.0, means=(500.0,)), normal_cases(rng, 4000, 4.0, means=(5.0,))
+    both = fit_volume_scale(joined(large, small))
+    assert fit_volume_scale(small) + 0.1 < both < fit_volume_scale(large) - 0.1
+    assert fit_volume_scale(joined(small, large)) == both
 
 
 def test_few_cases_are_shrunk_towards_one_and_siblings_more():
@@ -150,30 +123,18 @@ def test_the_scale_stays_within_its_bounds():
         [],
         normal_cases(np.random.default_rng(0), 1, 2.0),
         normal_cases(np.random.default_rng(0), 9, 2.0, samples=1),
-        [VolumeTable(str(i), np.zeros((1, 4)), np.zeros((1, 1))) for i in range(5)],
+        [table(str(i), np.zeros((1, 4)), np.zeros((1, 1))) for i in range(5)],
     ],
     ids=["none", "one case", "one sample", "nothing there"],
 )
 def test_where_nothing_can_be_fitted_volumes_stay(tables):
-    assert fit_volume_scales(tables) == (1.0,)
+    assert fit_volume_scale(tables) == 1.0
 
 
-def test_a_structure_that_a_single_case_has_gets_the_common_scale_and_does_not_change_it():
+def test_a_structure_that_a_single_case_has_does_not_change_the_scale():
     cases = normal_cases(np.random.default_rng(6), 50, 2.0)
-    rare = [VolumeTable(t.case, (i == 7) * t.sampled, (i == 7) * t.true) for i, t in enumerate(cases)]
-    assert fit_volume_scales(joined(cases, rare)) == (fit_volume_scale(cases),) * 2
-
-
-def test_a_structure_of_few_cases_is_nearer_to_the_common_scale_than_one_of_many():
-    rng = np.random.default_rng(10)
-    cases, other = normal_cases(rng, 50, 1.0), normal_cases(rng, 50, 3.0)
-
-    def own(number: int) -> float:
-        some = [VolumeTable(t.case, (i < number) * t.sampled, (i < number) * t.true) for i, t in enumerate(other)]
-        first, second = fit_volume_scales(joined(cases, some))
-        return np.log(first / second)
-
-    assert 0 < own(3) < own(10) < own(50)
+    rare = [table(t.case, (i == 7) * t.sampled_ml, (i == 7) * t.true_ml) for i, t in enumerate(cases)]
+    assert fit_volume_scale(joined(cases, rare)) == fit_volume_scale(cases)
 
 
 def test_voxels_of_labels_and_regions_are_counted():

@@ -37,13 +37,13 @@ class Gaussian:
         mean = self.mean + alpha * self.std**2 / evidence * (z - alpha * self.mean)
         return mean, self.std * sigma / evidence.sqrt()
 
-    def posterior_mean(self, z: Tensor, t: Tensor) -> Tensor:
+    def posterior_mean(self, z: Tensor, t: Tensor, step: int = 0) -> Tensor:
         return self._posterior(z, t)[0].to(z.dtype)
 
     def posterior_sampler(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
 
-        def denoise(z: Tensor, t: Tensor) -> Tensor:
+        def denoise(z: Tensor, t: Tensor, step: int = 0) -> Tensor:
             mean, std = self._posterior(z, t)
             return (mean + std * torch.randn(z.shape, generator=generator, dtype=torch.float64)).to(z.dtype)
 

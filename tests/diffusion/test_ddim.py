@@ -31,7 +31,7 @@ def test_eta_adds_noise_of_the_right_size(schedule, target, eta):
 def test_noise_is_needed_only_where_eta_is_positive(schedule):
     noise = torch.randn(1, 1, 4)
     with pytest.raises(ValueError, match="exactly one"):
-        sample_ddim(lambda z, t: z, noise, timesteps(2), schedule=schedule, eta=0.5)
+        sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule, eta=0.5)
     with pytest.raises(ValueError, match="eta"):
-        sample_ddim(lambda z, t: z, noise, timesteps(2), schedule=schedule, eta=-0.1)
-    assert sample_ddim(lambda z, t: z, noise, timesteps(2), schedule=schedule).shape == noise.shape
+        sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule, eta=-0.1)
+    assert sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule).shape == noise.shape

@@ -14,11 +14,13 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from sklearn.metrics import f1_score
 
+from nndiffseg.calibration import Calibration
 from nndiffseg.data.cases import preprocess
 from nndiffseg.errors import UserError
 from nndiffseg.export.writer import STAGING, CaseGeometry, ExportJob, case_summary, export_case, write_map
-from nndiffseg.uncertainty import dice, entropy
+from nndiffseg.uncertainty import entropy
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
 LABELS = {"channel_names": {"0": "a", "1": "b"}, "labels": {"background": 0, "shell": 1, "core": 2}, "file_ending": ".nii.gz"}
@@ -44,7 +46,7 @@ def smooth_image(shape=(24, 40, 32), border=(3, 5, 4)) -> np.ndarray:
 
 def statistics_of(p: torch.Tensor, labels: np.ndarray, regions: bool = False) -> CaseStatistics:
     total = entropy(p, regions=regions)
-    return CaseStatistics(p, {"total": total, "aleatoric": total}, labels, (0.5,), regions=regions)
+    return CaseStatistics(p, {"total": total, "aleatoric": total}, labels, (Calibration(),), regions)
 
 
 def random_statistics(shape, samples=3, seed=0) -> CaseStatistics:
@@ -69,7 +71,7 @@ def test_a_map_comes_back_to_the_voxels_it_was_made_from(plans, configuration, t
     inside = np.pad(np.ones([n - 4 for n in (18, 30, 24)], bool), [(5, 5), (7, 7), (6, 6)])
     assert np.abs(back - image[0])[inside].max() < 0.06  # twice linearly (nearest, along thick slices) resampled
     labels = (grid[0] > 0.5).astype(np.uint8)
-    agreement = dice(geometry.labels_to_image(labels) == 1, image[0] > 0.5)
+    agreement = f1_score((geometry.labels_to_image(labels) == 1).ravel(), (image[0] > 0.5).ravel())
     assert agreement > 0.93
 
 

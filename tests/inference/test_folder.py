@@ -88,7 +88,7 @@ def test_values_lie_in_their_ranges_and_fit_together(reference):
     assert shell["segmentation_ml"] == pytest.approx((segmentation == 1).sum() / 1000)
     assert shell["mean_ml"] == pytest.approx(np.mean([(s == 1).sum() for s in samples]) / 1000)
     assert content["settings"]["seed"] == 5 and content["settings"]["folds"] == ["0", "1"]
-    assert len(content["settings"]["fusion_weight"]) == 2 and content["samples"] == 3
+    assert [c["fusion_weight"] for c in content["calibration"]] == [0.5, 0.5] and content["samples"] == 3
 
 
 def test_nnunets_evaluation_runs_on_the_output(reference, raw_images, tmp_path):

@@ -14,8 +14,10 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nndiffseg
+from nndiffseg.calibration import Calibration
 from nndiffseg.cli.plan_and_preprocess import main as plan
-from nndiffseg.methods.latent.build import build_latent_diffusion
+from nndiffseg.methods.latent.method import LatentDiffusion
+from nndiffseg.methods.protocol import MethodPlan
 
 CHANNELS = ("FLAIR", "T1", "T2", "T1POST")
 
@@ -45,10 +47,13 @@ def _model(folder: Path, plans_file: Path, dataset: Path) -> None:
     (folder / "fold_0").mkdir(parents=True)
     for name, content in (("plans.json", plans), ("dataset.json", json.loads((dataset / "dataset.json").read_text()))):
         (folder / name).write_text(json.dumps(content))
-    network = build_latent_diffusion(PlansManager(plans).get_configuration("3d_fullres"), len(CHANNELS), 2)
+    manager = PlansManager(plans).get_configuration("3d_fullres")
+    method = LatentDiffusion(MethodPlan.of(manager, len(CHANNELS), 2))
     torch.save(
         {
-            "network_weights": network.state_dict(),
+            "network_weights": method.network().state_dict(),
+            "options": method.options.to_plan(),
+            "calibration": Calibration().to_json(),
             "nndiffseg_version": nndiffseg.__version__,
             "trainer_name": "nnDiffSegTrainer",
             "init_args": {"configuration": "3d_fullres"},

@@ -12,8 +12,10 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tiny_model import write_model
 
 from nndiffseg import Predictor
+from nndiffseg.calibration import Calibration
 from nndiffseg.errors import UserError
 from nndiffseg.inference.model_folder import load_model
 
@@ -76,10 +78,10 @@ def test_the_deterministic_part_is_what_nnunet_predicts(predictor, raw_images, m
     stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     plans = predictor.plans
     stock.manual_initialization(
-        predictor.network, plans, predictor.configuration, None, predictor.dataset_json, "nnDiffSegTrainer", None
+        predictor.model.folds[0].network, plans, predictor.configuration, None, predictor.dataset_json, "nnDiffSegTrainer", None
     )
     expected = stock.predict_sliding_window_return_logits(data).float().softmax(0)
-    ours = predictor.predict_preprocessed(data, "x").deterministic
+    ours = predictor.predict_parts(data, "x").deterministic
     # nnU-Net sums in half precision, its tiles need not start at whole cells, and its Gaussian is truncated.
     assert (ours - expected).abs().mean() < 5e-3
     assert (ours.argmax(0) == expected.argmax(0)).float().mean() > 0.97
@@ -87,7 +89,7 @@ def test_the_deterministic_part_is_what_nnunet_predicts(predictor, raw_images, m
 
 def test_folds_share_the_samples_and_disagree(model_folder, image):
     both = Predictor.from_folder(model_folder, device="cpu", samples=3, mirroring=False, precision="float32")
-    assert both.model.folds == ["0", "1"]
+    assert [fold.name for fold in both.model.folds] == ["0", "1"]
     p = both.predict(image, case_id="case_000", return_samples=True)
     assert len(p.samples) == 3
     np.testing.assert_allclose(p.total, p.aleatoric + p.epistemic, atol=1e-5)
@@ -99,30 +101,47 @@ def test_folds_share_the_samples_and_disagree(model_folder, image):
     assert few.number_of_samples == 2
 
 
-def test_fusion_weight_and_volume_scale_can_be_fitted_afterwards(predictor, image):
+def test_parts_that_are_fused_afterwards_equal_the_streamed_prediction(predictor, image):
     data = torch.from_numpy(image)
-    apart = predictor.predict_preprocessed(data, "x")
-    torch.testing.assert_close(apart.probabilities, 0.5 * apart.deterministic + 0.5 * apart.sampled)
-    fitted = apart.with_fitted(1.0, (2.5,))
-    torch.testing.assert_close(fitted.probabilities, apart.deterministic)
-    assert (apart.volume_scales, fitted.volume_scales) == (((1.0,),), ((2.5,),)) and fitted.labels is apart.labels
-    streamed = predictor.predict_preprocessed(data, "x", keep_parts=False)
-    torch.testing.assert_close(streamed.probabilities, apart.probabilities, atol=1e-6, rtol=0)
-    assert streamed.deterministic is None
-    with pytest.raises(ValueError, match="kept apart"):
-        streamed.with_fitted(0.3, (1.0,))
+    parts = predictor.predict_parts(data, "x")
+    for weight in (0.0, 0.5, 1.0):
+        fused = parts.statistics(Calibration(weight, 2.5))
+        expected = weight * parts.deterministic + (1 - weight) * parts.sampled
+        torch.testing.assert_close(fused.probabilities, expected, atol=1e-6, rtol=0)
+        assert fused.calibrations == (Calibration(weight, 2.5),) and fused.labels is parts.labels
+    streamed = predictor.predict_preprocessed(data, "x")
+    torch.testing.assert_close(streamed.probabilities, parts.statistics(Calibration()).probabilities, atol=1e-6, rtol=0)
+    assert np.array_equal(streamed.labels, parts.labels)
 
 
-def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(model_folder, image):
-    predictor = Predictor.from_folder(model_folder, device="cpu", samples=6)
-    plain = predictor.predict(image, case_id="x", return_samples=True)
-    for weights, scale in zip(predictor.model.weights, (3.0, 0.0), strict=True):
-        weights["volume_scale"] = torch.tensor([scale])
-    stretched = predictor.predict(image, case_id="x", return_samples=True)
+def test_each_fold_is_fused_with_its_own_calibration(make_dataset, tmp_path, image):
+    """With weights 1 and 0 the mean over folds is half the first fold's head and half the second one's samples."""
+    folder = write_model(make_dataset, tmp_path, calibrations=[Calibration(1.0), Calibration(0.0)])
+    data, options = torch.from_numpy(image), {"device": "cpu", "mirroring": False, "precision": "float32"}
+    both = Predictor.from_folder(folder, samples=4, **options).predict_preprocessed(data, "x")
+    first, second = (Predictor.from_folder(folder, [k], samples=4, **options) for k in (0, 1))
+    head = first.predict_parts(data, "x").deterministic
+    rest = both.probabilities - head / 2
+    torch.testing.assert_close(rest.sum(0), torch.full(rest.shape[1:], 0.5), atol=1e-5, rtol=0)
+    # The second fold draws samples 1 and 3 of the four, so its own mean of all four differs, but its head does much more.
+    own = second.predict_parts(data, "x")
+    assert (2 * rest - own.sampled).abs().mean() < 0.5 * (2 * rest - own.deterministic).abs().mean()
+    assert [c.fusion_weight for c in both.calibrations] == [1.0, 0.0]
+
+
+def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(make_dataset, tmp_path, image):
+    plain, stretched = (
+        Predictor.from_folder(
+            write_model(make_dataset, tmp_path / name, calibrations=[Calibration(volume_scale=s) for s in scales]),
+            device="cpu",
+            samples=6,
+        ).predict(image, case_id="x", return_samples=True)
+        for name, scales in (("plain", (1.0, 1.0)), ("stretched", (3.0, 0.5)))
+    )
     assert np.array_equal(plain.samples, stretched.samples) and np.array_equal(plain.total, stretched.total)
     volumes = (plain.samples == 1).sum((1, 2, 3)) / 1000
     first, second = volumes[0::2], volumes[1::2]  # dealt out in turn
-    wanted = np.concatenate([first.mean() + 3 * (first - first.mean()), np.full(3, second.mean())])
+    wanted = np.concatenate([first.mean() + 3 * (first - first.mean()), second.mean() + 0.5 * (second - second.mean())])
     assert stretched.volumes["shell"]["mean_ml"] == plain.volumes["shell"]["mean_ml"] == pytest.approx(volumes.mean())
     for volume in (plain.volumes["shell"], stretched.volumes["shell"]):
         assert volume["sd_ml"] == pytest.approx(volumes.std(ddof=1))
@@ -133,7 +152,8 @@ def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(
 def test_a_network_at_hand_predicts_like_its_folder(predictor, model_folder, image, prediction):
     model = load_model(model_folder, [0])
     own = Predictor.from_network(
-        model.network,
+        model.method,
+        model.folds[0].network,
         PlansManager(json.loads((model_folder / "plans.json").read_text())),
         "3d_fullres",
         model.dataset_json,

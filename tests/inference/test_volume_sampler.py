@@ -10,10 +10,11 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.diffusion.noise.field import NoiseField
+from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.inference import volume_sampler
 from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, in_chunks, samples_of_fold
 from nndiffseg.nn.tiling import Frame, common_multiple
-from nndiffseg.uncertainty.statistics import FoldSums
+from nndiffseg.uncertainty.statistics import FusedSums, PartSums
 
 OPTIONS = SamplingOptions(samples=4, precision="float32")
 
@@ -28,7 +29,8 @@ def run(network, data, labels, options=OPTIONS, *, patch=(8, 16, 16), case="case
     """Sums and label maps of one fold."""
     samples = list(range(options.samples)) if samples is None else samples
     sampler = VolumeSampler(network.eval(), patch, labels, torch.device("cpu"), options, **kwargs)
-    sums = FoldSums(labels.num_segmentation_heads, tuple(data.shape[1:]), torch.device("cpu"), weight)
+    size = labels.num_segmentation_heads, tuple(data.shape[1:]), torch.device("cpu")
+    sums = PartSums(*size) if weight is None else FusedSums(*size, weight)
     maps = np.zeros((options.samples, *data.shape[1:]), np.uint8)
     sampler.run(data, case, samples, sums, maps)
     return sums, maps
@@ -106,13 +108,13 @@ def test_same_seed_is_identical_and_another_is_not(network, three_labels):
 @pytest.mark.parametrize("step_size", [0.3, 0.5, 1.0])
 def test_noise_does_not_depend_on_the_step_size(network, three_labels, step_size, monkeypatch):
     drawn = []
-    original = volume_sampler._Draw.__call__
+    original = FieldNoise.__call__
 
     def record(self, *args):
         drawn.append(original(self, *args))
         return drawn[-1]
 
-    monkeypatch.setattr(volume_sampler._Draw, "__call__", record)
+    monkeypatch.setattr(FieldNoise, "__call__", record)
     run(network, image(), three_labels, replace(OPTIONS, step_size=step_size), patch=(8, 16, 16))
     expected = NoiseField(0, "case", 2).draw(0, 2, (9, 8, 7))
     assert torch.equal(drawn[0][2], expected)
@@ -173,8 +175,8 @@ def test_fused_sums_equal_the_weighted_parts(network, three_labels):
     parts, _ = run(network, data, three_labels)
     fused, _ = run(network, data, three_labels, weight=0.3)
     expected = 0.3 * parts.deterministic + 0.7 * parts.sampled
-    torch.testing.assert_close(fused.deterministic, expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(fused.deterministic.sum(0), torch.ones(8, 16, 16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fused.fused, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(fused.fused.sum(0), torch.ones(8, 16, 16), atol=1e-5, rtol=0)
 
 
 def test_slices_of_a_volume_share_their_noise(tiny_network, three_labels):

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from nndiffseg.diffusion.ancestral import sample_ancestral
 from nndiffseg.diffusion.noise.field import NoiseField
+from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.diffusion.schedules import Linear, timesteps
-from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, _Draw
+from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler
 from nndiffseg.methods.label_space import LabelSpaceNetwork
-from nndiffseg.uncertainty.statistics import FoldSums
+from nndiffseg.nn.heads import Heads
+from nndiffseg.uncertainty.statistics import PartSums
 
 LABELS = LabelManager({"background": 0, "anterior": 1, "posterior": 2}, None)
 OPTIONS = SamplingOptions(samples=4, precision="float32")
@@ -29,7 +31,7 @@ class Pointwise(LabelSpaceNetwork):
     vector_channels = 5
 
     def __init__(self, patch: Sequence[int], steps: int = 3):
-        super().__init__(3, patch, Linear(), "ancestral", steps)
+        super().__init__(Heads(3), patch, Linear(), "ancestral", steps)
         generator = torch.Generator().manual_seed(0)
         conv = nn.Conv2d if len(patch) == 2 else nn.Conv3d
         self.image, self.label = conv(1, 3, 1, bias=False), conv(3, 3, 1, bias=False)
@@ -63,18 +65,18 @@ def image(shape: Sequence[int], seed: int = 0) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def draw_for(samples: Sequence[int], grid: Sequence[int]) -> _Draw:
-    return _Draw(0, "case", samples, grid, (), torch.device("cpu"), None)
+def draw_for(samples: Sequence[int], grid: Sequence[int]) -> FieldNoise:
+    return FieldNoise([NoiseField(0, "case", n) for n in samples], grid)
 
 
 @pytest.mark.parametrize("patch", [(12, 16), (6, 8, 10)])
 @pytest.mark.parametrize("network", [Pointwise, Smoothing])
 def test_one_tile_equals_the_plain_sampler(network, patch):
     model, data = network(patch).eval(), image(patch)[None]
-    draw, calls = draw_for(range(4), patch), iter(range(3))
+    draw = draw_for(range(4), patch)
     x0 = model.sample(model.encode(data), draw)
     expected = sample_ancestral(
-        lambda x, t: model.denoise(x, t, model.condition(data), draw.vector(1 + 2 * next(calls), 5)),
+        lambda x, t, i: model.denoise(x, t, model.condition(data), draw.vector(1 + 2 * i, 5)),
         draw(0, 3),
         timesteps(3),
         schedule=model.schedule,
@@ -137,9 +139,9 @@ def test_the_number_of_steps_is_the_networks_own_unless_told():
 
 def run(
     data: Tensor, options: SamplingOptions = OPTIONS, *, patch=(8, 16, 16), case="case", network=Smoothing, samples=None
-) -> tuple[FoldSums, np.ndarray]:
+) -> tuple[PartSums, np.ndarray]:
     sampler = VolumeSampler(network(patch).eval(), patch, LABELS, torch.device("cpu"), options, slice_batch=2)
-    sums = FoldSums(3, tuple(data.shape[1:]), torch.device("cpu"), None)
+    sums = PartSums(3, tuple(data.shape[1:]), torch.device("cpu"))
     labels = np.zeros((options.samples, *data.shape[1:]), np.uint8)
     sampler.run(data, case, samples or list(range(options.samples)), sums, labels)
     return sums, labels
@@ -216,7 +218,7 @@ def test_the_samplers_draw_gives_each_sample_its_own_vector():
     draw = draw_for((2, 5), (4, 4))
     assert torch.equal(draw.vector(3, 10), torch.stack([NoiseField(0, "case", n).vector(3, 10) for n in (2, 5)]))
     cache: dict[tuple, Tensor] = {}
-    draw = _Draw(0, "case", (2, 5), (4, 4), (1,), torch.device("cpu"), cache)
+    draw = FieldNoise([NoiseField(0, "case", n) for n in (2, 5)], (4, 4), flip=(1,), cache=cache)
     noise = draw(3, 10)
     assert torch.equal(draw.vector(3, 10), draw_for((2, 5), (4, 4)).vector(3, 10)), "a vector has no place to mirror"
     assert torch.equal(draw(3, 10), noise), "a cached field must not be mixed up with a vector"

@@ -10,10 +10,12 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
+from torch.nn import functional as F
 
 from nndiffseg.errors import UserError
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
 from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.nn.heads import Heads
 from nndiffseg.training.pretrained import load_pretrained_weights
 
 
@@ -38,7 +40,7 @@ def unet(heads: int, channels: int = 1, width: int = 8) -> ResidualEncoderUNet:
 def model(heads: int, seed: int, channels: int = 1, width: int = 8) -> LatentDiffusionSegmenter:
     torch.manual_seed(seed)
     settings = DiffusionSettings(2, (4, 4), 4, (8, 12), ((2, 2),), (8, 8), (4, 6, 8))
-    return LatentDiffusionSegmenter(unet(heads, channels, width), [(2, 2), (2, 2)], heads, settings)
+    return LatentDiffusionSegmenter(unet(heads, channels, width), [(2, 2), (2, 2)], Heads(heads), settings)
 
 
 def nnunet_checkpoint(path, network: nn.Module) -> None:
@@ -58,17 +60,26 @@ def changed(network: nn.Module, before: dict[str, Any]) -> set[str]:
     return {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
 
 
-def test_all_but_segmentation_layers_and_fitted_numbers_come_from_a_model_of_the_same_kind(tmp_path):
+def test_all_but_segmentation_layers_come_from_a_model_of_the_same_kind(tmp_path):
     source, target = model(3, 0), model(3, 1)
-    source.fusion_weight.fill_(0.9)
     nnunet_checkpoint(tmp_path / "source.pth", source)
     fresh = {k: v.clone() for k, v in target.state_dict().items()}
     sentence = load_pretrained_weights(target, tmp_path / "source.pth")
     assert "the whole network" in sentence and "another shape" not in sentence
-    assert float(target.fusion_weight) == pytest.approx(0.5)
     for key, value in target.state_dict().items():
-        old = ".seg_layers." in key or key in ("fusion_weight", "volume_scale", "detail_scale", "regions")
-        assert torch.equal(value, fresh[key] if old else source.state_dict()[key]), key
+        assert torch.equal(value, fresh[key] if ".seg_layers." in key else source.state_dict()[key]), key
+
+
+def test_the_statistics_of_the_whitening_go_on_where_they_were(tmp_path):
+    """Their counter is loaded with them: a first step must not replace them by those of one batch."""
+    source, target = model(3, 0), model(3, 1)
+    source.label_encoder.whiten.mean.fill_(3.0)
+    source.label_encoder.whiten.updates.fill_(1000)
+    nnunet_checkpoint(tmp_path / "source.pth", source)
+    load_pretrained_weights(target, tmp_path / "source.pth")
+    onehot = F.one_hot(torch.randint(0, 3, (2, 16, 16)), 3).movedim(-1, 1).float()
+    target.train()(torch.randn(2, 1, 16, 16), onehot, generator=torch.Generator().manual_seed(0))
+    assert (target.label_encoder.whiten.mean - 3).abs().max() < 0.5
 
 
 def test_other_labels_start_anew_where_the_shape_differs(tmp_path):

@@ -9,8 +9,6 @@ from sklearn.metrics import f1_score, jaccard_score
 
 from nndiffseg.uncertainty import (
     PairwiseOverlap,
-    best_dice_per_rater,
-    dice,
     expected_dice,
     generalised_energy_distance,
     matched_iou,
@@ -38,7 +36,6 @@ def test_dice_and_iou_of_every_pair_agree_with_sklearn():
                 a, b = (maps[i] == label).ravel(), (maps[j] == label).ravel()
                 assert overlap.dice()[k, i, j] == pytest.approx(f1_score(a, b))
                 assert overlap.iou()[k, i, j] == pytest.approx(jaccard_score(a, b))
-                assert dice(a, b) == pytest.approx(f1_score(a, b))
 
 
 def test_counts_are_the_voxels_of_each_structure_in_each_member():
@@ -85,7 +82,6 @@ def test_both_empty_agree_and_one_empty_disagrees():
     a, b = np.zeros(8, dtype=np.uint8), np.ones(8, dtype=np.uint8)
     overlap = overlap_of([a, a, b])
     assert overlap.dice()[0].tolist() == overlap.iou()[0].tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-    assert dice(a, a) == 1 and dice(a, b) == 0
 
 
 def test_expected_dice_is_the_mean_over_distinct_pairs_then_structures():
@@ -146,10 +142,6 @@ def test_matched_iou_repeats_sets_of_unequal_size():
     assert matched_iou(overlap_of(maps), samples=2) == pytest.approx(best)
 
 
-def test_best_dice_per_rater_finds_each_raters_sample():
-    assert best_dice_per_rater(overlap_of(SAMPLES_AND_RATERS), samples=2) == pytest.approx([1, 0.8])
-
-
 def test_a_subset_equals_the_overlap_of_those_members():
     maps = label_maps(6, 40)
     np.testing.assert_array_equal(
@@ -166,9 +158,7 @@ def test_bad_input_is_refused():
         PairwiseOverlap(3, [1]).add(label_maps(2, 5))
     with pytest.raises(ValueError, match="2 structures"):
         PairwiseOverlap(3, [1, 2]).add(np.zeros((3, 1, 5), dtype=bool))
-    with pytest.raises(ValueError, match="cannot be compared"):
-        dice(np.zeros(3), np.zeros(4))
-    for function in (generalised_energy_distance, matched_iou, best_dice_per_rater):
+    for function in (generalised_energy_distance, matched_iou):
         for samples in (0, 4):
             with pytest.raises(ValueError, match="at least one of each kind"):
                 function(overlap_of(SAMPLES_AND_RATERS), samples)

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import permutations
 
 import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, generate_binary_structure
-from sklearn.metrics import auc, average_precision_score, brier_score_loss, log_loss, roc_auc_score
+from sklearn.metrics import brier_score_loss, log_loss
 
-from nndiffseg.uncertainty import ReliabilityAccumulator, augrc, aurc, error_detection, region_of_interest
+from nndiffseg.uncertainty import ReliabilityAccumulator, region_of_interest
 
 
 def random_case(classes: int, *shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -165,77 +164,3 @@ def test_shapes_and_kinds_that_do_not_fit_are_refused():
         ReliabilityAccumulator(3, regions=True).add(p, labels, everywhere(8))
     with pytest.raises(ValueError, match="Cannot measure"):
         ReliabilityAccumulator(1)
-
-
-# --- errors
-
-
-def test_error_detection_agrees_with_sklearn_inside_the_region():
-    rng = np.random.default_rng(0)
-    uncertainty = rng.random((9, 10))
-    errors, region = rng.random((9, 10)) < uncertainty**2, rng.random((9, 10)) < 0.7
-    result = error_detection(uncertainty, errors, region)
-    assert result["auroc"] == pytest.approx(roc_auc_score(errors[region], uncertainty[region]))
-    assert result["auprc"] == pytest.approx(average_precision_score(errors[region], uncertainty[region]))
-    assert result["error_rate"] == pytest.approx(errors[region].mean())
-
-
-def test_perfect_ranking_is_one_and_constant_uncertainty_is_chance():
-    errors = np.array([False, False, False, True])
-    assert error_detection(np.array([0.1, 0.2, 0.3, 0.9]), errors)["auroc"] == 1
-    constant = error_detection(np.zeros(4), errors)
-    assert constant["auroc"] == 0.5 and constant["auprc"] == 0.25
-
-
-def test_without_both_kinds_of_voxels_there_is_no_area():
-    u = np.array([0.1, 0.2])
-    assert error_detection(u, np.array([False, False])) == {"auroc": None, "auprc": None, "error_rate": 0.0}
-    assert error_detection(u, np.array([True, True])) == {"auroc": None, "auprc": None, "error_rate": 1.0}
-    nothing = error_detection(u, np.array([True, False]), np.array([False, False]))
-    assert nothing == {"auroc": None, "auprc": None, "error_rate": None}
-
-
-# --- cases
-
-
-def test_risk_coverage_areas_of_a_hand_worked_case():
-    losses, uncertainty = [0.6, 0.0, 0.3], [0.9, 0.1, 0.5]  # from certain to uncertain: 0, 0.3, 0.6
-    assert aurc(losses, uncertainty) == pytest.approx((0 + 0.15 + 0.3) / 3)
-    # generalised risk 0, 0, 0.1, 0.3 at coverage 0, 1/3, 2/3, 1
-    assert augrc(losses, uncertainty) == pytest.approx((0 + 0.05 + 0.2) / 3)
-
-
-def test_augrc_is_the_area_under_the_joint_risk_and_reaches_its_closed_form_for_perfect_ranking():
-    rng = np.random.default_rng(0)
-    failures, uncertainty = (rng.random(200) < 0.3).astype(float), rng.random(200)
-    order = np.argsort(uncertainty)
-    coverage, risk = np.arange(201) / 200, np.r_[0, failures[order].cumsum()] / 200
-    assert augrc(failures, uncertainty) == pytest.approx(auc(coverage, risk))
-    assert augrc(failures, failures + 0.01 * uncertainty) == pytest.approx(failures.mean() ** 2 / 2)
-
-
-def test_augrc_of_binary_failures_follows_from_auroc():
-    # arXiv 2407.01032: AUGRC = (1 - AUROC) acc (1 - acc) + (1 - acc)^2 / 2
-    rng = np.random.default_rng(1)
-    failures = rng.random(300) < 0.2
-    uncertainty = rng.random(300) + 0.5 * failures
-    rate = failures.mean()
-    expected = (1 - roc_auc_score(failures, uncertainty)) * rate * (1 - rate) + rate**2 / 2
-    assert augrc(failures, uncertainty) == pytest.approx(expected)
-
-
-def test_ties_count_as_the_mean_over_their_orders():
-    losses, tied = np.array([0.1, 0.7, 0.4, 0.2]), np.array([1, 2, 2, 2])
-    for area in (aurc, augrc):
-        orders = [area(losses, np.r_[0, 1 + np.array(order)]) for order in permutations(range(3))]
-        assert area(losses, tied) == pytest.approx(np.mean(orders))
-
-
-def test_a_good_ranking_has_smaller_areas_than_a_bad_one():
-    losses = np.linspace(0, 1, 20)
-    for area in (aurc, augrc):
-        assert area(losses, losses) < area(losses, np.zeros(20)) < area(losses, -losses)
-        with pytest.raises(ValueError, match="one uncertainty per case"):
-            area(losses, losses[1:])
-        with pytest.raises(ValueError, match="one uncertainty per case"):
-            area([], [])

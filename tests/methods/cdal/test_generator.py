@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from nndiffseg.diffusion.ancestral import sample_ancestral
-from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.diffusion.schedules import Linear, timesteps
 from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
-from nndiffseg.methods.cdal.generator import AdaptiveGroupNorm, CDALGenerator, Layout, Mapping
+from nndiffseg.methods.cdal.generator import AdaptiveGroupNorm, CDALGenerator, Layout, MappingNetwork
 from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
+from nndiffseg.nn.heads import Heads
 
 SCHEDULE = Linear()
 LAYOUTS = [
@@ -26,7 +27,7 @@ LAYOUTS = [
 def generator(layout: Layout, patch, *, steps: int = 4, seed: int = 0) -> CDALGenerator:
     """Residual branches start at zero; moved a little, every part of the network has a say."""
     torch.manual_seed(seed)
-    network = CDALGenerator(1, 3, patch, layout, steps).eval()
+    network = CDALGenerator(1, Heads(3), patch, layout, steps).eval()
     for p in network.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return network
@@ -66,7 +67,7 @@ def test_the_shared_ancestral_sampler_walks_by_the_same_posterior(steps):
     start, estimates, noise = torch.randn(2, 3, 4, 4), torch.rand(steps, 2, 3, 4, 4), torch.randn(steps, 2, 3, 4, 4)
     seen: list[Tensor] = []
     final = sample_ancestral(
-        lambda x, t: (seen.append(x), estimates[len(seen) - 1])[1],
+        lambda x, t, i: (seen.append(x), estimates[len(seen) - 1])[1],
         start,
         timesteps(steps),
         schedule=SCHEDULE,
@@ -187,7 +188,7 @@ def test_adaptive_group_norm_scales_and_shifts_the_normalised_groups():
 
 def test_the_style_depends_on_the_direction_of_the_vector_alone():
     torch.manual_seed(0)
-    mapping, z = Mapping(10, 6), torch.randn(3, 10)
+    mapping, z = MappingNetwork(10, 6), torch.randn(3, 10)
     torch.testing.assert_close(mapping(5 * z), mapping(z), atol=1e-5, rtol=0)
     assert (mapping(z) - mapping(-z)).abs().max() > 1e-3
     assert torch.isfinite(mapping(0 * z)).all()
@@ -234,10 +235,8 @@ def test_samples_differ_and_one_image_serves_them_all(layout, patch):
     model = generator(layout, patch, steps=2)
     with torch.no_grad():
         maps = model.encode(torch.randn(1, 1, *patch))
-        x0 = model.sample(maps, PatchNoise(3, patch, torch.Generator().manual_seed(0)))
-        again = model.sample(
-            [m.repeat(3, *[1] * (m.ndim - 1)) for m in maps], PatchNoise(3, patch, torch.Generator().manual_seed(0))
-        )
+        x0 = model.sample(maps, patch_noise(0, 3, [0], patch))
+        again = model.sample([m.repeat(3, *[1] * (m.ndim - 1)) for m in maps], patch_noise(0, 3, [0], patch))
     assert x0.shape == (3, 3, *patch) and (x0[0] - x0[1]).abs().max() > 1e-3
     torch.testing.assert_close(x0, again, atol=1e-5, rtol=1e-4)
 
@@ -249,6 +248,6 @@ def test_logits_give_back_the_probability_that_x0_stands_for():
     certain = nn.functional.one_hot(torch.tensor([0, 2]), 3).float().view(2, 3, 1, 1)
     assert torch.isfinite(model.to_logits(2 * certain - 1)).all()
     torch.testing.assert_close(model.to_logits(2 * certain - 1).softmax(1), certain, atol=1e-4, rtol=0)
-    model.regions.fill_(True)
+    model.heads = Heads(3, regions=True)
     p = torch.rand(2, 3, 4, 4) * 0.98 + 0.01
     torch.testing.assert_close(model.to_logits(2 * p - 1).sigmoid(), p, atol=1e-5, rtol=0)

@@ -7,18 +7,18 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nndiffseg.diffusion.noise.interpolation import correlated_noise
+from nndiffseg.diffusion.noise.field import NoiseField
+from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.methods.latent.label_decoder import GAIN, LabelDecoder
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
 from nndiffseg.methods.settings import DiffusionSettings
+from nndiffseg.nn.heads import Heads
 
 
 def make(
-    objective: str = "energy",
     dim: int = 3,
     strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)),
     unet=ResidualEncoderUNet,
-    learned_deviation: bool = False,
 ):
     torch.manual_seed(0)
     features = [8, 12, 16, 16]
@@ -48,20 +48,13 @@ def make(
         denoiser_strides=(tuple(strides[2]),),
         encoder_channels=(8, 8),
         decoder_channels=(4, 6, 8),
-        objective=objective,
-        learned_deviation=learned_deviation,
         noise_scales=(1, 4),
-        sampler="ancestral" if objective == "energy" else "ddim",
     )
-    return LatentDiffusionSegmenter(image_network, strides, 3, settings)
+    return LatentDiffusionSegmenter(image_network, strides, Heads(3), settings)
 
 
 def draw_for(n: int, grid, seed: int = 0):
-    def draw(stream: int, channels: int, scale: int = 1):
-        generator = torch.Generator().manual_seed(1000 * seed + 10 * stream + scale)
-        return correlated_noise(n, channels, grid, scale, generator=generator)
-
-    return draw
+    return FieldNoise([NoiseField(seed, "case", i) for i in range(n)], grid)
 
 
 CASES = [
@@ -94,18 +87,15 @@ def test_evaluation_mode_gives_the_same_logits_as_the_wrapped_unet():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("learned_deviation", [False, True])
-@pytest.mark.parametrize("objective", ["energy", "mean"])
-def test_every_parameter_takes_part_in_a_training_step(objective, learned_deviation):
-    model = make(objective, learned_deviation=learned_deviation)
+def test_every_parameter_takes_part_in_a_training_step():
+    model = make()
     onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
     # Residual branches start at zero, so the parameters behind them get a gradient only once these have moved.
     for p in model.parameters():
         p.data += 0.01 * torch.randn_like(p)
     out = model(torch.randn(2, 1, 16, 16, 16), onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
-    assert out.x0.shape[0] == (2 if objective == "energy" else 1)
-    assert out.deviation.shape == (2, 1, 4, 4, 4) and out.prior.shape == out.z0.shape
-    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.deviation, out.x0, out.samples])
+    assert out.x0.shape == (2, *out.z0.shape) and out.prior.shape == out.z0.shape
+    loss = sum(x.square().mean() for x in [*out.logits, out.reconstruction, out.x0, out.samples])
     loss.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
@@ -120,16 +110,26 @@ def test_diffusion_loss_does_not_reach_the_label_encoder():
     assert all(p.grad is None for p in model.label_encoder.parameters())
 
 
-def test_training_pass_depends_only_on_its_generator():
+def test_training_pass_depends_only_on_its_generator_and_seed():
     onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (1, 16, 16, 16)), 3).movedim(-1, 1).float()
     image = torch.randn(1, 1, 16, 16, 16)
     outs = []
-    for seed in (5, 5, 6):
+    for generator, seed in ((5, 1), (5, 1), (6, 1), (5, 2)):
         model = make()  # a pass moves the whitening's statistics, so each starts from the same network
+        torch.nn.init.normal_(model.denoiser.head.weight, std=0.1)
         torch.manual_seed(len(outs))  # the global generator must not matter
-        outs.append(model(image, onehot, generator=torch.Generator().manual_seed(seed)).reconstruction)
-    assert torch.equal(outs[0], outs[1])
-    assert not torch.equal(outs[0], outs[2])
+        outs.append(model(image, onehot, generator=torch.Generator().manual_seed(generator), seed=seed))
+    assert torch.equal(outs[0].reconstruction, outs[1].reconstruction) and torch.equal(outs[0].x0, outs[1].x0)
+    assert not torch.equal(outs[0].reconstruction, outs[2].reconstruction)
+    assert torch.equal(outs[0].reconstruction, outs[3].reconstruction) and not torch.equal(outs[0].x0, outs[3].x0)
+
+
+def test_the_two_samples_of_a_training_pass_differ():
+    model = make()
+    torch.nn.init.normal_(model.denoiser.head.weight, std=0.1)
+    onehot = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
+    out = model(torch.randn(2, 1, 16, 16, 16), onehot, generator=torch.Generator().manual_seed(1))
+    assert all((out.x0[0, b] - out.x0[1, b]).abs().mean() > 1e-3 for b in range(2))
 
 
 def test_an_untrained_denoiser_starts_from_the_deterministic_answer_at_pure_noise():
@@ -233,35 +233,3 @@ def test_more_steps_draw_distinct_noise_streams():
     model.sample(maps, draw, steps=4)
     streams = [s for s, _ in seen]
     assert len(set(streams)) == len(streams), "two draws with one stream would be the same noise"
-
-
-def test_a_checkpoint_without_a_detail_scale_leaves_details_alone():
-    network = make()
-    old = {k: v for k, v in network.state_dict().items() if k != "detail_scale"}
-    network.detail_scale.fill_(2.0)
-    network.load_state_dict(old)
-    assert network.detail_scale.tolist() == [1.0]
-    assert "detail_scale" not in old  # the caller's dictionary is not touched
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.8])
-def test_a_checkpoint_with_the_earlier_spread_scale_loads_and_says_what_to_do(scale, recwarn):
-    network = make()
-    old = {**network.state_dict(), "spread_scale": torch.tensor([scale])}
-    del old["volume_scale"]
-    network.volume_scale.fill_(2.0)
-    network.load_state_dict(old)
-    assert network.volume_scale.tolist() == [1.0]
-    assert [("--val" in str(w.message)) for w in recwarn] == [True] * (scale != 1)
-
-
-def test_details_of_samples_are_rescaled_with_the_fitted_number():
-    network = make().eval()
-    torch.nn.init.normal_(network.denoiser.head.weight, std=0.2)
-    maps = network.encode(torch.randn(1, 1, 16, 16, 16))
-    grid = maps[2].shape[2:]
-    with torch.no_grad():
-        plain = network.sample(maps, draw_for(2, grid))
-        network.detail_scale.fill_(1.6)
-        torch.testing.assert_close(network.sample(maps, draw_for(2, grid)), network.rescale(plain, maps, 1.6))
-    assert not torch.allclose(network.rescale(plain, maps, 1.6), plain, atol=1e-3)

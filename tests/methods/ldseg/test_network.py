@@ -10,12 +10,14 @@ import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.diffusion.schedules import add_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.ldseg.latent import ldseg_latent, paper_latent
-from nndiffseg.methods.ldseg.network import LDSeg, OffsetCosine, build_ldseg
+from nndiffseg.methods.ldseg.method import LDSegMethod, LDSegOptions
+from nndiffseg.methods.ldseg.network import LDSeg, OffsetCosine
 from nndiffseg.methods.ldseg.parts import Attention, LabelDecoder, nearest
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 
 ISOTROPIC, ANISOTROPIC = ((2, 2, 2),) * 3, ((1, 2, 2), (2, 2, 2), (1, 2, 2))
@@ -26,7 +28,7 @@ LAYOUTS = [
 ]
 
 
-def configuration(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = None) -> dict[str, Any]:
+def configuration(strides=ISOTROPIC, patch=(16, 16, 16)) -> dict[str, Any]:
     """One configuration of a plans file."""
     dim, ones = len(patch), [1] * len(patch)
     arch = {
@@ -45,7 +47,7 @@ def configuration(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = No
     settings = DiffusionSettings(
         2, tuple(a * b for a, b in zip(*strides[:2], strict=True)), 4, (8, 12), (strides[2],), (8, 8), (4, 6, 8)
     )
-    diffusion = {"settings": settings.to_plan()} | ({"ldseg_latent": latent} if latent else {})
+    diffusion: dict[str, Any] = {"settings": settings.to_plan(), "regions": False}
     return {
         "patch_size": list(patch),
         "diffusion": diffusion,
@@ -57,10 +59,12 @@ def configuration(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = No
     }
 
 
-def make(strides=ISOTROPIC, patch=(16, 16, 16), latent: str | None = None, **switches: bool) -> LDSeg:
+def make(strides=ISOTROPIC, patch=(16, 16, 16), latent: str = "planned", **switches: bool) -> LDSeg:
     """Residual branches start at zero; moved a little, every part of the network has a say."""
     torch.manual_seed(0)
-    network = build_ldseg(ConfigurationManager(configuration(strides, patch, latent)), 1, 3, **switches)
+    network = LDSegMethod(
+        MethodPlan.of(ConfigurationManager(configuration(strides, patch)), 1, 3), LDSegOptions(latent=latent, **switches)
+    ).network()
     for p in network.parameters():
         p.data += 0.05 * torch.randn_like(p)
     return network
@@ -182,7 +186,7 @@ def test_maps_and_samples_have_the_announced_shapes(strides, patch, latent, swit
         for m, stride in zip(maps, network.map_strides, strict=True):
             assert tuple(m.shape[2:]) == tuple(n // s for n, s in zip(patch, stride, strict=True))
         channels = 3 if switches.get("learned_label_encoder") is False else {"planned": 4, "paper": 1}[latent]
-        z = network.sample([m[:1] for m in maps], PatchNoise(3, maps[1].shape[2:], generator()), steps=3)
+        z = network.sample([m[:1] for m in maps], patch_noise(0, 3, [0], maps[1].shape[2:]), steps=3)
         assert z.shape == (3, channels, *maps[1].shape[2:])
         assert network.decode(z, maps).shape == (3, 3, *patch)
         alone = network(image[:1])
@@ -264,9 +268,8 @@ def test_samples_follow_their_noise_and_each_draw_is_a_new_stream(sampler):
 
 
 def test_the_planned_latent_is_that_of_the_settings():
-    plan = configuration(ANISOTROPIC, (8, 24, 16))
-    assert ldseg_latent(plan) == ldseg_latent(configuration(ANISOTROPIC, (8, 24, 16), "planned"))
-    sizes = ldseg_latent(plan)
+    plan = MethodPlan.of(ConfigurationManager(configuration(ANISOTROPIC, (8, 24, 16))), 1, 3)
+    sizes = ldseg_latent(plan, "planned")
     assert (sizes.stage, sizes.stride, sizes.channels, sizes.denoiser_channels) == (2, (2, 4, 4), 4, (8, 12))
 
 
@@ -284,7 +287,7 @@ def test_the_published_latent_is_16_fold_or_as_deep_as_the_patch_allows(strides,
 
 
 def test_bad_plans_are_told_what_is_wrong():
-    with pytest.raises(UserError, match="'papr'; choose one of planned, paper"):
-        ldseg_latent(configuration(latent="papr"))
+    with pytest.raises(UserError, match="invalid latent: input should be 'planned' or 'paper'"):
+        LDSegMethod.read_options({"latent": "papr"})
     with pytest.raises(UserError, match="no diffusion settings"):
-        ldseg_latent({"patch_size": [16, 16]})
+        MethodPlan.of(ConfigurationManager({"patch_size": [16, 16]}), 1, 3)

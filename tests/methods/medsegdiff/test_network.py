@@ -7,9 +7,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nndiffseg.diffusion.noise.interpolation import PatchNoise
+from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.diffusion.schedules import Linear, training_times
 from nndiffseg.methods.medsegdiff.network import MedSegDiff, TrainingOutput, diffusion_channels
+from nndiffseg.nn.heads import Heads
 
 STRIDES = {2: ((2, 2), (2, 2)), 3: ((1, 2, 2), (2, 2, 2))}
 PATCH = {2: (16, 24), 3: (6, 16, 12)}
@@ -33,7 +34,7 @@ def make(dim: int = 2, heads: int = 3, **switches: bool) -> MedSegDiff:
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
     )
-    return MedSegDiff(unet, STRIDES[dim], (16, 16, 32), heads, PATCH[dim], **switches)
+    return MedSegDiff(unet, STRIDES[dim], (16, 16, 32), Heads(heads), PATCH[dim], **switches)
 
 
 def lively(model: MedSegDiff) -> MedSegDiff:
@@ -105,7 +106,7 @@ def test_samples_have_the_volumes_shape_and_depend_on_image_and_noise(dim, switc
     volume = torch.cat([image, image.flip(-1)], -1)  # several tiles
     with torch.inference_mode():
         samples = [
-            model.sample(model.encode(v[None]), PatchNoise(2, v.shape[1:], torch.Generator().manual_seed(s)), steps=3)
+            model.sample(model.encode(v[None]), patch_noise(s, 2, [0], v.shape[1:]), steps=3)
             for v, s in ((volume[0], 0), (volume[1], 0), (volume[0], 1), (volume[0], 0))
         ]
     assert samples[0].shape == (2, 3, *volume.shape[2:])
@@ -124,7 +125,7 @@ def test_the_condition_model_runs_once_per_tile_for_all_samples_and_steps(attent
         maps = model.encode(volume)
         seen.clear()
         with torch.inference_mode():
-            samples.append(model.sample(maps, PatchNoise(2, volume.shape[2:], torch.Generator().manual_seed(0)), steps=3))
+            samples.append(model.sample(maps, patch_noise(0, 2, [0], volume.shape[2:]), steps=3))
         runs.append(len(seen))
     assert runs == [3, 9]
     torch.testing.assert_close(samples[0], samples[1], atol=1e-5, rtol=0)
@@ -146,7 +147,7 @@ def test_logits_are_those_of_the_probability_that_the_estimate_means():
     torch.testing.assert_close(model.to_logits(2 * p - 1).softmax(1).argmax(1), p.argmax(1))
     clear = p[:, :, :1].clamp(0.01, 0.99)
     torch.testing.assert_close(model.to_logits(2 * clear - 1).softmax(1), clear / clear.sum(1, keepdim=True))
-    model.regions.fill_(True)
+    model.heads = Heads(3, regions=True)
     torch.testing.assert_close(model.to_logits(2 * clear - 1).sigmoid(), clear)
     assert torch.isfinite(model.to_logits(torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1))).all()
 
@@ -168,15 +169,6 @@ def test_items_of_a_batch_do_not_touch_each_other():
         both = model.denoise(x, t, model.condition(image))
         alone = model.denoise(x[1:], t[1:], model.condition(image[1:]))
     torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-5)
-
-
-def test_sampling_a_patch_equals_sampling_a_volume_of_one_tile():
-    model = lively(make()).eval()
-    image, _ = batch(n=1)
-    noise = torch.randn(3, 1, 3, 16, 24)
-    with torch.inference_mode():
-        volume = model.sample(model.encode(image), lambda *_: noise[:, 0], steps=4)
-        torch.testing.assert_close(model.sample_patch(image, noise, 4)[:, 0], volume, rtol=1e-4, atol=1e-5)
 
 
 def test_both_losses_reach_the_condition_model():

@@ -1,0 +1,47 @@
+"""A calibration survives its JSON, and nothing else passes for one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nndiffseg.calibration import Calibration
+from nndiffseg.errors import UserError
+
+
+def test_it_round_trips_through_its_file(tmp_path):
+    calibration = Calibration(0.3, 1.7, 12, ("0", "all"))
+    calibration.write(tmp_path)
+    content = json.loads((tmp_path / "calibration.json").read_text())
+    assert content == {"fusion_weight": 0.3, "volume_scale": 1.7, "groups": 12, "folds": ["0", "all"]}
+    assert Calibration.from_json(content) == calibration
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fusion_weight": 1.5}, "invalid fusion_weight"),
+        ({"fusion_weight": float("nan")}, "invalid fusion_weight"),
+        ({"fusion_weight": "0.5"}, "invalid fusion_weight"),
+        ({"volume_scale": 0}, "invalid volume_scale"),
+        ({"volume_scale": float("inf")}, "invalid volume_scale"),
+        ({"groups": -1}, "invalid groups"),
+        ({"folds": "0"}, "invalid folds"),
+        ({"temperature": 1.0}, "have no temperature"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_in_one_sentence(change, message):
+    with pytest.raises(UserError, match=message) as error:
+        Calibration.from_json(Calibration().to_json() | change)
+    assert "\n" not in str(error.value) and "nndiffseg_train --val" in str(error.value)
+
+
+def test_something_else_is_refused():
+    with pytest.raises(UserError, match="list instead of names and values"):
+        Calibration.from_json([1])
+
+
+def test_it_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Calibration().fusion_weight = 1.0  # type: ignore[misc]

@@ -10,7 +10,7 @@ from typing import Any
 if (_root := Path(__file__).resolve().parents[1]).joinpath("trainers", "nnDiffSegTrainer.py").is_file():
     __path__.append(str(_root))
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Predictor", "__version__"]
 
 

@@ -254,10 +254,8 @@ class DiffusionTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """One optimiser step; returns every loss term."""
-        assert self.average is not None and self.budget is not None
-        data, targets = self._to_device(batch)
-        key = (self.seed, self.fold, self.local_rank, self.iteration)
-        one = Batch(data, targets, self.method.plan.heads.onehot(targets[0]), self.budget.progress(self.iteration), key)
+        assert self.average is not None
+        one = self.as_batch(batch)
         extra = self.loss.before_step(self.network, one, self.optimizer.param_groups[0]["lr"])
         with autocast_for(self.device, self.precision):
             terms = self.loss(self.network, one)
@@ -268,6 +266,13 @@ class DiffusionTrainer(nnUNetTrainer):
         if not torch.isfinite(total):
             raise RuntimeError(f"The loss is not finite at iteration {self.iteration}: {terms}.")
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
+
+    def as_batch(self, batch: dict) -> Batch:
+        """A batch of nnU-Net's loader as the losses take it, on the device."""
+        data, targets = self._to_device(batch)
+        progress = 0.0 if self.budget is None else self.budget.progress(self.iteration)
+        key = (self.seed, self.fold, self.local_rank, self.iteration)
+        return Batch(data, targets, self.method.plan.heads.onehot(targets[0]), progress, key)
 
     def _step(self, total: Tensor) -> None:
         """Updates the weights. In float16 gradients are scaled, and a step whose gradients are not finite is left out."""

@@ -16,6 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, predict, train
 from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.errors import UserError
+from nndiffseg.methods.cdal.method import CDAL
 from nndiffseg.planning import memory
 from nndiffseg.trainers.nnDiffSegTrainerCDAL import nnDiffSegTrainerCDAL
 from nndiffseg.training import epoch_log as log
@@ -71,8 +73,7 @@ def make_trainer(
     *,
     dataset: str = "Dataset901_Tiny",
     configuration: str = "2d",
-    cls: type[nnDiffSegTrainerCDAL] = nnDiffSegTrainerCDAL,
-    **attributes,
+    **options,
 ) -> nnDiffSegTrainerCDAL:
     """An initialised trainer without data loaders."""
     for kind in ("raw", "preprocessed", "results"):
@@ -80,9 +81,8 @@ def make_trainer(
     base = folders / "preprocessed" / dataset
     plans, content = (json.loads((base / f"{name}.json").read_text()) for name in (PLANS, "dataset"))
     plans["continue_training"] = False
-    made = cls(plans, configuration, 0, content, torch.device("cpu"))
-    for key, value in attributes.items():
-        setattr(made, key, value)
+    plans["configurations"][configuration]["diffusion"]["options"] = {"cdal": options}
+    made = nnDiffSegTrainerCDAL(plans, configuration, 0, content, torch.device("cpu"))
     made.initialize()
     return made
 
@@ -103,11 +103,9 @@ def test_scarce_memory_changes_patch_and_batch_in_training_and_in_every_predicti
     configuration = plans["configurations"]["2d"]
     plans["plans_name"], configuration["batch_size"] = "tight", 6
     configuration["diffusion"]["settings"]["samples"] = 2
-    needs = memory.plan_entries([nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3, 1.0, 1e9)[NAME]
+    needs = memory.plan_entries({NAME: CDAL}, PlansManager(plans), "2d", 1, 3, 1.0, 1e9)[NAME]
     gb = needs["training_memory_gb"] * 1.7 / configuration["batch_size"]  # less than two patches need
-    configuration["diffusion"]["trainers"] = memory.plan_entries(
-        [nnDiffSegTrainerCDAL], PlansManager(plans), "2d", 1, 3, 1.0, gb
-    )
+    configuration["diffusion"]["trainers"] = memory.plan_entries({NAME: CDAL}, PlansManager(plans), "2d", 1, 3, 1.0, gb)
     (folders / "preprocessed" / "Dataset901_Tiny" / "tight.json").write_text(json.dumps(plans))
     assert (
         train.main(
@@ -123,9 +121,9 @@ def test_scarce_memory_changes_patch_and_batch_in_training_and_in_every_predicti
     assert text.count("more than the") == 1
     assert f"so it trains with the patch {'x'.join(map(str, trained['patch_size']))} and batch size 2" in text
     predictor = Predictor.from_folder(out, device="cpu", samples=2, mirroring=False, precision="float32")
-    assert list(predictor.network.patch) == trained["patch_size"] == predictor.configuration.patch_size
+    assert list(predictor.model.folds[0].network.patch) == trained["patch_size"] == predictor.configuration.patch_size
     image = np.random.default_rng(0).normal(size=(1, 4, 24, 20)).astype(np.float32)
-    ours = predictor.predict_preprocessed(image, "x").deterministic
+    ours = predictor.predict_parts(image, "x").deterministic
     stock = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     stock.initialize_from_trained_model_folder(str(out), (0,), "checkpoint_final.pth")
     assert stock.configuration_manager.patch_size == trained["patch_size"]
@@ -203,9 +201,9 @@ def test_an_interrupted_training_resumes_exactly_with_its_discriminator(folders,
     rows = [[{k: row[k] for k in keys} for row in log.read(fold(folders, name))] for name in ("whole", "stopped")]
     assert rows[0] == rows[1]
     a, b = (load_checkpoint(fold(folders, name) / "checkpoint_final.pth") for name in ("whole", "stopped"))
-    for part in ("network_weights_raw", "network_weights", "optimizer_state", "method_state"):
+    for part in ("network_weights_raw", "network_weights", "optimizer_state", "loss_state"):
         _assert_equal(a[part], b[part])
-    assert a["method_state"]["discriminator_optimizer"]["state"], "the optimiser's moments belong to the state"
+    assert a["loss_state"]["_extra_state"]["state"], "the optimiser's moments belong to the state"
 
 
 def _assert_equal(a, b) -> None:
@@ -228,7 +226,7 @@ def _assert_equal(a, b) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_a_step_trains_both_networks(folders, monkeypatch, dataset, configuration):
     made = make_trainer(folders, monkeypatch, dataset=dataset, configuration=configuration)
-    networks = {"generator": made.network, "discriminator": made.discriminator}
+    networks = {"generator": made.network, "discriminator": made.loss.discriminator}
     before = {name: copy.deepcopy(n.state_dict()) for name, n in networks.items()}
     for group in made.optimizer.param_groups:
         group["lr"] = 1e-3
@@ -237,8 +235,8 @@ def test_a_step_trains_both_networks(folders, monkeypatch, dataset, configuratio
     for name, n in networks.items():
         moved = [k for k, p in n.named_parameters() if not torch.equal(p, before[name][k])]
         assert len(moved) > 0.5 * len(before[name])
-    assert bool(made.network.regions) == DATASETS[dataset]
-    logits, samples = made.predict_patch(made.network.eval(), make_batch(made)["data"], torch.Generator().manual_seed(0))
+    assert made.network.heads.regions == DATASETS[dataset]
+    logits, samples = made.predict_patch(made.network.eval(), make_batch(made)["data"])
     heads = made.label_manager.num_segmentation_heads
     assert logits.shape == (2, heads, *made.configuration_manager.patch_size) and samples.shape == (2, *logits.shape)
 
@@ -258,40 +256,42 @@ def test_a_step_is_a_function_of_seed_fold_and_iteration(folders, monkeypatch):
 def test_the_adversarial_switch_decides_whether_the_discriminator_reaches_the_generator(folders, monkeypatch, weight):
     made = make_trainer(folders, monkeypatch, adversarial_weight=weight, attention=False, deterministic_share=0.0)
     batch = make_batch(made)
-    for p in made.discriminator.parameters():
+    for p in made.loss.discriminator.parameters():
         p.data *= 1.5
     gradients = []
     for scale in (1.0, 2.0):
-        made.discriminator.head.weight.data *= scale
+        made.loss.discriminator.head.weight.data *= scale
         made.network.zero_grad()
-        terms = made.loss_terms(batch["data"], batch["target"], torch.Generator().manual_seed(0))
+        terms = made.loss(made.network, made.as_batch(batch))
         assert ("adversarial" in terms) == (weight > 0)
         sum(terms.values()).backward()
         gradients.append(made.network.head.weight.grad.clone())
     assert torch.equal(*gradients) == (weight == 0), "another discriminator must matter only with a positive weight"
-    assert all(p.grad is None and p.requires_grad for p in made.discriminator.parameters())
+    assert all(p.grad is None and p.requires_grad for p in made.loss.discriminator.parameters())
 
 
 def test_the_adversarial_term_is_the_non_saturating_loss_of_the_items_in_use(folders, monkeypatch):
     made = make_trainer(folders, monkeypatch)
     patch = made.configuration_manager.patch_size
-    made.discriminator.forward = lambda x_s, x_t, t: x_s.flatten(1).mean(1)  # type: ignore[method-assign]
+    made.loss.discriminator.forward = lambda x_s, x_t, t: x_s.flatten(1).mean(1)  # type: ignore[method-assign]
     guess = torch.randn(2, 3, *patch)
     t, s = torch.full((2,), 0.25), torch.zeros(2)  # the last step: the fake x_s is the estimate itself
-    value = made._adversarial(guess, guess, t, s, torch.tensor([True, False]), torch.Generator().manual_seed(0))
+    value = made.loss._adversarial(
+        made.network.schedule, guess, guess, t, s, torch.tensor([True, False]), torch.Generator().manual_seed(0)
+    )
     expected = -torch.sigmoid(guess[0].mean()).log()
     torch.testing.assert_close(value, expected)
 
 
 def test_attention_weakens_the_label_and_only_in_training(folders, monkeypatch):
     made = make_trainer(folders, monkeypatch)
-    x0 = 2 * made.onehot(make_batch(made)["target"][0]) - 1
+    x0 = 2 * made.as_batch(make_batch(made)).onehot - 1
     t, s = torch.ones(2), torch.full((2,), 0.75)
-    attended = made._attended(x0, t, s, torch.Generator().manual_seed(0))
+    attended = made.loss._attended(made.network.schedule, x0, t, s, torch.Generator().manual_seed(0))
     ratio = attended / x0
     assert float(ratio.min()) > 0 and torch.equal(ratio.flatten(1).amax(1), torch.ones(2)) and float(ratio.std()) > 0.01
-    made.attention = False
-    assert made._attended(x0, t, s, torch.Generator().manual_seed(0)) is x0
+    without = make_trainer(folders, monkeypatch, attention=False)
+    assert without.loss._attended(made.network.schedule, x0, t, s, torch.Generator().manual_seed(0)) is x0
     assert not any("discriminator" in key for key in made.network.state_dict()), "prediction knows no discriminator"
 
 
@@ -306,17 +306,18 @@ def test_the_deterministic_share_sees_neither_noise_nor_vector(folders, monkeypa
 
     made.network.forward = record  # type: ignore[method-assign]
     batch = make_batch(made)
-    terms = made.loss_terms(batch["data"], batch["target"], torch.Generator().manual_seed(0))
+    terms = made.loss(made.network, made.as_batch(batch))
     assert not seen["x"].any() and not seen["vector"].any() and torch.equal(seen["t"], torch.ones(2))
     # These are the inputs of the deterministic answer, so the label term is nnU-Net's loss of that answer.
-    torch.testing.assert_close(terms["label"], made.loss(made.network.deterministic(batch["data"]), batch["target"][0]))
+    torch.testing.assert_close(
+        terms["label"], made.loss.segmentation.full(made.network.deterministic(batch["data"]), batch["target"][0])
+    )
 
 
 @pytest.mark.parametrize(("steps", "fine"), [(1, False), (2, True), (8, True), (9, False)])
 def test_steps_range_from_two_to_eight(folders, monkeypatch, steps, fine):
-    cls = type("Changed", (nnDiffSegTrainerCDAL,), {"steps": steps})
     if fine:
-        assert make_trainer(folders, monkeypatch, cls=cls).network.default_steps == steps
+        assert make_trainer(folders, monkeypatch, steps=steps).network.default_steps == steps
     else:
-        with pytest.raises(ValueError, match="2 to 8"):
-            make_trainer(folders, monkeypatch, cls=cls)
+        with pytest.raises(UserError, match="invalid steps"):
+            make_trainer(folders, monkeypatch, steps=steps)

@@ -10,25 +10,14 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-import nndiffseg.trainers
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.data.checkpoint import load_checkpoint
-from nndiffseg.methods.ldseg import network as ldseg
 from nndiffseg.trainers.nnDiffSegTrainerLDSeg import nnDiffSegTrainerLDSeg
 from nndiffseg.training import epoch_log as log
 
 TRAINER, PLANS = nnDiffSegTrainerLDSeg.__name__, "nnDiffSegPlansS"
 SETTINGS = [("2d", False, "planned"), ("3d_fullres", True, "paper")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_steps():
-    """Validation with all steps would take longer; and the commands find the trainer by its name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ldseg, "STEPS", 3)
-        patch.setattr(nndiffseg.trainers, TRAINER, nnDiffSegTrainerLDSeg, raising=False)
-        yield
 
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=["2d labels planned", "3d regions paper"])
@@ -61,7 +50,9 @@ def setting(request, tmp_path_factory, make_dataset) -> tuple[Path, str]:
     )
     path = base / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"
     plans = json.loads(path.read_text())
-    plans["configurations"][configuration]["diffusion"]["settings"]["samples"] = 2
+    section = plans["configurations"][configuration]["diffusion"]
+    section["settings"]["samples"] = 2
+    section["options"] = {"ldseg": {"steps": 3} | section.get("options", {}).get("ldseg", {})}  # all would take longer
     plans["configurations"][configuration]["batch_size"] = 2 if regions else 6
     path.write_text(json.dumps(plans))
     return base, configuration
@@ -108,7 +99,7 @@ def test_it_learns_and_predicts(setting, tmp_path):
     assert 0 < last["noise"] < 0.375
     assert (folder / "fold_0" / "validation" / "summary.json").is_file()
     predictor = Predictor.from_folder(folder, device="cpu", samples=2, mirroring=False)
-    assert (predictor.network.default_sampler, predictor.network.default_steps) == ("ddim", 3)
+    assert (predictor.model.folds[0].network.default_sampler, predictor.model.folds[0].network.default_steps) == ("ddim", 3)
     images = base / "raw" / "Dataset901_Tiny" / "imagesTr"
     assert predictor.predict_folder(images, tmp_path, num_parts=4, save_samples=True, progress=False) == ["case_000"]
     files = ("case_000", "uncertainty/case_000_total", "samples/case_000_s00", "samples/case_000_s01")
@@ -145,17 +136,17 @@ def test_a_stopped_training_resumes_where_it_stopped(setting, monkeypatch):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def make_trainer(setting: tuple[Path, str], **attributes) -> nnDiffSegTrainerLDSeg:
-    """An initialised trainer without data loaders, of a subclass as an ablation would make it."""
+def make_trainer(setting: tuple[Path, str], **options) -> nnDiffSegTrainerLDSeg:
+    """An initialised trainer without data loaders, with options as an ablation has them."""
     base, configuration = setting
     folder = base / "preprocessed" / "Dataset901_Tiny"
     plans, dataset = (json.loads((folder / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
     with pytest.MonkeyPatch.context() as patch:
         for kind in ("raw", "preprocessed", "results"):
             patch.setenv(f"nnUNet_{kind}", str(base / kind))
-        made = type(TRAINER, (nnDiffSegTrainerLDSeg,), attributes)(
-            {**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu")
-        )
+        section = plans["configurations"][configuration]["diffusion"]["options"]
+        section["ldseg"] |= options
+        made = nnDiffSegTrainerLDSeg({**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
         made.initialize()
     return made
 
@@ -169,7 +160,7 @@ def make_batch(made: nnDiffSegTrainerLDSeg) -> dict:
 
 
 @pytest.mark.parametrize("attribute", ["learned_label_encoder", "learned_image_encoder"])
-def test_class_attributes_replace_the_encoders_by_down_sampling(setting, attribute):
+def test_options_replace_the_encoders_by_down_sampling(setting, attribute):
     made = make_trainer(setting, **{attribute: False})
     part = attribute.removeprefix("learned_")
     assert not list(getattr(made.network, part).parameters())
@@ -180,22 +171,23 @@ def test_class_attributes_replace_the_encoders_by_down_sampling(setting, attribu
 
 def test_the_loss_is_the_published_sum(setting):
     made = make_trainer(setting, recycling=0.0, deterministic_share=0.0)
-    data, targets = (make_batch(made)[k] for k in ("data", "target"))
+    batch = made.as_batch(make_batch(made))
     seen = {}
     made.network.register_forward_hook(lambda _m, _i, out: seen.update(out=out))
-    terms = made.loss_terms(data, targets, torch.Generator().manual_seed(0))
+    terms = made.loss(made.network, batch)
     out = seen["out"]
     torch.testing.assert_close(terms["noise"], (out.noise - out.estimate).square().mean())
-    cross_entropy = made.loss.ce(out.logits, targets[0] if made.label_manager.has_regions else targets[0][:, 0].long())
-    torch.testing.assert_close(terms["segmentation"], cross_entropy + 2 * made.loss.dc(out.logits, targets[0]))
+    target, loss = batch.targets[0], made.loss.segmentation.full
+    cross_entropy = loss.ce(out.logits, target if made.label_manager.has_regions else target[:, 0].long())
+    torch.testing.assert_close(terms["segmentation"], cross_entropy + 2 * loss.dc(out.logits, target))
     assert float(terms["latent"].detach()) == 0, "nothing was recycled"
 
 
 def test_recycled_items_pay_the_error_of_x0_in_the_noise_losss_place(setting):
     made = make_trainer(setting, recycling=1.0, latent_weight=0.5)
-    data, targets = (make_batch(made)[k] for k in ("data", "target"))
+    batch = made.as_batch(make_batch(made))
     seen = {}
     made.network.register_forward_hook(lambda _m, _i, out: seen.update(out=out))
-    terms = made.loss_terms(data, targets, torch.Generator().manual_seed(0))
+    terms = made.loss(made.network, batch)
     assert float(terms["noise"].detach()) == 0
     torch.testing.assert_close(terms["latent"], 0.5 * (seen["out"].x0 - seen["out"].latent).square().mean())

@@ -12,20 +12,13 @@ import torch
 from nndiffseg import Predictor
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.data.checkpoint import load_checkpoint
-from nndiffseg.methods.medsegdiff import network as medsegdiff
+from nndiffseg.methods.medsegdiff.method import MedSegDiffV2
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.trainers.nnDiffSegTrainerMedSegDiffV2 import nnDiffSegTrainerMedSegDiffV2
 from nndiffseg.training import epoch_log as log
 
 TRAINER = nnDiffSegTrainerMedSegDiffV2.__name__
 PLANS = "nnDiffSegPlansS"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_steps():
-    """Validation in full would take minutes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(medsegdiff, "STEPS", 3)
-        yield
 
 
 @pytest.fixture(scope="module", params=[("2d", False), ("3d_fullres", True)], ids=["2d labels", "3d regions"])
@@ -38,7 +31,8 @@ def setting(request, tmp_path_factory, make_dataset) -> tuple[Path, str]:
     assert plan_and_preprocess.main(["-d", "901", "-pl", "DiffSegPlannerS", "-c", configuration, "-np", "1", *flags]) == 0
     path = base / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"
     plans = json.loads(path.read_text())
-    plans["configurations"][configuration]["diffusion"]["settings"]["samples"] = 2
+    section = plans["configurations"][configuration]["diffusion"]
+    section["settings"]["samples"], section["options"] = 2, {"medsegdiff": {"steps": 3}}  # in full would take minutes
     plans["configurations"][configuration]["batch_size"] = 2 if regions else 6
     path.write_text(json.dumps(plans))
     return base, configuration
@@ -82,7 +76,7 @@ def test_it_learns_and_predicts(setting, tmp_path):
     for name in ("case_000", "uncertainty/case_000_total", "samples/case_000_s01"):
         assert sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")).GetSize() == (20, 24, 20)
     regions = configuration == "3d_fullres"
-    assert bool(predictor.network.regions) is regions
+    assert predictor.model.folds[0].network.heads.regions is regions
 
 
 def test_a_stopped_training_resumes_where_it_stopped(setting, monkeypatch):
@@ -111,16 +105,15 @@ def test_a_stopped_training_resumes_where_it_stopped(setting, monkeypatch):
     assert resumed == expected
 
 
-@pytest.mark.parametrize(("attribute", "module"), [("uncertain_attention", "attention."), ("ss_former", "ss_former.")])
-def test_class_attributes_switch_the_published_parts_off(setting, attribute, module):
+@pytest.mark.parametrize(("option", "module"), [("uncertain_attention", "attention."), ("ss_former", "ss_former.")])
+def test_options_switch_the_published_parts_off(setting, option, module):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     base, configuration = setting
     plans = PlansManager(str(base / "preprocessed" / "Dataset901_Tiny" / f"{PLANS}.json"))
-    ablated = type("Ablated", (nnDiffSegTrainerMedSegDiffV2,), {attribute: False})
+    plan = MethodPlan.of(plans.get_configuration(configuration), 1, 3)
     names = [
-        set(trainer.build_network_architecture(plans, plans.get_configuration(configuration), 1, 3).state_dict())
-        for trainer in (nnDiffSegTrainerMedSegDiffV2, ablated)
+        set(MedSegDiffV2(plan, MedSegDiffV2.read_options(options)).network().state_dict()) for options in ({}, {option: False})
     ]
     assert any(module in name for name in names[0]) and not any(module in name for name in names[1])
 
@@ -129,11 +122,12 @@ def test_the_weight_of_the_cross_entropy_can_be_the_published_one(setting):
     base, configuration = setting
     folder = base / "preprocessed" / "Dataset901_Tiny"
     plans, dataset = (json.loads((folder / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
-    published = type("Published", (nnDiffSegTrainerMedSegDiffV2,), {"ce_weight": 10.0})
-    values = []
-    for trainer_class in (nnDiffSegTrainerMedSegDiffV2, published):
-        trainer = trainer_class({**plans, "continue_training": False}, configuration, 0, dataset, torch.device("cpu"))
-        loss = trainer._build_loss().loss
+    section, values = plans["configurations"][configuration]["diffusion"], []
+    for weight in (1.0, 10.0):
+        section["options"] = {"medsegdiff": {"ce_weight": weight}}
+        plans["continue_training"] = False
+        trainer = nnDiffSegTrainerMedSegDiffV2(plans, configuration, 0, dataset, torch.device("cpu"))
+        loss = trainer._build_loss().segmentation.full
         shape = (1, trainer.label_manager.num_segmentation_heads, *trainer.configuration_manager.patch_size)
         target = torch.zeros(shape if trainer.label_manager.has_regions else (1, 1, *shape[2:]))
         loss.weight_dice = 0

@@ -56,11 +56,20 @@ def test_checkpoints_load_without_running_code(tmp_path):
         "nndiffseg_version": "0",
         "log": [np.float64(0.5), np.arange(2)],
         "init_args": {"device": torch.device("cpu"), "fold": "all"},
+        "trainer_name": "nnDiffSegTrainer",
+        "options": {},
+        "calibration": {},
     }
     save_atomically(content, tmp_path / "c.pth")
     loaded = load_checkpoint(tmp_path / "c.pth")
     assert loaded["log"] == [0.5, [0, 1]] and type(loaded["log"][0]) is float
     assert [p.name for p in tmp_path.iterdir()] == ["c.pth"]
+
+
+def test_a_checkpoint_of_version_0_1_is_told_to_train_again(tmp_path):
+    save_atomically({"network_weights": {}, "nndiffseg_version": "0.1.0", "diffusion": {}}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match=r"of nndiffseg 0\.1\.0 and lacks calibration.*train the fold again"):
+        load_checkpoint(tmp_path / "c.pth")
 
 
 def test_a_failed_save_keeps_the_old_checkpoint(tmp_path):

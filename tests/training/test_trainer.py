@@ -12,19 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from nndiffseg.calibration.volumes import LARGEST, SMALLEST
+from nndiffseg.calibration import Calibration, fit, read_tables
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training import epoch_log as log
 from nndiffseg.training.budget import Budget
-from nndiffseg.training.detail_scale import DETAILS
 from nndiffseg.training.trainer import DiffusionTrainer
 
 PLANS = "nnDiffSegPlansS"
-#: set by the validation after the training
-FITTED = ("fusion_weight", "detail_scale", "volume_scale")
-STRUCTURES = {"shell", "core"}
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +77,16 @@ def test_training_learns_and_writes_nnunets_files(folders):
     raw, averaged = checkpoint["network_weights_raw"], checkpoint["network_weights"]
     assert raw.keys() == averaged.keys()
     assert any(not torch.equal(raw[k], averaged[k]) for k in raw), "the average must not be the live weights"
-    judged = json.loads((out / "validation" / "uncertainty.json").read_text())
-    for name in FITTED:
-        assert averaged[name].tolist() == pytest.approx([*judged[name].values()] if name == "volume_scale" else [judged[name]])
-    assert 0 <= judged["fusion_weight"] <= 1
-    assert DETAILS[0] - 1e-6 <= judged["detail_scale"] <= DETAILS[-1] + 1e-6
-    assert judged["volume_scale"].keys() == STRUCTURES and all(
-        SMALLEST - 1e-6 <= r <= LARGEST + 1e-6 for r in judged["volume_scale"].values()
-    )
+    calibration = Calibration.from_json(checkpoint["calibration"])
+    assert json.loads((out / "calibration.json").read_text()) == checkpoint["calibration"]
+    tables = read_tables(out / "validation" / "tables")
+    assert [table.case for table in tables] == ["case_000", "case_001", "case_002"]
+    assert calibration == fit(tables, folds=("0",)) and calibration.groups == 3
     cases = [json.loads(f.read_text()) for f in sorted((out / "validation" / "uncertainty").glob("*.json"))]
-    assert len(cases) == 3 and all(c["settings"]["volume_scale"].keys() == STRUCTURES for c in cases)
+    for case in cases:
+        others = fit([table for table in tables if table.case != case["case"]], folds=("0",))
+        assert case["calibration"] == [others.to_json()], "a case must not see what it helped to fit"
+    assert not (out / "validation" / ".parts").exists()
 
 
 def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
@@ -101,11 +97,11 @@ def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
     assert train.main(arguments(folders, "learn", "--val", "--val_best")) == 0
     assert (out / "checkpoint_final.pth").read_bytes() == final
     after = load_checkpoint(out / "checkpoint_best.pth")
-    same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items() if k not in FITTED]
+    same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items()]
     assert all(same) and after["iteration"] == best["iteration"]
 
 
-def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
+def test_siblings_alone_teach_the_fit_of_the_volumes_nothing(folders):
     """Runs after the trainings above: all three validation cases are of one patient, so there is nobody to compare with."""
     file = folders / "preprocessed" / "Dataset901_Tiny" / "cases.csv"
     file.write_text("case,group\n" + "".join(f"case_{i:03d},{i // 3}\n" for i in range(6)))
@@ -113,25 +109,8 @@ def test_siblings_alone_teach_the_fit_of_the_spread_nothing(folders):
         assert train.main(arguments(folders, "learn", "--val")) == 0
     finally:
         file.unlink()
-    judged = json.loads((fold(folders, "learn") / "validation" / "uncertainty.json").read_text())
-    assert {judged["detail_scale"], *judged["volume_scale"].values()} == {1.0}
-
-
-def test_a_learned_deviation_is_switched_on_in_the_plans(folders):
-    base = folders / "preprocessed" / "Dataset901_Tiny"
-    plans = json.loads((base / f"{PLANS}.json").read_text())
-    plans["plans_name"] = "Deviation"
-    settings = plans["configurations"]["3d_fullres"]["diffusion"]["settings"]
-    assert settings["learned_deviation"] is False
-    settings["learned_deviation"] = True
-    (base / "Deviation.json").write_text(json.dumps(plans))
-    command = arguments(folders, "deviation", "--epochs", "1", "--iterations_per_epoch", "3")
-    assert train.main([a if a != PLANS else "Deviation" for a in command]) == 0
-    out = folders / "deviation" / "Dataset901_Tiny" / "nnDiffSegTrainer__Deviation__3d_fullres" / "fold_0"
-    assert log.read(out)[-1]["losses"]["deviation"] > 0
-    weights = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
-    assert weights["denoiser.to_deviation.weight"].abs().max() > 0, "it learns"
-    assert (out / "validation" / "summary.json").is_file()
+    calibration = json.loads((fold(folders, "learn") / "calibration.json").read_text())
+    assert (calibration["volume_scale"], calibration["groups"]) == (1.0, 1)
 
 
 def test_pretrained_weights_are_where_a_training_begins(folders, capsys):
@@ -179,7 +158,7 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     assert resumed == expected
     a = load_checkpoint(fold(folders, "whole") / "checkpoint_final.pth")["network_weights_raw"]
     b = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
-    assert all(torch.equal(a[k], b[k]) for k in a if k not in FITTED)
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_float16_trains_with_scaled_gradients_and_resumes_with_their_scale(folders, monkeypatch):
@@ -266,3 +245,20 @@ def test_plans_without_diffusion_settings_are_refused(folders, capsys):
     args[4] = "plainPlans"
     assert train.main(args) == 2
     assert "no diffusion settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("colour=3", "have no colour"),
+        ("steps", "--option takes NAME=VALUE"),
+        ("steps=two", "invalid steps"),
+        ("steps=9", "invalid steps"),
+        ("attention=1", "invalid attention"),
+    ],
+)
+def test_bad_options_are_one_sentence(folders, capsys, option, sentence):
+    assert train.main(arguments(folders, "bad4", "-tr", "nnDiffSegTrainerCDAL", "--option", option)) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not (folders / "bad4").exists()

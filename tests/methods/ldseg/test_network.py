@@ -290,4 +290,4 @@ def test_bad_plans_are_told_what_is_wrong():
     with pytest.raises(UserError, match="invalid latent: input should be 'planned' or 'paper'"):
         LDSegMethod.read_options({"latent": "papr"})
     with pytest.raises(UserError, match="no diffusion settings"):
-        MethodPlan.of(ConfigurationManager({"patch_size": [16, 16]}), 1, 3)
+        DiffusionSettings.from_configuration({"patch_size": [16, 16]})

@@ -20,7 +20,7 @@ from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor impo
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.check import Case, channel_names
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
 
@@ -168,6 +168,5 @@ def copy_ground_truth(cases: Sequence[Case], folder: Path, file_ending: str) -> 
     for case in cases:
         copy = target / f"{case.name}{file_ending}"
         if not copy.is_file() or copy.stat().st_mtime < os.path.getmtime(case.label):
-            temporary = target / f".{copy.name}.tmp"
-            shutil.copy2(case.label, temporary)
-            os.replace(temporary, copy)
+            with write_atomically(copy) as temporary:
+                shutil.copy2(case.label, temporary)

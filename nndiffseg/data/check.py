@@ -55,7 +55,9 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
     reader = find_reader(dataset_json, cases[0].images[0])
     expected = _label_values(dataset_json)
     arguments = [(c, reader, len(channel_names(dataset_json)), sorted(expected)) for c in cases]
-    results = map_cases(_check_case, arguments, processes, description="Checking the dataset", progress=progress)
+    results = map_cases(
+        _check_case, arguments, processes, description="Checking the dataset", progress=progress, flags="-npfp 1"
+    )
     for problem, _ in results:
         if problem:
             raise UserError(problem)

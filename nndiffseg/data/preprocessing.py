@@ -58,7 +58,9 @@ def extract_fingerprint(
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))
     arguments = [(list(c.images), c.label, reader, per_case) for c in cases]
-    results = map_cases(_analyze, arguments, processes, description="Extracting the fingerprint", progress=progress)
+    results = map_cases(
+        _analyze, arguments, processes, description="Extracting the fingerprint", progress=progress, flags="-npfp 1"
+    )
     shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
     statistics = {}
     for c in range(len(channel_names(dataset_json))):

@@ -19,7 +19,8 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.check import Case, channel_names
+from nndiffseg.data.check import TrainingCase
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
@@ -29,7 +30,7 @@ FINGERPRINT = "dataset_fingerprint.json"
 
 
 def extract_fingerprint(
-    cases: Sequence[Case],
+    cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
     folder: Path,
     *,
@@ -95,7 +96,7 @@ def complete(folder: Path, name: str) -> bool:
 
 
 def preprocess_configuration(
-    cases: Sequence[Case],
+    cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
     plans: dict[str, Any],
     configuration: str,
@@ -139,7 +140,7 @@ def preprocess_configuration(
 
 
 def _preprocess_case(
-    case: Case,
+    case: TrainingCase,
     plans: dict[str, Any],
     configuration: str,
     dataset_json: dict[str, Any],
@@ -163,7 +164,7 @@ def _preprocess_case(
         os.replace(os.path.join(staging, case.name + suffix), os.path.join(target, case.name + suffix))
 
 
-def copy_ground_truth(cases: Sequence[Case], folder: Path, file_ending: str) -> None:
+def copy_ground_truth(cases: Sequence[TrainingCase], folder: Path, file_ending: str) -> None:
     """Copies the labels into ``gt_segmentations``, where nnU-Net's validation looks for them."""
     target = folder / "gt_segmentations"
     target.mkdir(parents=True, exist_ok=True)

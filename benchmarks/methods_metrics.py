@@ -14,6 +14,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_prediction import CasePrediction, Model, Options, predict_case
 from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.groups import halves_of, read_groups
 from nndiffseg.uncertainty import (
     PairwiseOverlap,
@@ -23,7 +24,7 @@ from nndiffseg.uncertainty import (
     generalised_energy_distance,
     matched_iou,
 )
-from nndiffseg.uncertainty.evaluation import ErrorHistogram, dilated_foreground, nanmean, structures_of
+from nndiffseg.uncertainty.evaluation import ErrorHistogram, dilated_foreground, nanmean
 from nndiffseg.uncertainty.statistics import label_map
 
 #: nnU-Net's readers give 2D images one slice of a huge thickness

@@ -23,7 +23,8 @@ from benchmarks.methods_common import STOCK, clock_of, data_parser, find_class
 from benchmarks.methods_data import Data, data_from, image_files
 from benchmarks.methods_training import FINAL
 from nndiffseg.cli.common import pick_device, run
-from nndiffseg.data.cases import Case, channel_count, preprocess, read_case
+from nndiffseg.data.cases import Case, preprocess, read_case
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.export.writer import CaseGeometry
@@ -228,7 +229,7 @@ def preprocessed(data: Data, case: str, change: Any = None) -> tuple[np.ndarray,
     """Reads and preprocesses a case; ``change`` acts on the raw image ``(C, *image)`` before."""
     plans = data.plans_manager
     image, properties = read_case(
-        plans.image_reader_writer_class(), Case(case, image_files(data, case)), channel_count(data.dataset_json)
+        plans.image_reader_writer_class(), Case(case, image_files(data, case)), len(channel_names(data.dataset_json))
     )
     image, properties = preprocess(
         image if change is None else change(image), properties, plans, data.configuration, data.dataset_json

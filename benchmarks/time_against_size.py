@@ -91,7 +91,7 @@ def check_sizes(data: Data, sizes: Sequence[int], whole: bool) -> None:
 def measure(data: Data, trainer: str, size: int, args: Any) -> list[float]:
     """Seconds of each repetition."""
     from benchmarks.methods_prediction import Options, build_model
-    from nndiffseg.data.cases import channel_count
+    from nndiffseg.data.dataset_json import channel_names
 
     dim = len(data.plans["configurations"][data.configuration]["patch_size"])
     if args.whole:
@@ -101,7 +101,7 @@ def measure(data: Data, trainer: str, size: int, args: Any) -> list[float]:
     model = build_model(data, find_class(trainer), pick_device(args.device, quiet=True))
     image = (
         np.random.default_rng(args.seed)
-        .standard_normal((channel_count(data.dataset_json), *([1] if dim == 2 else []), *[size] * dim))
+        .standard_normal((len(channel_names(data.dataset_json)), *([1] if dim == 2 else []), *[size] * dim))
         .astype(np.float32)
     )
     options = Options(args.samples, args.seed, mirroring=False)

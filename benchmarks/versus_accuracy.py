@@ -27,12 +27,13 @@ from benchmarks.methods_prediction import CasePrediction, Options, load_model, p
 from benchmarks.methods_training import FINAL
 from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
 from nndiffseg.calibration.volumes import VolumeTable, fit_volume_scales, structure_voxels
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.groups import halves_of, read_groups
 from nndiffseg.errors import UserError
 from nndiffseg.methods.fitted import set_fitted
 from nndiffseg.training.detail_scale import SpreadTable, fit_detail_without_each, spread_tables
 from nndiffseg.uncertainty import entropy, region_of_interest
-from nndiffseg.uncertainty.evaluation import DILATION, structures_of
+from nndiffseg.uncertainty.evaluation import DILATION
 from nndiffseg.uncertainty.statistics import label_map
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 

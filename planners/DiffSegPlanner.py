@@ -18,6 +18,7 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.data.dataset_json import channel_names, structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.methods import METHODS
@@ -118,11 +119,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
                 "dataset.json and from the labels."
             )
         self.heads, self.regions = int(labels.num_segmentation_heads), bool(labels.has_regions)
-        self.structures: dict[str, list[int]] = {
-            name: [int(v) for v in (value if isinstance(value, (list, tuple)) else [value])]
-            for name, value in self.dataset_json["labels"].items()
-            if name != "background"
-        }
+        self.structures = structures_of(self.dataset_json)
         self.report = ""
 
     # ---- patch and batch size, the memory of all networks counted -------------------------------------------------
@@ -148,10 +145,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
 
     def _architecture(self, plan: dict[str, Any]) -> Architecture:
         patch = tuple(int(n) for n in plan["patch_size"])
-        return Architecture(plan["architecture"]["arch_kwargs"], len(self._channel_names()), self.heads, patch)
-
-    def _channel_names(self) -> dict[str, str]:
-        return self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+        return Architecture(plan["architecture"]["arch_kwargs"], len(channel_names(self.dataset_json)), self.heads, patch)
 
     def _overhead(self, plan: dict[str, Any]) -> float:
         """Memory of the light networks in training relative to the image network's, for a latent of medium depth."""
@@ -279,7 +273,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
             return []
         methods = {trainer: method for trainer, method in METHODS.items() if trainer != FLAGSHIP}
         entries = memory.plan_entries(
-            methods, PlansManager(plans), name, len(self._channel_names()), self.heads, image_gb, target
+            methods, PlansManager(plans), name, len(channel_names(self.dataset_json)), self.heads, image_gb, target
         )
         plan["diffusion"][memory.KEY] = entries
         return [

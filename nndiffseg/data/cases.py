@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import READ_ERRORS, geometry_mismatch, read_image
 from nndiffseg.errors import UserError
 
@@ -24,11 +25,6 @@ class Case:
 
     id: str
     files: tuple[Path, ...]
-
-
-def channel_count(dataset_json: dict[str, Any]) -> int:
-    """Number of image channels of the dataset."""
-    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
 
 
 def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
@@ -48,7 +44,7 @@ def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
         raise UserError(f"{folder} holds no images; the model expects files named like CASE_0000{ending}.")
     cases = [Case(name, tuple(files[c] for c in sorted(files))) for name, files in sorted(found.items())]
     for case in cases:
-        _check_channels(case, found[case.id], channel_count(dataset_json), ending)
+        _check_channels(case, found[case.id], len(channel_names(dataset_json)), ending)
     return cases
 
 
@@ -151,7 +147,7 @@ def read_and_preprocess(
         UserError: what is wrong with the case.
     """
     manager = PlansManager(plans)
-    data, properties = read_case(manager.image_reader_writer_class(), case, channel_count(dataset_json))
+    data, properties = read_case(manager.image_reader_writer_class(), case, len(channel_names(dataset_json)))
     try:
         return preprocess(data, properties, manager, configuration, dataset_json)
     except UserError as error:

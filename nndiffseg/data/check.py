@@ -14,6 +14,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.errors import UserError
@@ -23,7 +24,7 @@ SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
-class Case:
+class TrainingCase:
     """One training case: its image files, channel 0 first, and its label file."""
 
     name: str
@@ -55,7 +56,9 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
     reader = find_reader(dataset_json, cases[0].images[0])
     expected = _label_values(dataset_json)
     arguments = [(c, reader, len(channel_names(dataset_json)), sorted(expected)) for c in cases]
-    results = map_cases(_check_case, arguments, processes, description="Checking the dataset", progress=progress)
+    results = map_cases(
+        _check_case, arguments, processes, description="Checking the dataset", progress=progress, flags="-npfp 1"
+    )
     for problem, _ in results:
         if problem:
             raise UserError(problem)
@@ -94,12 +97,6 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
-def channel_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Names of the image channels, channel 0 first."""
-    names = dataset_json.get("channel_names") or dataset_json["modality"]
-    return [str(names[k]) for k in sorted(names, key=int)]
-
-
 def _check_labels(file: Path, content: dict[str, Any]) -> None:
     if "ignore" in content["labels"]:
         raise UserError(
@@ -127,7 +124,7 @@ def _label_values(dataset_json: Mapping[str, Any]) -> dict[int, str]:
     return names
 
 
-def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Case]:
+def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[TrainingCase]:
     """The training cases in the order of their names, as nnU-Net lists them.
 
     Raises:
@@ -146,7 +143,7 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Case]:
     return cases
 
 
-def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> Case:
+def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> TrainingCase:
     try:
         images, label = entry["images"], entry["label"]
     except (KeyError, TypeError):
@@ -155,10 +152,10 @@ def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> Case:
     def resolve(path: str) -> str:
         return os.path.abspath(folder / os.path.expandvars(path))
 
-    return Case(name, tuple(resolve(i) for i in images), resolve(label))
+    return TrainingCase(name, tuple(resolve(i) for i in images), resolve(label))
 
 
-def _cases_in_folders(folder: Path, ending: str) -> list[Case]:
+def _cases_in_folders(folder: Path, ending: str) -> list[TrainingCase]:
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for needed in (images, labels):
         if not needed.is_dir():
@@ -172,7 +169,7 @@ def _cases_in_folders(folder: Path, ending: str) -> list[Case]:
     cases = []
     for name, numbers in sorted(channels.items()):
         files = tuple(str(images / f"{name}_{i:04d}{ending}") for i in range(max(numbers) + 1))
-        cases.append(Case(name, files, str(labels / f"{name}{ending}")))
+        cases.append(TrainingCase(name, files, str(labels / f"{name}{ending}")))
     return cases
 
 
@@ -199,7 +196,7 @@ def check_splits(file: Path, known: Iterable[str]) -> None:
 
 
 def _check_case(
-    case: Case, reader_class: type[BaseReaderWriter], n_channels: int, expected: list[int]
+    case: TrainingCase, reader_class: type[BaseReaderWriter], n_channels: int, expected: list[int]
 ) -> tuple[str | None, set[int]]:
     """The first defect of one case, or None, and the label numbers that it holds."""
     reader = reader_class()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nndiffseg.data.files import write_atomically
 from nndiffseg.errors import UserError
 
 #: what a prediction needs of a checkpoint
@@ -30,17 +30,10 @@ def plain(value: Any) -> Any:
 
 
 def save_atomically(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Writes beside ``path``, then renames: a kill at any moment leaves the old file or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(plain(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a checkpoint of tensors and plain values; a kill at any moment leaves the old file or the new one."""
+    # A stream, not a path: torch writes the path's name into the archive.
+    with write_atomically(Path(path)) as temporary, open(temporary, "wb") as file:
+        torch.save(plain(checkpoint), file)
 
 
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:

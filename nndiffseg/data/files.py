@@ -1,4 +1,4 @@
-"""JSON files that are written whole or not at all."""
+"""Files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ import numpy as np
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """A hidden temporary path beside ``path``, renamed to it when the block ends: the file is whole, or as it was."""
+    """Yields a hidden temporary path in the folder of ``path``; when the block ends, that file replaces ``path``.
+
+    A kill at any moment, also of the machine, leaves the old file or the new one. After an exception, the old file stays
+    and the temporary one is removed.
+
+    Args:
+        path: in an existing folder.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -26,7 +33,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = True) -> None:
-    """Writes JSON under a temporary name and renames it; folders that are missing are made.
+    """Writes JSON by :func:`write_atomically`; missing folders are made.
 
     Args:
         content: JSON-ready; floats may be NaN or infinite.
@@ -36,13 +43,9 @@ def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = Tru
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     text = json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)
-    try:
+    with write_atomically(file) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _without_nan(value: Any) -> Any:

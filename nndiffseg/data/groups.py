@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sklearn.model_selection import GroupKFold
 
+from nndiffseg.data.files import write_atomically
 from nndiffseg.errors import UserError
 
 FILE = "cases.csv"
@@ -73,12 +73,8 @@ def copy_groups(raw: Path, preprocessed: Path) -> None:
         target.unlink(missing_ok=True)
         return
     preprocessed.mkdir(parents=True, exist_ok=True)
-    temporary = preprocessed / f".{FILE}.{os.getpid()}.tmp"
-    try:
+    with write_atomically(target) as temporary:
         shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:

@@ -53,7 +53,7 @@ class BoundaryLaw:
 
 
 @dataclass(frozen=True)
-class CaseGeometry:
+class PhantomGeometry:
     """What one case's image and labels have in common.
 
     Attributes:
@@ -73,7 +73,7 @@ class CaseGeometry:
 
 def draw_geometry(
     rng: np.random.Generator, shape: tuple[int, int, int] = SHAPE, law: BoundaryLaw | None = None
-) -> CaseGeometry:
+) -> PhantomGeometry:
     """Two overlapping ellipsoids of random size, pose and gentle irregularity; where they overlap, the nearer wins."""
     rotation = Rotation.from_rotvec(rng.normal(0, 0.3, size=3)).as_matrix()
     axes = np.array([[9.0, 10.5, 10.5], [9.5, 10.0, 10.5]]) * rng.uniform(0.9, 1.1, size=(2, 3))  # semi-axes, mm
@@ -84,7 +84,7 @@ def draw_geometry(
     for semi_axes, side in zip(axes, (-0.5, 0.5), strict=True):
         centre = middle + rotation @ (np.array([side * gap, 0, 0]) + side * lateral)
         distances.append(ellipsoid_distance(shape, centre, semi_axes, rotation) + smooth_field(rng, shape, 0.5, 7.0))
-    return CaseGeometry(np.stack(distances).astype(np.float32), law=law or BoundaryLaw())
+    return PhantomGeometry(np.stack(distances).astype(np.float32), law=law or BoundaryLaw())
 
 
 def ellipsoid_distance(shape: tuple[int, ...], centre: NDArray, semi_axes: NDArray, rotation: NDArray) -> NDArray[np.float64]:
@@ -125,12 +125,12 @@ def label_of(psi: NDArray) -> NDArray[np.uint8]:
     return np.where(psi.min(axis=0) < 0, 1 + psi.argmin(axis=0), 0).astype(np.uint8)
 
 
-def base_label(geometry: CaseGeometry) -> NDArray[np.uint8]:
+def base_label(geometry: PhantomGeometry) -> NDArray[np.uint8]:
     """The label with no offset; what the image shows."""
     return label_of(geometry.distance)
 
 
-def draw_label(geometry: CaseGeometry, rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw_label(geometry: PhantomGeometry, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One draw of p(label | image), ``(*spatial)`` with values 0, 1, 2."""
     law = geometry.law
     offset = np.stack(
@@ -139,7 +139,7 @@ def draw_label(geometry: CaseGeometry, rng: np.random.Generator) -> NDArray[np.u
     return label_of(geometry.distance - offset)
 
 
-def draw_volumes(geometry: CaseGeometry, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
+def draw_volumes(geometry: PhantomGeometry, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
     """Volumes of ``draws`` labels in ml, ``(draws, 2)``.
 
     The law of :func:`draw_label`, computed only where the label can change: voxels within 4.5 standard deviations of
@@ -165,7 +165,7 @@ def draw_volumes(geometry: CaseGeometry, rng: np.random.Generator, draws: int) -
     return counts * geometry.spacing**3 / 1000
 
 
-def render_image(geometry: CaseGeometry, rng: np.random.Generator) -> FloatArray:
+def render_image(geometry: PhantomGeometry, rng: np.random.Generator) -> FloatArray:
     """The image ``(*spatial)`` of the base shape; it never sees an offset.
 
     Partial volume, tissue texture, point-spread blur (1.2 mm), multiplicative bias field, then Rician noise

@@ -19,8 +19,9 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.check import Case, channel_names
-from nndiffseg.data.files import write_json
+from nndiffseg.data.check import TrainingCase
+from nndiffseg.data.dataset_json import channel_names
+from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
 
@@ -29,7 +30,7 @@ FINGERPRINT = "dataset_fingerprint.json"
 
 
 def extract_fingerprint(
-    cases: Sequence[Case],
+    cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
     folder: Path,
     *,
@@ -58,7 +59,9 @@ def extract_fingerprint(
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))
     arguments = [(list(c.images), c.label, reader, per_case) for c in cases]
-    results = map_cases(_analyze, arguments, processes, description="Extracting the fingerprint", progress=progress)
+    results = map_cases(
+        _analyze, arguments, processes, description="Extracting the fingerprint", progress=progress, flags="-npfp 1"
+    )
     shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
     statistics = {}
     for c in range(len(channel_names(dataset_json))):
@@ -93,7 +96,7 @@ def complete(folder: Path, name: str) -> bool:
 
 
 def preprocess_configuration(
-    cases: Sequence[Case],
+    cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
     plans: dict[str, Any],
     configuration: str,
@@ -137,7 +140,7 @@ def preprocess_configuration(
 
 
 def _preprocess_case(
-    case: Case,
+    case: TrainingCase,
     plans: dict[str, Any],
     configuration: str,
     dataset_json: dict[str, Any],
@@ -161,13 +164,12 @@ def _preprocess_case(
         os.replace(os.path.join(staging, case.name + suffix), os.path.join(target, case.name + suffix))
 
 
-def copy_ground_truth(cases: Sequence[Case], folder: Path, file_ending: str) -> None:
+def copy_ground_truth(cases: Sequence[TrainingCase], folder: Path, file_ending: str) -> None:
     """Copies the labels into ``gt_segmentations``, where nnU-Net's validation looks for them."""
     target = folder / "gt_segmentations"
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
         copy = target / f"{case.name}{file_ending}"
         if not copy.is_file() or copy.stat().st_mtime < os.path.getmtime(case.label):
-            temporary = target / f".{copy.name}.tmp"
-            shutil.copy2(case.label, temporary)
-            os.replace(temporary, copy)
+            with write_atomically(copy) as temporary:
+                shutil.copy2(case.label, temporary)

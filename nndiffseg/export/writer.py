@@ -23,12 +23,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import consensus_of
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics
 from nndiffseg.uncertainty.agreement import mean_pairwise_dice
-from nndiffseg.uncertainty.evaluation import structures_of
 from nndiffseg.uncertainty.statistics import CaseStatistics
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 

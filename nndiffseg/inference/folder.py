@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +13,7 @@ from tqdm import tqdm
 
 from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.data.files import write_json
+from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
@@ -25,11 +21,8 @@ from nndiffseg.export.writer import ExportJob, export_case, remove_staging
 if TYPE_CHECKING:
     from nndiffseg.inference.predictor import Predictor
 
-T = TypeVar("T")
-
-
-class WorkerKilledError(UserError):
-    """A worker process died: no fault of the case at hand, so the run ends."""
+#: of the commands: ask for one process each
+FLAGS = "-npp 1 -nps 1"
 
 
 def predict_folder(
@@ -120,8 +113,8 @@ def _predict_cases(
     """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
     bad: dict[str, str] = {}
     arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
-    with _Exporter(export_processes) as exporter:
-        preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes)
+    preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes, flags=FLAGS)
+    with Backlog(export_processes, FLAGS) as exports, closing(preprocessed):
         for case, result in zip(cases, preprocessed, strict=True):
             try:
                 data, properties = result()
@@ -131,7 +124,7 @@ def _predict_cases(
                 bad[case.id] = str(error)
                 continue
             statistics = _predict_with_bar(predictor, data, case.id, progress)
-            exporter.submit(job, case.id, statistics, properties)
+            exports.add(export_case, job, case.id, statistics, properties)
             del data, statistics  # before the next case is read
     return bad
 
@@ -183,79 +176,3 @@ def _write_report(output: Path, input_folder: Path, predictor: Predictor, every_
         from nndiffseg.report.report import write_prediction_report  # loads matplotlib
 
         write_prediction_report(output, images)
-
-
-def in_order(function: Callable[..., T], arguments: Sequence[tuple], processes: int) -> Iterator[Callable[[], T]]:
-    """Yields, for each argument in turn, a call that gives ``function(*argument)`` or raises what it raised.
-
-    With more than one process, work runs a few items ahead in spawned workers; otherwise each call does the work.
-    """
-    if processes <= 1 or len(arguments) <= 1:
-        for argument in arguments:
-            yield partial(function, *argument)
-        return
-    with _pool(min(processes, len(arguments))) as pool:
-        waiting: deque[Future[T]] = deque()
-        for i in range(len(arguments)):
-            for argument in arguments[i + len(waiting) : i + processes + 1]:
-                waiting.append(_submit(pool, function, argument))
-            yield _result_of(waiting.popleft())
-
-
-def _result_of(future: Future[T]) -> Callable[[], T]:
-    def result() -> T:
-        with _told_when_killed():
-            return future.result()
-
-    return result
-
-
-def _submit(pool: ProcessPoolExecutor, function: Callable[..., T], arguments: tuple) -> Future[T]:
-    with _told_when_killed():
-        return pool.submit(function, *arguments)
-
-
-@contextmanager
-def _told_when_killed() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise WorkerKilledError(
-            "A worker process was killed, most likely for want of memory; try again with -npp 1 -nps 1."
-        ) from None
-
-
-def _pool(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-
-
-class _Exporter:
-    """Writes cases in this process, or in workers with a bounded queue."""
-
-    def __init__(self, processes: int):
-        self.processes = processes
-        self.pool = _pool(processes) if processes > 1 else None
-        self.waiting: deque[Future[None]] = deque()
-
-    def submit(self, *arguments: Any) -> None:
-        """:func:`~nndiffseg.export.writer.export_case`; errors of workers surface here or at the end."""
-        if self.pool is None:
-            export_case(*arguments)
-            return
-        self.waiting.append(_submit(self.pool, export_case, arguments))
-        self._wait(self.waiting.popleft() for _ in range(len(self.waiting) - 2 * self.processes))
-
-    @staticmethod
-    def _wait(futures: Iterable[Future[None]]) -> None:
-        for future in futures:
-            _result_of(future)()
-
-    def __enter__(self) -> _Exporter:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if self.pool is None:
-            return
-        with self.pool:
-            if kind is None:
-                self._wait(self.waiting)

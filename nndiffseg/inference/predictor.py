@@ -16,7 +16,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
-from nndiffseg.data.cases import Case, channel_count, preprocess, read_case
+from nndiffseg.data.cases import Case, preprocess, read_case
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
@@ -213,7 +214,7 @@ class Predictor:
 
     def _read(self, image: Any, spacing: Sequence[float] | None, case_id: str) -> tuple[np.ndarray, dict[str, Any], bool]:
         """Array ``(C, z, y, x)``, properties, and whether the z axis was added."""
-        channels = channel_count(self.dataset_json)
+        channels = len(channel_names(self.dataset_json))
         parts = list(image) if isinstance(image, (list, tuple)) else [image]
         if not isinstance(image, np.ndarray) and all(isinstance(p, (str, Path)) for p in parts):
             data, properties = read_case(

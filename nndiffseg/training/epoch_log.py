@@ -7,9 +7,10 @@ goes here.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from nndiffseg.data.files import write_atomically
 
 STATS = "stats.jsonl"
 PLOT = "progress_diffusion.png"
@@ -37,9 +38,8 @@ def keep_epochs(folder: str | Path, epoch: int) -> None:
     """Drops rows of ``epoch`` and later: a resumed training writes them again."""
     path = Path(folder) / STATS
     rows = [row for row in read(folder) if row["epoch"] < epoch]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
-    os.replace(temporary, path)
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
 
 
 def plot(folder: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -30,19 +31,6 @@ class IndexedBatches(Dataset):
         return next(self.loader)
 
 
-class _From:
-    """Sampler that counts up from ``start`` for ever."""
-
-    def __init__(self, start: int):
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        index = self.start
-        while True:
-            yield index
-            index += 1
-
-
 def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
     """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
     dataset = IndexedBatches(loader, seed)
@@ -50,7 +38,7 @@ def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, 
         DataLoader(
             dataset,
             batch_size=None,
-            sampler=_From(start),
+            sampler=itertools.count(start),
             num_workers=workers,
             pin_memory=pin_memory,
             prefetch_factor=4 if workers else None,

@@ -25,11 +25,12 @@ from nndiffseg.calibration.fusion import fusion_scores, mean_dice
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import read_groups
 from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.uncertainty.evaluation import evaluate_predictions, structures_of
+from nndiffseg.uncertainty.evaluation import evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 

@@ -30,6 +30,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 )
 from numpy.typing import NDArray
 
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator, region_of_interest
@@ -58,16 +59,6 @@ class ErrorHistogram:
             return float("nan")
         below = np.cumsum(self.right) - self.right
         return float(np.sum(self.wrong * (below + 0.5 * self.right)) / (self.right.sum() * self.wrong.sum()))
-
-
-def structures_of(dataset_json: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Labels that make up each structure or region of a dataset, without background and ignore label."""
-    structures = {}
-    for name, value in dataset_json["labels"].items():
-        labels = tuple(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
-        if name != "ignore" and set(labels) != {0}:
-            structures[name] = labels
-    return structures
 
 
 def evaluate_predictions(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nndiffseg.data.check import channel_names, check_dataset, read_dataset_json, training_cases
+from nndiffseg.data.check import check_dataset, read_dataset_json, training_cases
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
 
 

@@ -1,14 +1,18 @@
-"""JSON files appear whole, and are what the standard asks for unless nnU-Net reads them."""
+"""Files appear whole; JSON is what the standard asks for unless nnU-Net reads it."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import write_atomically, write_json
 
 
 def test_json_is_strict(tmp_path):
@@ -29,3 +33,40 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_json({"a": object()}, file)
     assert json.loads(file.read_text()) == {"a": 1}
     assert [f.name for f in file.parent.iterdir()] == ["x.json"]
+
+
+def test_a_new_file_appears_only_when_the_block_ends(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("old")
+    with write_atomically(file) as temporary:
+        assert temporary.parent == tmp_path and temporary.name.startswith(".")
+        temporary.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.txt"]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_exception_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Path, written: bool) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("old")
+    with pytest.raises(KeyboardInterrupt), write_atomically(file) as temporary:
+        if written:
+            temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert file.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.txt"
+    file.write_text("old")
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom nndiffseg.data.files import write_atomically\n"
+        "with write_atomically(Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.run([sys.executable, "-c", script, str(file)], env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert file.read_text() == "old"

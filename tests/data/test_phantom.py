@@ -12,7 +12,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 from nndiffseg.data.phantom import (
     STRUCTURES,
     BoundaryLaw,
-    CaseGeometry,
+    PhantomGeometry,
     base_label,
     draw_geometry,
     draw_label,
@@ -44,7 +44,7 @@ def test_volume_spread_of_a_sphere_matches_its_closed_form():
     middle = np.full(3, 19.5)
     sphere = ellipsoid_distance((40, 40, 40), middle, np.full(3, r), np.eye(3))
     far = np.full_like(sphere, 100.0)
-    geometry = CaseGeometry(np.stack([sphere, far]).astype(np.float32), law=BoundaryLaw(rigid_sd=s, field_sd=0.0))
+    geometry = PhantomGeometry(np.stack([sphere, far]).astype(np.float32), law=BoundaryLaw(rigid_sd=s, field_sd=0.0))
     volumes = draw_volumes(geometry, np.random.default_rng(0), 4000)
     expected_mean = 4 / 3 * np.pi * (r**3 + 3 * r * s**2) / 1000
     expected_sd = 4 / 3 * np.pi * np.sqrt(9 * r**4 * s**2 + 36 * r**2 * s**4 + 15 * s**6) / 1000

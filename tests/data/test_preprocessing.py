@@ -17,7 +17,7 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.check import Case, read_dataset_json, training_cases
+from nndiffseg.data.check import TrainingCase, read_dataset_json, training_cases
 from nndiffseg.data.folders import configure_folders
 from nndiffseg.data.preprocessing import (
     FINGERPRINT,
@@ -27,7 +27,7 @@ from nndiffseg.data.preprocessing import (
 )
 from nndiffseg.planners import DiffSegPlannerS
 
-Planned = tuple[list[Case], dict[str, Any], dict[str, Any], Path]
+Planned = tuple[list[TrainingCase], dict[str, Any], dict[str, Any], Path]
 
 
 @pytest.fixture(scope="module")

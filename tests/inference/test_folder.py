@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from skimage import io
 
 from nndiffseg import Predictor
 from nndiffseg.errors import UserError
-from nndiffseg.inference.folder import WorkerKilledError, in_order
 
 CASES = [f"case_{i:03d}" for i in range(4)]
 
@@ -258,15 +256,3 @@ def test_a_full_gpu_ends_the_run_with_one_sentence(predictor, raw_images, tmp_pa
 
     monkeypatch.setattr(type(predictor), "predict_preprocessed", full)
     refuses(predictor, raw_images, tmp_path, "The GPU has too little memory for case_000")
-
-
-def _die(value: int) -> int:
-    if value == 2:
-        os._exit(9)
-    return value
-
-
-def test_results_of_workers_come_in_order_and_a_killed_worker_is_told():
-    assert [result() for result in in_order(abs, [(-i,) for i in range(7)], 2)] == list(range(7))
-    with pytest.raises(WorkerKilledError, match="killed"):
-        [result() for result in in_order(_die, [(i,) for i in range(6)], 2)]

@@ -17,7 +17,6 @@ from nndiffseg.uncertainty.evaluation import (
     dilated_foreground,
     evaluate_predictions,
     format_table,
-    structures_of,
 )
 
 
@@ -63,11 +62,6 @@ def test_dilated_foreground_reaches_exactly_so_many_voxels_and_leaves_out_ignore
     assert dilated_foreground(reference, prediction)[0, 10, 14 + DILATION]
     reference[0, 0, 10, 12] = 9
     assert not dilated_foreground(reference, prediction, ignore=9)[0, 10, 12]
-
-
-def test_structures_leave_out_background_and_ignore_label_and_keep_regions():
-    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
-    assert structures_of({"labels": labels}) == {"whole": (1, 2), "core": (2,)}
 
 
 def test_dice_equals_a_count_by_hand(evaluation, phantom_dataset, oracle_predictions):

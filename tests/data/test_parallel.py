@@ -1,0 +1,156 @@
+"""Work in real spawned processes: order, exceptions, a killed worker, bounded look-ahead; the same without processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order, map_cases
+from nndiffseg.errors import UserError
+
+FLAGS = "-np 1"
+both = pytest.mark.parametrize("processes", [1, 2])
+
+
+def slow_first(i: int) -> int:
+    """The first item takes longest, so that workers finish out of order."""
+    time.sleep(0.3 if i == 0 else 0.0)
+    return i * i
+
+
+def fails_at_two(i: int) -> int:
+    if i == 2:
+        raise UserError(f"item {i} is bad")
+    return i
+
+
+def dies_at_two(i: int) -> int:
+    if i == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i
+
+
+def mark(folder: Path, i: int) -> int:
+    (folder / str(i)).touch()
+    return os.getpid()
+
+
+def wait_for(file: Path, done: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    done.touch()
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def started(folder: Path) -> set[str]:
+    return {f.name for f in folder.iterdir()}
+
+
+@both
+def test_results_come_in_the_order_of_the_arguments(processes: int) -> None:
+    items = [(i,) for i in range(7)]
+    assert map_cases(slow_first, items, processes, description="work", progress=False) == [i * i for i in range(7)]
+    assert [call() for call in in_order(slow_first, items, processes, flags=FLAGS)] == [i * i for i in range(7)]
+    assert map_cases(slow_first, [], processes, description="work", progress=False) == []
+
+
+def test_one_process_spawns_nothing_and_two_do(tmp_path: Path) -> None:
+    items = [(tmp_path, i) for i in range(3)]
+    assert set(map_cases(mark, items, 1, description="work", progress=False)) == {os.getpid()}
+    assert os.getpid() not in map_cases(mark, items, 2, description="work", progress=False)
+
+
+@both
+def test_the_first_exception_is_raised_with_its_traceback(processes: int) -> None:
+    with pytest.raises(UserError, match="item 2 is bad") as error:
+        map_cases(fails_at_two, [(i,) for i in range(6)], processes, description="work", progress=False)
+    if processes > 1:
+        assert "in fails_at_two" in str(error.value.__cause__)
+
+
+@both
+def test_an_exception_belongs_to_its_item_and_the_others_go_on(processes: int) -> None:
+    good, bad = [], []
+    for i, call in enumerate(in_order(fails_at_two, [(i,) for i in range(5)], processes, flags=FLAGS)):
+        try:
+            good.append(call())
+        except UserError:
+            bad.append(i)
+    assert (good, bad) == ([0, 1, 3, 4], [2])
+
+
+def test_a_killed_worker_is_told_in_one_sentence_that_names_the_flags() -> None:
+    items = [(i,) for i in range(6)]
+    with pytest.raises(WorkerKilledError) as error:
+        map_cases(dies_at_two, items, 2, description="work", progress=False, flags="-npfp 1")
+    assert str(error.value) == "A worker process was killed, probably out of memory; use fewer processes (-npfp 1)."
+    with pytest.raises(WorkerKilledError, match="-npp 1 -nps 1"):
+        [call() for call in in_order(dies_at_two, items, 2, flags="-npp 1 -nps 1")]
+    with pytest.raises(WorkerKilledError, match="-np 1"), Backlog(2, FLAGS) as backlog:
+        for i in range(6):
+            backlog.add(dies_at_two, i)
+
+
+def test_workers_run_ahead_by_a_bounded_number_of_items(tmp_path: Path) -> None:
+    with closing(in_order(mark, [(tmp_path, i) for i in range(20)], 2, flags=FLAGS)) as calls:
+        next(calls)
+        assert eventually(lambda: started(tmp_path) == {"0", "1", "2"})
+        time.sleep(0.3)
+        assert started(tmp_path) == {"0", "1", "2"}
+        next(calls)
+        assert eventually(lambda: started(tmp_path) == {"0", "1", "2", "3"})
+    time.sleep(0.3)
+    assert len(started(tmp_path)) == 4, "closing drops the rest"
+
+
+def test_without_workers_a_call_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
+    calls = in_order(mark, [(tmp_path, i) for i in range(3)], 1, flags=FLAGS)
+    first = next(calls)
+    assert started(tmp_path) == set()
+    first()
+    assert started(tmp_path) == {"0"}
+
+
+def test_a_backlog_waits_while_two_calls_per_worker_are_open(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with Backlog(2, FLAGS) as backlog:
+        for i in range(4):
+            backlog.add(wait_for, go, tmp_path / str(i))
+        fifth = threading.Thread(target=backlog.add, args=(wait_for, go, tmp_path / "4"))
+        fifth.start()
+        fifth.join(0.5)
+        assert fifth.is_alive()
+        go.touch()
+        fifth.join(60)
+        assert not fifth.is_alive()
+    assert started(tmp_path) == {"go", *map(str, range(5))}
+
+
+@both
+def test_a_backlog_is_worked_off_also_after_an_exception(tmp_path: Path, processes: int) -> None:
+    with pytest.raises(KeyboardInterrupt), Backlog(processes, FLAGS) as backlog:
+        for i in range(3):
+            backlog.add(mark, tmp_path, i)
+        raise KeyboardInterrupt
+    assert started(tmp_path) == {"0", "1", "2"}
+
+
+@both
+def test_an_exception_of_a_backlog_surfaces(processes: int) -> None:
+    with pytest.raises(UserError, match="item 2 is bad"), Backlog(processes, FLAGS) as backlog:
+        for i in range(4):
+            backlog.add(fails_at_two, i)

@@ -76,6 +76,7 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
     from nndiffseg.data.cases import find_cases
+    from nndiffseg.inference.folder import predict_folder
     from nndiffseg.inference.model_folder import choose_model
     from nndiffseg.inference.predictor import Predictor
 
@@ -101,7 +102,8 @@ def _main(argv: Sequence[str] | None) -> None:
     total = len(find_cases(args.i, predictor.dataset_json))
     folds = ", ".join(fold.name for fold in predictor.model.folds)
     print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {folds}.")
-    done = predictor.predict_folder(
+    done = predict_folder(
+        predictor,
         args.i,
         args.o,
         save_samples=args.save_samples,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
-
-if TYPE_CHECKING:
-    from nndiffseg.inference.predictor import Predictor
+from nndiffseg.inference.predictor import Predictor
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"

@@ -306,14 +306,6 @@ class Predictor:
         sampler, tensor = self._sampler(self.model.folds[0].network), torch.as_tensor(data)
         return sum(sampler.tiles(tensor, count) for count in counts)
 
-    # ---- a folder -------------------------------------------------------------------------------------------------
-
-    def predict_folder(self, input_folder: str | Path, output_folder: str | Path, **options: Any) -> list[str]:
-        """Predicts every case of a folder; see :func:`nndiffseg.inference.folder.predict_folder`."""
-        from nndiffseg.inference.folder import predict_folder
-
-        return predict_folder(self, input_folder, output_folder, **options)
-
 
 def _options(
     model: LoadedModel,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,18 +30,47 @@ from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import read_groups
 from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
+from nndiffseg.methods.protocol import Method
+from nndiffseg.training.average import WeightAverage
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
-
-if TYPE_CHECKING:
-    from nndiffseg.training.trainer import DiffusionTrainer
 
 #: head and samples of every case, until it is exported
 PARTS = ".parts"
 
 
-def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -> None:
+class TrainedFold(Protocol):
+    """What a validation needs of a trainer (:class:`nndiffseg.training.trainer.DiffusionTrainer`)."""
+
+    method: Method
+    average: WeightAverage | None
+    calibration: Calibration
+    seed: int
+    validated_checkpoint: str
+    # nnU-Net's own attributes
+    fold: int | str
+    device: torch.device
+    is_ddp: bool
+    local_rank: int
+    output_folder: str
+    plans_manager: Any
+    configuration_manager: Any
+    configuration_name: str
+    dataset_json: dict[str, Any]
+    label_manager: Any
+    dataset_class: Any
+    preprocessed_dataset_folder: str
+    preprocessed_dataset_folder_base: str
+    inference_allowed_mirroring_axes: Sequence[int] | None
+    logger: Any
+
+    def do_split(self) -> tuple[list[str], list[str]]: ...
+
+    def print_to_log_file(self, *parts: Any, also_print_to_console: bool = True) -> None: ...
+
+
+def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> None:
     """Writes ``validation/`` with tables, segmentations, uncertainty, ``summary.json`` and ``uncertainty.json``.
 
     Under DistributedDataParallel the first rank does all of it.
@@ -52,7 +81,7 @@ def validate_fold(trainer: DiffusionTrainer, save_probabilities: bool = False) -
         dist.barrier()
 
 
-def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
+def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
     folder = Path(trainer.output_folder) / "validation"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
     for sub in (FOLDER, PARTS):
@@ -78,7 +107,7 @@ def _validate(trainer: DiffusionTrainer, save_probabilities: bool) -> None:
     _evaluate(trainer, folder, tables)
 
 
-def _predictor(trainer: DiffusionTrainer) -> Predictor:
+def _predictor(trainer: TrainedFold) -> Predictor:
     assert trainer.average is not None
     return Predictor.from_network(
         trainer.method,
@@ -97,7 +126,7 @@ def _predictor(trainer: DiffusionTrainer) -> Predictor:
 # ---- 1. prediction ----------------------------------------------------------------------------------------------------
 
 
-def _predict(trainer: DiffusionTrainer, predictor: Predictor, folder: Path) -> None:
+def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
     """Writes a table and the parts of every validation case."""
     _, keys = trainer.do_split()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
@@ -111,7 +140,7 @@ def _predict(trainer: DiffusionTrainer, predictor: Predictor, folder: Path) -> N
 
 
 def _table(
-    trainer: DiffusionTrainer, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
+    trainer: TrainedFold, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
 ) -> CaseTable:
     geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
     ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
@@ -122,7 +151,7 @@ def _table(
     return CaseTable(case, dice, nll, sampled, true)
 
 
-def reference_onehot(trainer: DiffusionTrainer, reference: np.ndarray) -> torch.Tensor:
+def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
     """Labels ``(*spatial)`` -> bool ``(heads, *spatial)``."""
     manager, labels = trainer.label_manager, torch.from_numpy(reference).long()
     if manager.has_regions:
@@ -151,7 +180,7 @@ def restore_parts(file: Path) -> CaseParts:
 # ---- 2. export --------------------------------------------------------------------------------------------------------
 
 
-def _export(trainer: DiffusionTrainer, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
+def _export(trainer: TrainedFold, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
     """Exports every case with the calibration that was fitted without it."""
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(calibrations))
     for case, calibration in calibrations.items():
@@ -163,7 +192,7 @@ def _export(trainer: DiffusionTrainer, job: ExportJob, calibrations: Mapping[str
 # ---- 3. and 4. calibration and evaluation -----------------------------------------------------------------------------
 
 
-def _store(trainer: DiffusionTrainer) -> None:
+def _store(trainer: TrainedFold) -> None:
     """Puts the calibration beside the checkpoint that was validated, and into it; nothing else in it changes."""
     folder = Path(trainer.output_folder)
     path = folder / trainer.validated_checkpoint
@@ -172,7 +201,7 @@ def _store(trainer: DiffusionTrainer) -> None:
     trainer.calibration.write(folder)
 
 
-def _evaluate(trainer: DiffusionTrainer, folder: Path, tables: Sequence[CaseTable]) -> None:
+def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -> None:
     manager, calibration = trainer.label_manager, trainer.calibration
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
     metrics = compute_metrics_on_folder(

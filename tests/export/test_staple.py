@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nndiffseg import Predictor
+from nndiffseg import Predictor, predict_folder
 from nndiffseg.calibration import Calibration
 from nndiffseg.cli.predict import main
 from nndiffseg.errors import UserError
@@ -136,7 +136,7 @@ def test_the_python_interface_fuses_as_the_command_does(model_folder, raw_images
     assert not np.array_equal(a.segmentation, b.segmentation)
     assert np.array_equal(a.probabilities, b.probabilities) and np.array_equal(a.total, b.total)
     assert b.volumes["shell"]["segmentation_ml"] == pytest.approx((b.segmentation == 1).sum() / 1000)
-    predictor.predict_folder(raw_images, tmp_path, num_parts=4, progress=False, fuse="staple")
+    predict_folder(predictor, raw_images, tmp_path, num_parts=4, progress=False, fuse="staple")
     assert np.array_equal(read(tmp_path / "case_000.nii.gz"), b.segmentation)
     settings = json.loads((tmp_path / "uncertainty" / "case_000.json").read_text())["settings"]
     assert settings["fuse"] == "staple"
@@ -145,7 +145,7 @@ def test_the_python_interface_fuses_as_the_command_does(model_folder, raw_images
 def test_an_unknown_fusion_is_refused_before_anything_is_written(model_folder, raw_images, tmp_path):
     predictor = Predictor.from_folder(model_folder, device="cpu", samples=2)
     with pytest.raises(UserError, match="no fusion 'median'; choose one of mean, staple"):
-        predictor.predict_folder(raw_images, tmp_path / "out", fuse="median")
+        predict_folder(predictor, raw_images, tmp_path / "out", fuse="median")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no fusion 'median'; choose one of mean, staple"):
         predictor.predict(np.zeros((2, 8, 8, 8)), fuse="median")

@@ -18,7 +18,7 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder2
 from skimage import io
 
-from nndiffseg import Predictor
+from nndiffseg import Predictor, predict_folder
 from nndiffseg.errors import UserError
 
 CASES = [f"case_{i:03d}" for i in range(4)]
@@ -33,7 +33,7 @@ def predictor(model_folder) -> Predictor:
 def reference(predictor, raw_images, tmp_path_factory) -> Path:
     """All cases in one run."""
     out = tmp_path_factory.mktemp("out")
-    assert predictor.predict_folder(raw_images, out, save_samples=True, save_probabilities=True, progress=False) == CASES
+    assert predict_folder(predictor, raw_images, out, save_samples=True, save_probabilities=True, progress=False) == CASES
     return out
 
 
@@ -104,13 +104,14 @@ def test_nnunets_evaluation_runs_on_the_output(reference, raw_images, tmp_path):
 def test_parts_and_order_do_not_matter(predictor, raw_images, reference, tmp_path):
     out = tmp_path / "out"
     options = {"save_samples": True, "save_probabilities": True, "progress": False, "num_parts": 3}
-    done = [predictor.predict_folder(raw_images, out, part_id=part, **options) for part in (2, 0, 1)]
+    done = [predict_folder(predictor, raw_images, out, part_id=part, **options) for part in (2, 0, 1)]
     assert done == [["case_002"], ["case_000", "case_003"], ["case_001"]]
     assert_same(out, reference)
 
 
 def test_worker_processes_do_not_matter(predictor, raw_images, reference, tmp_path):
-    predictor.predict_folder(
+    predict_folder(
+        predictor,
         raw_images,
         tmp_path / "out",
         save_samples=True,
@@ -124,7 +125,7 @@ def test_worker_processes_do_not_matter(predictor, raw_images, reference, tmp_pa
 
 def test_another_seed_gives_other_samples(model_folder, raw_images, reference, tmp_path):
     other = Predictor.from_folder(model_folder, device="cpu", samples=3, seed=6)
-    other.predict_folder(raw_images, tmp_path, save_samples=True, progress=False, num_parts=4)
+    predict_folder(other, raw_images, tmp_path, save_samples=True, progress=False, num_parts=4)
     x, y = arrays(tmp_path), arrays(reference)
     assert all((x[f"samples/case_000_s{n:02d}.nii.gz"] != y[f"samples/case_000_s{n:02d}.nii.gz"]).any() for n in range(3))
 
@@ -132,9 +133,9 @@ def test_another_seed_gives_other_samples(model_folder, raw_images, reference, t
 def test_a_killed_run_goes_on_to_the_same_result(model_folder, raw_images, reference, tmp_path):
     out, script = tmp_path / "out", tmp_path / "script.py"
     script.write_text(
-        "from nndiffseg import Predictor\n"
+        "from nndiffseg import Predictor, predict_folder\n"
         f"p = Predictor.from_folder({str(model_folder)!r}, device='cpu', samples=3, seed=5)\n"
-        f"p.predict_folder({str(raw_images)!r}, {str(out)!r}, save_samples=True, save_probabilities=True)\n"
+        f"predict_folder(p, {str(raw_images)!r}, {str(out)!r}, save_samples=True, save_probabilities=True)\n"
     )
     process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     try:
@@ -147,8 +148,8 @@ def test_a_killed_run_goes_on_to_the_same_result(model_folder, raw_images, refer
         process.wait()
     assert (out / "case_000.nii.gz").exists() and not (out / "report.html").exists()
     predictor = Predictor.from_folder(model_folder, device="cpu", samples=3, seed=5)
-    done = predictor.predict_folder(
-        raw_images, out, save_samples=True, save_probabilities=True, progress=False, continue_prediction=True
+    done = predict_folder(
+        predictor, raw_images, out, save_samples=True, save_probabilities=True, progress=False, continue_prediction=True
     )
     assert "case_000" not in done and "case_003" in done
     assert_same(out, reference)
@@ -159,9 +160,9 @@ def test_a_case_with_a_missing_file_is_done_again(predictor, raw_images, referen
     out = Path(shutil.copytree(reference, tmp_path / "out"))
     (out / "samples" / "case_001_s02.nii.gz").unlink()
     options = {"save_samples": True, "save_probabilities": True, "progress": False, "continue_prediction": True}
-    assert predictor.predict_folder(raw_images, out, **options) == ["case_001"]
+    assert predict_folder(predictor, raw_images, out, **options) == ["case_001"]
     assert_same(out, reference)
-    assert predictor.predict_folder(raw_images, out, **options) == []
+    assert predict_folder(predictor, raw_images, out, **options) == []
 
 
 def test_colour_photographs(model_folder_2d, tmp_path):
@@ -179,7 +180,7 @@ def test_colour_photographs(model_folder_2d, tmp_path):
         array = np.random.default_rng(channel).integers(1, 255, (40, 52)).astype(np.uint8)
         io.imsave(images / f"photo_{channel:04d}.png", array, check_contrast=False)
     predictor = Predictor.from_folder(model, device="cpu", samples=2)
-    predictor.predict_folder(images, out, save_samples=True, progress=False)
+    predict_folder(predictor, images, out, save_samples=True, progress=False)
     assert io.imread(out / "photo.png").shape == io.imread(out / "samples" / "photo_s01.png").shape == (40, 52)
     total = sitk.ReadImage(str(out / "uncertainty" / "photo_total.nii.gz"))
     assert total.GetDimension() == 2 and total.GetSize() == (52, 40) and total.GetSpacing() == (1, 1)
@@ -189,12 +190,12 @@ def test_colour_photographs(model_folder_2d, tmp_path):
     (images / "photo_0001.png").unlink()
     io.imsave(images / "photo_0000.png", np.ones((40, 52, 3), np.uint8), check_contrast=False)
     with pytest.raises(UserError, match="photo has 3 channels, but the model was trained with 2"):
-        predictor.predict_folder(images, tmp_path / "out2", progress=False)
+        predict_folder(predictor, images, tmp_path / "out2", progress=False)
 
 
 def refuses(predictor, images, tmp_path, message) -> None:
     with pytest.raises(UserError, match=message):
-        predictor.predict_folder(images, tmp_path / "out", progress=False)
+        predict_folder(predictor, images, tmp_path / "out", progress=False)
 
 
 def test_no_folder_and_no_images(predictor, tmp_path):
@@ -231,7 +232,7 @@ def test_a_bad_case_is_left_out_and_named_the_others_are_complete(predictor, ima
     broken.CopyInformation(image)
     sitk.WriteImage(broken, str(images / "case_002_0001.nii.gz"))
     with pytest.raises(UserError) as error:
-        predictor.predict_folder(images, tmp_path / "out", progress=False)
+        predict_folder(predictor, images, tmp_path / "out", progress=False)
     message = str(error.value)
     assert "2 of 4 cases" in message and "case_001_0000" in message and "1 NaN or infinite voxels" in message
     written = {f.name for f in (tmp_path / "out").glob("*.nii.gz")}
@@ -242,12 +243,12 @@ def test_a_bad_case_is_left_out_and_named_the_others_are_complete(predictor, ima
 
 def test_parts_and_folders_are_checked(predictor, images, tmp_path):
     with pytest.raises(UserError, match="-part_id must lie between 0 and 1"):
-        predictor.predict_folder(images, tmp_path / "out", num_parts=2, part_id=2)
+        predict_folder(predictor, images, tmp_path / "out", num_parts=2, part_id=2)
     with pytest.raises(UserError, match="same folder"):
-        predictor.predict_folder(images, images)
+        predict_folder(predictor, images, images)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
-        predictor.predict_folder(images, tmp_path / "file")
+        predict_folder(predictor, images, tmp_path / "file")
 
 
 def test_a_full_gpu_ends_the_run_with_one_sentence(predictor, raw_images, tmp_path, monkeypatch):

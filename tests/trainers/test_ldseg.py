@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nndiffseg import Predictor
+from nndiffseg import Predictor, predict_folder
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.trainers.nnDiffSegTrainerLDSeg import nnDiffSegTrainerLDSeg
@@ -101,7 +101,7 @@ def test_it_learns_and_predicts(setting, tmp_path):
     predictor = Predictor.from_folder(folder, device="cpu", samples=2, mirroring=False)
     assert (predictor.model.folds[0].network.default_sampler, predictor.model.folds[0].network.default_steps) == ("ddim", 3)
     images = base / "raw" / "Dataset901_Tiny" / "imagesTr"
-    assert predictor.predict_folder(images, tmp_path, num_parts=4, save_samples=True, progress=False) == ["case_000"]
+    assert predict_folder(predictor, images, tmp_path, num_parts=4, save_samples=True, progress=False) == ["case_000"]
     files = ("case_000", "uncertainty/case_000_total", "samples/case_000_s00", "samples/case_000_s01")
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"{name}.nii.gz"))) for name in files]
     assert all(a.shape == (20, 24, 20) for a in arrays)

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nndiffseg import Predictor
+from nndiffseg import Predictor, predict_folder
 from nndiffseg.cli import plan_and_preprocess, train
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.methods.medsegdiff.method import MedSegDiffV2
@@ -72,7 +72,7 @@ def test_it_learns_and_predicts(setting, tmp_path):
     assert (folder / "fold_0" / "validation" / "summary.json").is_file()
     predictor = Predictor.from_folder(folder, device="cpu", samples=2, mirroring=False)
     images = base / "raw" / "Dataset901_Tiny" / "imagesTr"
-    assert predictor.predict_folder(images, tmp_path, num_parts=4, save_samples=True, progress=False) == ["case_000"]
+    assert predict_folder(predictor, images, tmp_path, num_parts=4, save_samples=True, progress=False) == ["case_000"]
     for name in ("case_000", "uncertainty/case_000_total", "samples/case_000_s01"):
         assert sitk.ReadImage(str(tmp_path / f"{name}.nii.gz")).GetSize() == (20, 24, 20)
     regions = configuration == "3d_fullres"

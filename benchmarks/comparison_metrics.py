@@ -192,7 +192,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scales: Sequence[float] = (1.0,)
+    samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scale: float = 1.0
 ) -> Agreement:
     """How samples agree with one another and with the annotations.
 
@@ -200,7 +200,7 @@ def agreement(
         samples: label maps ``(N, *image)``.
         references: annotations ``(M, *image)``.
         structures: labels of each structure.
-        volume_scales: of the samples' volumes around their mean, one for each structure or a single one for all.
+        volume_scale: of the samples' volumes around their mean.
     """
     n = len(samples)
     overlap = PairwiseOverlap(n + len(references), structures)
@@ -216,18 +216,18 @@ def agreement(
         energy.within_references,
         spread(own),
         spread(others),
-        volume_coverage(own.counts, others.counts, volume_scales),
+        volume_coverage(own.counts, others.counts, volume_scale),
     )
 
 
-def volume_coverage(samples: NDArray, references: NDArray, volume_scales: Sequence[float]) -> float | None:
+def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) -> float | None:
     """Share of the true volumes ``(K, M)`` inside the 90 % interval of the samples' ``(K, N)``; None with one sample."""
     if samples.shape[1] < 2:
         return None
     volumes = volume_statistics(
         {str(k): counts for k, counts in enumerate(samples)},
         MM3_PER_ML,  # as if in ml
-        [volume_scales],
+        [volume_scale],
     )
     low, high = np.array([v["calibrated_interval_90_ml"] for v in volumes.values()]).T[..., None]
     return float(((low <= references) & (references <= high)).mean())

@@ -13,11 +13,9 @@ interrupted run goes on where it stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
 from benchmarks.common import report
@@ -33,7 +31,11 @@ from benchmarks.methods_data import data_from, result_name
 from benchmarks.methods_figures import new_figure, save_figure
 from nndiffseg.cli.common import choose, run
 from nndiffseg.errors import UserError
-from nndiffseg.methods.cdal.generator import CDALGenerator, layout_from
+from nndiffseg.methods.cdal.generator import CDALGenerator, layout_of
+from nndiffseg.methods.cdal.method import CDAL
+from nndiffseg.methods.latent.losses import LatentLosses
+from nndiffseg.methods.latent.method import LatentDiffusion
+from nndiffseg.methods.protocol import Batch, SegmentationLoss
 from nndiffseg.trainers import (
     nnDiffSegTrainer,
     nnDiffSegTrainerCDAL,
@@ -45,25 +47,25 @@ from nndiffseg.uncertainty.evaluation import number
 # ---- variants -----------------------------------------------------------------------------------------------------
 
 
-class LDSegNearestLabel(nnDiffSegTrainerLDSeg):
-    learned_label_encoder = False
+def variant(name: str, trainer: type, **defaults: Any) -> type:
+    """A trainer of this name whose method has other options."""
+
+    class Changed(trainer.method_class):  # type: ignore[misc, name-defined]
+        @classmethod
+        def read_options(cls, values: Any) -> Any:
+            return super().read_options({**defaults, **values})
+
+    return type(name, (trainer,), {"method_class": Changed, "__module__": __name__})
 
 
-class LDSegNearestImage(nnDiffSegTrainerLDSeg):
-    learned_image_encoder = False
-
-
-class LDSegNearestBoth(nnDiffSegTrainerLDSeg):
-    learned_label_encoder = False
-    learned_image_encoder = False
-
-
-class CDALNoAttention(nnDiffSegTrainerCDAL):
-    attention = False
-
-
-class CDALAdversarial(nnDiffSegTrainerCDAL):
-    adversarial_weight = 0.1
+LDSegNearestLabel = variant("LDSegNearestLabel", nnDiffSegTrainerLDSeg, learned_label_encoder=False)
+LDSegNearestImage = variant("LDSegNearestImage", nnDiffSegTrainerLDSeg, learned_image_encoder=False)
+LDSegNearestBoth = variant("LDSegNearestBoth", nnDiffSegTrainerLDSeg, learned_label_encoder=False, learned_image_encoder=False)
+CDALNoAttention = variant("CDALNoAttention", nnDiffSegTrainerCDAL, attention=False)
+CDALAdversarial = variant("CDALAdversarial", nnDiffSegTrainerCDAL, adversarial_weight=0.1)
+MedSegDiffNoAttention = variant("MedSegDiffNoAttention", nnDiffSegTrainerMedSegDiffV2, uncertain_attention=False)
+MedSegDiffNoSSFormer = variant("MedSegDiffNoSSFormer", nnDiffSegTrainerMedSegDiffV2, ss_former=False)
+MedSegDiffNeither = variant("MedSegDiffNeither", nnDiffSegTrainerMedSegDiffV2, uncertain_attention=False, ss_former=False)
 
 
 class GeneratorWithoutLatent(CDALGenerator):
@@ -74,42 +76,31 @@ class GeneratorWithoutLatent(CDALGenerator):
         return super().denoise(x, t, condition, vector * 0)
 
 
+class CDALWithoutLatent(CDAL):
+    def network(self) -> GeneratorWithoutLatent:
+        plan = self.plan
+        return GeneratorWithoutLatent(plan.input_channels, plan.heads, plan.patch, layout_of(plan), self.options.steps)
+
+
 class CDALNoLatent(nnDiffSegTrainerCDAL):
-    @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        return GeneratorWithoutLatent(
-            num_input_channels,
-            num_output_channels,
-            configuration_manager.patch_size,
-            layout_from(configuration_manager),
-            cls.steps,
-        )
+    method_class = CDALWithoutLatent
 
 
-class MedSegDiffNoAttention(nnDiffSegTrainerMedSegDiffV2):
-    uncertain_attention = False
+class HeadLosses(LatentLosses):
+    """nnU-Net's loss of the deterministic head."""
+
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = network(batch.image, deep_supervision=True)
+        return {"deterministic": self.segmentation.deep([x.float() for x in logits], batch.targets)}
 
 
-class MedSegDiffNoSSFormer(nnDiffSegTrainerMedSegDiffV2):
-    ss_former = False
-
-
-class MedSegDiffNeither(nnDiffSegTrainerMedSegDiffV2):
-    uncertain_attention = False
-    ss_former = False
+class HeadAlone(LatentDiffusion):
+    def losses(self, segmentation: Callable[..., SegmentationLoss]) -> HeadLosses:
+        return HeadLosses(segmentation(), self.plan.heads)
 
 
 class FlagshipHeadAlone(nnDiffSegTrainer):
-    def loss_terms(self, data: Tensor, targets: list[Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        logits = self.network(data, deep_supervision=True)
-        return {"deterministic": self.loss.deterministic([x.float() for x in logits], targets)}
+    method_class = HeadAlone
 
 
 #: method -> what a row is called -> trainer

@@ -13,9 +13,10 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from benchmarks.methods_data import Data, references_of
 from benchmarks.methods_prediction import CasePrediction, Model, Options, predict_case
-from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
+from benchmarks.tables import table_of
+from nndiffseg.calibration import CaseTable, cross_fit
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.groups import halves_of, read_groups
+from nndiffseg.data.groups import read_groups
 from nndiffseg.uncertainty import (
     PairwiseOverlap,
     ReliabilityAccumulator,
@@ -134,18 +135,13 @@ class Judge:
     # ---- fusion weight --------------------------------------------------------------------------------------------
 
     def _cross_fitted(self, predictions: Iterable[tuple[str, CasePrediction]]) -> dict[str, float]:
-        """Weight of each case, fitted on the half of the cases that it does not belong to; no group is divided."""
-        tables: list[list[FusionTable]] = [[], []]
-        halves = halves_of(self.data.cases, read_groups(self.data.preprocessed))
-        half_of = {case: i for i, half in enumerate(halves) for case in half}
+        """Weight of each case, fitted on the cases of other groups."""
+        tables: list[CaseTable] = []
         for case, prediction in predictions:
-            references, _ = references_of(self.data, case)
-            d, s = torch.from_numpy(prediction.deterministic), torch.from_numpy(prediction.sampled)
-            tables[half_of[case]] += [
-                fusion_table(d, s, torch.from_numpy(self._masks(r)), regions=self.manager.has_regions) for r in references
-            ]
-        fitted = [fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])]
-        return {case: fitted[half] for case, half in half_of.items()}
+            references, spacing = references_of(self.data, case)
+            tables.append(table_of(self.data, case, prediction, references, spacing, self.heads))
+        calibrations = cross_fit(tables, read_groups(self.data.preprocessed))
+        return {case: calibration.fusion_weight for case, calibration in calibrations.items()}
 
     def _masks(self, reference: NDArray) -> NDArray[np.bool_]:  # (*image) -> (heads, *image)
         return np.stack([np.isin(reference, labels) for labels in self.heads])

@@ -29,9 +29,10 @@ from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.export.writer import CaseGeometry
 from nndiffseg.inference.predictor import Predictor
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.nn.precision import default_precision
 from nndiffseg.training.loader import seed_of
-from nndiffseg.uncertainty.statistics import CaseStatistics, label_map
+from nndiffseg.uncertainty.statistics import CaseParts, label_map
 
 SETTINGS = "settings.json"
 
@@ -94,6 +95,7 @@ class Model:
         data: the plans and dataset.
         trainer: class of the trainer.
         network: in evaluation mode, on ``device``.
+        method: that it belongs to; None for stock nnU-Net.
         mirror_axes: that the training allowed.
         training_only: parameters of networks that prediction does without, such as a discriminator.
         identity: of the trained weights, so that measurements of an earlier training are not taken for this one's.
@@ -104,6 +106,7 @@ class Model:
     network: Any
     mirror_axes: tuple[int, ...]
     device: torch.device
+    method: Any = None
     training_only: int = 0
     identity: str = "untrained"
     _stock: Any = field(default=None, repr=False)
@@ -122,15 +125,16 @@ class Model:
             return default_precision(self.device)
         return "float16" if self.device.type == "cuda" else "float32"  # nnU-Net's own autocast
 
-    def predict(self, image: np.ndarray, case: str, options: Options) -> tuple[CaseStatistics, float]:
+    def predict(self, image: np.ndarray, case: str, options: Options) -> tuple[CaseParts, float]:
         """Preprocessed image ``(C, *grid)`` -> statistics with both parts kept apart, and seconds (:func:`clock_of`)."""
         clock = clock_of(self.device)
         started = clock()
         statistics = self._predict_stock(image, case, options) if self.is_stock else self._predict(image, case, options)
         return statistics, clock() - started
 
-    def _predict(self, image: np.ndarray, case: str, options: Options) -> CaseStatistics:
+    def _predict(self, image: np.ndarray, case: str, options: Options) -> CaseParts:
         predictor = Predictor.from_network(
+            self.method,
             self.network,
             self.data.plans_manager,
             self.data.configuration,
@@ -143,9 +147,9 @@ class Model:
             sampler=options.sampler,
             seed=options.seed,
         )
-        return predictor.predict_preprocessed(image, case, keep_parts=True)
+        return predictor.predict_parts(image, case)
 
-    def _predict_stock(self, image: np.ndarray, case: str, options: Options) -> CaseStatistics:
+    def _predict_stock(self, image: np.ndarray, case: str, options: Options) -> CaseParts:
         """nnU-Net's one pass; its "samples" draw every voxel by itself from the softmax."""
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -169,7 +173,7 @@ class Model:
         p = logits.sigmoid() if manager.has_regions else logits.softmax(0)
         heads = voxelwise_samples(p, options.samples, manager.has_regions, seed_of(options.seed, case))
         labels = np.stack([label_map(h, manager).numpy() for h in heads]).astype(np.uint8)
-        return CaseStatistics(p, {}, labels, (1.0,), p, heads.mean(0), manager.has_regions)
+        return CaseParts(p, heads.mean(0), labels, manager.has_regions)
 
 
 def voxelwise_samples(p: Tensor, count: int, regions: bool, seed: int) -> Tensor:
@@ -194,12 +198,13 @@ def load_model(data: Data, trainer: str, device: torch.device) -> Model:
         raise UserError(f"There is no {file}; train it with `python -m benchmarks.methods --trainers {trainer} ...`.")
     # nnU-Net's checkpoints hold numpy scalars, which weights_only refuses; the folder is the user's own.
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    model = build_model(data, cls, device)
+    given = checkpoint.get("options")
+    model = build_model(data, cls, device, None if given is None else cls.method_class.read_options(given))
     try:
         model.network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError:
         raise UserError(f"{file} does not fit the plans {data.plans['plans_name']}; train it again.") from None
-    state = checkpoint.get("method_state", {}).get("discriminator", {})
+    state = {k: v for k, v in checkpoint.get("loss_state", {}).items() if k.startswith("discriminator.")}
     axes = tuple(int(a) for a in checkpoint["inference_allowed_mirroring_axes"] or ())
     return replace(
         model,
@@ -209,17 +214,19 @@ def load_model(data: Data, trainer: str, device: torch.device) -> Model:
     )
 
 
-def build_model(data: Data, cls: Any, device: torch.device) -> Model:
-    """The trainer's network with random weights, without mirroring."""
+def build_model(data: Data, cls: Any, device: torch.device, options: Any = None) -> Model:
+    """The trainer's network with random weights, without mirroring; ``options`` None for those of the plans."""
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
     plans = data.plans_manager
     configuration = plans.get_configuration(data.configuration)
     channels = determine_num_input_channels(plans, configuration, data.dataset_json)
-    network = cls.build_network_architecture(
-        plans, configuration, channels, data.label_manager.num_segmentation_heads, enable_deep_supervision=False
-    )
-    return Model(data, cls, network.to(device).eval(), (), device)
+    heads = data.label_manager.num_segmentation_heads
+    if cls.__name__ == STOCK:
+        network = cls.build_network_architecture(plans, configuration, channels, heads, enable_deep_supervision=False)
+        return Model(data, cls, network.to(device).eval(), (), device)
+    method = cls.method_class(MethodPlan.of(configuration, channels, heads), options)
+    return Model(data, cls, method.network().to(device).eval(), (), device, method)
 
 
 # ---- cases --------------------------------------------------------------------------------------------------------
@@ -244,8 +251,7 @@ def predict_case(model: Model, case: str, options: Options, change: Any = None) 
     return to_image(statistics, geometry, seconds)
 
 
-def to_image(statistics: CaseStatistics, geometry: CaseGeometry, seconds: float) -> CasePrediction:
-    assert statistics.deterministic is not None and statistics.sampled is not None
+def to_image(statistics: CaseParts, geometry: CaseGeometry, seconds: float) -> CasePrediction:
     deterministic, sampled = (
         _probabilities_to_image(geometry, p, statistics.regions) for p in (statistics.deterministic, statistics.sampled)
     )

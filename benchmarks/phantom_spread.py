@@ -4,7 +4,7 @@
 
 The demo judges one training on ten phantoms. Here every seed's training (the demo's data, plans and length, but counted in
 iterations) is judged on phantoms that no demo shows: standard deviation of each structure's volume over the samples,
-divided by the known one; with the fitted scales of details and volumes, and with 1 and 1 for what the training reached. The
+divided by the known one; with the fitted scale of the volumes, and as drawn. The
 error of the mean volume is that against the known mean. ``FOLDER`` keeps data and models; what is finished is reused.
 """
 
@@ -90,24 +90,20 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
 
 
 def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]:
-    """Volumes of 16 samples of every fresh phantom, with the fitted scales of details and volumes or with 1 and 1."""
+    """Volumes of 16 samples of every fresh phantom, with the fitted scale of the volumes or as drawn."""
     predictor = Predictor.from_folder(model, [0], device=device, seed=0)
-    scales = predictor.network.detail_scale, predictor.network.volume_scale
-    if not fitted:
-        for scale in scales:
-            scale.fill_(1.0)
+    scale, key = predictor.model.folds[0].calibration.volume_scale, "calibrated_sd_ml" if fitted else "sd_ml"
     truth = json.loads((fresh / "truth.json").read_text(encoding="utf8"))["cases"]
     ratios, errors = [], []
     for file in sorted((fresh / "imagesTs").glob("*_0000.nii.gz")):
         case = file.name.removesuffix("_0000.nii.gz")
         volumes = predictor.predict(file, case_id=case).volumes
-        ratios.append([volumes[s]["calibrated_sd_ml"] / truth[case][s]["sd_ml"] for s in STRUCTURES])
+        ratios.append([volumes[s][key] / truth[case][s]["sd_ml"] for s in STRUCTURES])
         errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
     rms = np.sqrt(np.mean(np.square(errors), 0))
     return {
         "fitted": fitted,
-        "detail_scale": float(scales[0]),
-        "volume_scale": scales[1].tolist(),
+        "volume_scale": scale if fitted else 1.0,
         "cases": len(ratios),
         "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
         "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True)),
@@ -116,7 +112,7 @@ def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]
 
 def _unscaled(result: dict[str, Any]) -> bool:
     """Whether the fit left the samples as they were, so that there is nothing to compare."""
-    return {result["detail_scale"], *result["volume_scale"]} == {1.0}
+    return result["volume_scale"] == 1.0
 
 
 def main() -> None:
@@ -146,8 +142,7 @@ def main() -> None:
                 [
                     seed,
                     "fitted" if fitted else "none",
-                    f"{got['detail_scale']:.2f}",
-                    ", ".join(f"{r:.2f}" for r in got["volume_scale"]),
+                    f"{got['volume_scale']:.2f}",
                     *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
                     *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES),
                 ]
@@ -157,9 +152,8 @@ def main() -> None:
         rows,
         [
             "seed",
-            "scales",
-            "details",
-            "volumes",
+            "scale",
+            "r",
             *(f"sd / known, {s}" for s in STRUCTURES),
             *(f"rms error of the mean in ml, {s}" for s in STRUCTURES),
         ],

@@ -133,6 +133,7 @@ class Rivals:
         from nndiffseg.inference.predictor import Predictor
 
         ours = Predictor.from_network(
+            trainer.method,
             trainer.average.network,
             trainer.plans_manager,
             trainer.configuration_name,
@@ -144,7 +145,7 @@ class Rivals:
             steps=steps,
         )
         # One fold and a known fusion weight, as nndiffseg_predict runs.
-        return partial(ours.predict_preprocessed, case_id="speed", keep_parts=False)
+        return partial(ours.predict_preprocessed, case_id="speed")
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from benchmarks.methods_common import TRAINERS, add_trainers_flag, class_name, d
 from benchmarks.methods_data import data_from, measurements_of, result_name
 from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
 from nndiffseg.cli.common import pick_device, run
+from nndiffseg.diffusion.samplers import SAMPLERS
 from nndiffseg.errors import UserError
-from nndiffseg.methods.settings import SAMPLERS
 from nndiffseg.uncertainty.evaluation import nanmean, number
 
 STEPS = (1, 2, 3, 5, 10, 15, 20, 50)

@@ -48,9 +48,10 @@ def main() -> None:
         data, _ = preprocess(image, properties, predictor.plans, predictor.model.configuration, predictor.dataset_json)
         patch = predictor.configuration.patch_size
         data = mirrored(np.asarray(data), tuple(args.patches * p for p in patch))
-        probabilities = predictor.predict_preprocessed(data, "seams", keep_parts=True).sampled
-        assert probabilities is not None
-        for axis, (n, p, m) in enumerate(zip(data.shape[1:], patch, common_multiple(predictor.network), strict=True)):
+        probabilities = predictor.predict_parts(data, "seams").sampled
+        for axis, (n, p, m) in enumerate(
+            zip(data.shape[1:], patch, common_multiple(predictor.model.folds[0].network), strict=True)
+        ):
             jumps = probabilities.diff(dim=axis + 1).abs().transpose(0, axis + 1).flatten(1).mean(1).numpy()
             planes = border_planes(n, tile_starts(n, p, predictor.options.step_size, m), p)
             borders += [jumps[i] for i in planes]

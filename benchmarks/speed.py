@@ -110,14 +110,14 @@ def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, fl
 @torch.inference_mode()
 def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
     """Measured seconds of image network, denoiser step and label decoder on one patch, beside the planned GFLOP."""
-    from nndiffseg.diffusion.noise.interpolation import PatchNoise
+    from nndiffseg.diffusion.noise.source import patch_noise
     from nndiffseg.inference.volume_sampler import CPU_BATCH_BYTES, FLOATS_PER_VOXEL
     from nndiffseg.nn.precision import autocast_for
 
     device, network = rivals.device, rivals.trainers["nndiffseg"].average.network
     image = rivals.batch()["data"][:1].to(device)
     grid = [n // s for n, s in zip(rivals.patch, network.stride, strict=True)]
-    draw = PatchNoise(samples, grid, torch.Generator().manual_seed(0), device)
+    draw = patch_noise(0, 1, range(samples), grid, device)
 
     def precise(function: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:

@@ -8,7 +8,6 @@ probabilities.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,20 +21,17 @@ from numpy.typing import NDArray
 from benchmarks.comparison_metrics import Agreement, Calibration, agreement, calibration
 from benchmarks.methods_common import STOCK
 from benchmarks.methods_data import Data, references_of
-from benchmarks.methods_metrics import THICK, dice_of, surface_dice
+from benchmarks.methods_metrics import dice_of, surface_dice
 from benchmarks.methods_prediction import CasePrediction, Options, load_model, predict_case
 from benchmarks.methods_training import FINAL
-from nndiffseg.calibration.fusion import FusionTable, fit_fusion_weight, fusion_table
-from nndiffseg.calibration.volumes import VolumeTable, fit_volume_scales, structure_voxels
+from benchmarks.tables import is_flat, table_of
+from nndiffseg.calibration import Calibration as Fitted
+from nndiffseg.calibration import CaseTable, cross_fit
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.groups import halves_of, read_groups
-from nndiffseg.errors import UserError
-from nndiffseg.methods.fitted import set_fitted
-from nndiffseg.training.detail_scale import SpreadTable, fit_detail_without_each, spread_tables
+from nndiffseg.data.groups import read_groups
 from nndiffseg.uncertainty import entropy, region_of_interest
 from nndiffseg.uncertainty.evaluation import DILATION
 from nndiffseg.uncertainty.statistics import label_map
-from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 OURS = "nnDiffSegTrainer"
 METHODS = ("nnunet", "nndiffseg", "ensemble")
@@ -53,36 +49,6 @@ def results_in(folder: Path) -> Iterator[None]:
             del os.environ["nnUNet_results"]
         else:
             os.environ["nnUNet_results"] = before
-
-
-def tables_of(data: Data, device: torch.device, patches: int | None = None) -> list[SpreadTable]:
-    """Distances in validation patches of the fold's finished training, by its averaged network.
-
-    Raises:
-        UserError: there is none.
-    """
-    from nndiffseg.trainers import nnDiffSegTrainer
-
-    file = data.fold_folder(OURS) / FINAL
-    if not file.is_file():
-        raise UserError(
-            f"There is no finished training of {OURS} for fold {data.fold} of {data.dataset}; run "
-            f"`nndiffseg_train {data.dataset} {data.configuration} {data.fold} -p {data.plans['plans_name']}`."
-        )
-    with results_in(data.results):
-        trainer = nnDiffSegTrainer(
-            {**data.plans, "continue_training": True}, data.configuration, data.fold, data.dataset_json, device
-        )
-        trainer.load_checkpoint(str(file))
-        assert trainer.average is not None
-        return spread_tables(trainer, trainer.average.network, patches)
-
-
-def volume_table(data: Data, case: str, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> VolumeTable:
-    """Volumes of samples ``(N, *image)`` and annotations ``(M, *image)``; a 2D image counts as 1 mm thick."""
-    ml = np.prod(spacing[1:] if _is_flat(references, spacing) else spacing) / MM3_PER_ML
-    structures = list(structures_of(data.dataset_json).values())
-    return VolumeTable(case, ml * structure_voxels(labels, structures), ml * structure_voxels(references, structures))
 
 
 @dataclass(frozen=True)
@@ -113,8 +79,7 @@ class Comparison:
         raters: judge against all annotations in ``ratersTr`` where there are some, else against the label alone.
         more_steps: also predict with these numbers of sampling steps.
         nnunets: so many of the members hold an nnU-Net.
-        fitted_weights, volume_scales: of the two halves of the cases, each fitted on the other half; a scale per structure.
-        details: scale of the samples' details, for each case, fitted on all other groups.
+        calibrations: of each side, for each case, fitted on the cases of other groups; the same fits for every side.
     """
 
     members: list[Data]
@@ -124,9 +89,7 @@ class Comparison:
     raters: bool = True
     more_steps: tuple[int, ...] = ()
     nnunets: int = 1
-    fitted_weights: tuple[float, ...] = ()
-    volume_scales: tuple[tuple[float, ...], ...] = ()
-    details: dict[str, float] = field(default_factory=dict)
+    calibrations: dict[str, dict[str, Fitted]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = self.members[0]
@@ -137,7 +100,6 @@ class Comparison:
         self.heads = tuples
         self.foreground = [tuples.index(labels) for labels in self.structures.values()]
         self.groups = read_groups(data.preprocessed)
-        self.halves = halves_of(data.cases, self.groups)
 
     # ---- predictions, kept on disk --------------------------------------------------------------------------------
 
@@ -145,7 +107,6 @@ class Comparison:
         """Predicts what is not predicted yet."""
         for data in self.members[: self.nnunets]:
             self._predict(data, STOCK, self.options)
-        self.details = fit_detail_without_each(tables_of(self.data, self.device), self.data.validation, self.groups)
         for steps in (None, *self.more_steps):
             self._predict(self.data, OURS, self._with_steps(steps))
 
@@ -162,9 +123,6 @@ class Comparison:
             *([] if options.steps is None else [f"steps_{options.steps}"]),
             str(trained),
         ]
-        if trainer == OURS:  # nor those with other scales
-            digest = hashlib.sha256(repr(sorted(self.details.items())).encode()).hexdigest()
-            parts.append(f"details_{digest[:12]}")
         return fold / "versus_predictions" / "_".join(parts)
 
     def _predict(self, data: Data, trainer: str, options: Options) -> None:
@@ -175,8 +133,6 @@ class Comparison:
             return
         model = load_model(data, trainer, self.device)
         for number, case in enumerate(missing, start=1):
-            if trainer == OURS:
-                set_fitted(model.network, {"detail_scale": self.details[case]})
             prediction = predict_case(model, case, options)
             prediction.save(folder / f"{case}.npz")
             steps = "" if options.steps is None else f", {options.steps} steps"
@@ -191,24 +147,26 @@ class Comparison:
     # ---- the fitted numbers -----------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """For each half, the weight of the deterministic head and the scales of the volumes that fit the other half."""
-        tables: list[list[FusionTable]] = [[], []]
-        volumes: list[list[VolumeTable]] = [[], []]
-        for half, cases in enumerate(self.halves):
-            for case in cases:
-                prediction = self.load(case, trainer=OURS)
-                d, s = (torch.from_numpy(p) for p in (prediction.deterministic, prediction.sampled))
-                references, spacing = self.references(case)
-                volumes[half].append(volume_table(self.data, case, prediction.labels, references, spacing))
-                for reference in references:
-                    onehot = torch.from_numpy(np.stack([np.isin(reference, labels) for labels in self.heads]))
-                    tables[half].append(fusion_table(d, s, onehot, regions=self.manager.has_regions))
-        self.fitted_weights = fit_fusion_weight(tables[1] or tables[0]), fit_fusion_weight(tables[0])
-        first, second = (fit_volume_scales(half, self.groups) for half in volumes)
-        self.volume_scales = second, first
+        """Gives every side a calibration for each case, cross-fitted over groups."""
+        tables: dict[str, list[CaseTable]] = {}
+        for case in self.data.cases:
+            references, spacing = self.references(case)
+            for side, prediction in self._sides(case).items():
+                table = table_of(self.data, case, prediction, references, spacing, self.heads)
+                tables.setdefault(side, []).append(table)
+        self.calibrations = {side: cross_fit(of_side, self.groups) for side, of_side in tables.items()}
 
-    def _half(self, case: str) -> int:
-        return 0 if case in self.halves[0] else 1
+    def _sides(self, case: str) -> dict[str, CasePrediction]:
+        """The prediction of every side; the ensemble's samples are its members."""
+        stock = [self.load(case, member) for member in range(self.nnunets)]
+        sides = {"nndiffseg": self.load(case, trainer=OURS)}
+        if stock:
+            sides["nnunet"] = replace(stock[0], sampled=stock[0].deterministic)
+        if len(stock) > 1:
+            mean = np.stack([s.deterministic for s in stock]).mean(axis=0)
+            labels = np.stack([self.labels(s.deterministic) for s in stock])
+            sides["ensemble"] = replace(stock[0], deterministic=mean, sampled=mean, labels=labels)
+        return sides
 
     # ---- one case -------------------------------------------------------------------------------------------------
 
@@ -226,16 +184,12 @@ class Comparison:
 
     def judge(self, case: str) -> CaseResult:
         """All figures of one case."""
-        stock = [self.load(case, member) for member in range(self.nnunets)]
-        ours, (references, spacing) = self.load(case, trainer=OURS), self.references(case)
-        w = self.fitted_weights[self._half(case)]
-        p: dict[str, NDArray] = {"nndiffseg": w * ours.deterministic + (1 - w) * ours.sampled}
-        samples = {"nndiffseg": ours.labels}
-        if stock:
-            p["nnunet"], samples["nnunet"] = stock[0].deterministic, stock[0].labels
-        if len(stock) > 1:
-            p["ensemble"] = np.stack([s.deterministic for s in stock]).mean(axis=0)
-            samples["ensemble"] = np.stack([self.labels(s.deterministic) for s in stock])
+        sides, (references, spacing) = self._sides(case), self.references(case)
+        ours, calibrations = sides["nndiffseg"], {side: self.calibrations[side][case] for side in sides}
+        w = calibrations["nndiffseg"].fusion_weight
+        p: dict[str, NDArray] = {name: side.deterministic for name, side in sides.items()}
+        p["nndiffseg"] = w * ours.deterministic + (1 - w) * ours.sampled
+        samples = {name: side.labels for name, side in sides.items()}
         hard = {name: self.labels(values) for name, values in p.items()}
         everything = {**hard, "head": self.labels(ours.deterministic), "samples": self.labels(ours.sampled)}
         dice = {name: self._dice([labels], references) for name, labels in everything.items()}
@@ -244,7 +198,7 @@ class Comparison:
             f"steps_{n}": self._dice([self.labels(self.load(case, trainer=OURS, steps=n).sampled)], references)
             for n in self.more_steps
         }
-        step = spacing[1:] if _is_flat(references, spacing) else spacing
+        step = spacing[1:] if is_flat(references, spacing) else spacing
         nsd = {name: self._nsd(labels, references, step) for name, labels in everything.items()}
         region = region_of_interest(np.any([*references, *hard.values()], axis=0), DILATION)
         frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.structures.values()])
@@ -259,10 +213,8 @@ class Comparison:
             for name, values in p.items()
         }
         structures = list(self.structures.values())
-        scales = {"nndiffseg": self.volume_scales[self._half(case)]}
-        return CaseResult(
-            dice, nsd, counts, {n: agreement(s, references, structures, scales.get(n, (1.0,))) for n, s in samples.items()}
-        )
+        scales = {name: calibration.volume_scale for name, calibration in calibrations.items()}
+        return CaseResult(dice, nsd, counts, {n: agreement(s, references, structures, scales[n]) for n, s in samples.items()})
 
     def _dice(self, labels: Sequence[NDArray] | NDArray, references: NDArray) -> NDArray[np.float64]:
         values = np.stack([dice_of(p, r, self.structures.values()) for p in labels for r in references])
@@ -279,11 +231,6 @@ class Comparison:
                 ]
             )
         )
-
-
-def _is_flat(references: NDArray, spacing: Sequence[float]) -> bool:
-    """Whether an image is 2D: nnU-Net's readers give it one slice of a huge thickness."""
-    return references.shape[1] == 1 and spacing[0] > THICK * max(spacing[1:])
 
 
 def _nanmean(values: NDArray[np.float64]) -> NDArray[np.float64]:

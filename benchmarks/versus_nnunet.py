@@ -280,9 +280,10 @@ def _compare(
             "truth": args.truth,
             "same_precision": args.same_precision,
             "trainings": trainings[0] if len(folds) == 1 else trainings,
-            "fusion_weights": [c.fitted_weights for c in comparisons],
-            "volume_scales": [c.volume_scales for c in comparisons],
-            "detail_scales": [c.details for c in comparisons],
+            "calibrations": [
+                {side: {case: fitted.to_json() for case, fitted in each.items()} for side, each in c.calibrations.items()}
+                for c in comparisons
+            ],
             "expected_coverage": expected_coverage(args.samples),
             "bootstrap": "percentile intervals over groups of cases, 95 %, paired",
             "groups": len(set(groups)),

@@ -155,8 +155,8 @@ def test_a_volume_is_covered_inside_the_percentiles_that_users_get():
     samples = np.stack([of_size(v) for v in range(10, 31)])  # quantiles 10.1 and 29.9 around a mean of 20
     truths = np.stack([of_size(v) for v in (10, 11, 20, 29, 30)])
     assert agreement(samples, truths, ((1,),)).coverage == pytest.approx(3 / 5)
-    assert agreement(samples, truths, ((1,),), volume_scales=(2.0,)).coverage == 1
-    assert agreement(samples, truths, ((1,),), volume_scales=(0.5,)).coverage == pytest.approx(1 / 5)
+    assert agreement(samples, truths, ((1,),), volume_scale=2.0).coverage == 1
+    assert agreement(samples, truths, ((1,),), volume_scale=0.5).coverage == pytest.approx(1 / 5)
     assert agreement(samples[:1], truths, ((1,),)).coverage is None
 
 

@@ -16,14 +16,11 @@ from benchmarks import (
     noise_robustness,
     phantom_spread,
     sampling_steps,
-    spread_fit,
     time_against_size,
 )
 from benchmarks.methods_common import class_name, find_class
-from nndiffseg.calibration import volumes as volume_scale
-from nndiffseg.calibration.volumes import VolumeTable
+from nndiffseg.calibration import Calibration
 from nndiffseg.errors import UserError
-from nndiffseg.training.detail_scale import DETAILS, LEFT_ALONE, PRIOR_SD, SpreadTable
 
 # ---- time against size --------------------------------------------------------------------------------------------
 
@@ -159,10 +156,10 @@ def test_tables_of_steps_and_noise_have_a_row_per_method_and_level():
 
 
 class VolumePredictor:
-    """Two phantoms whose volumes vary by 2 and 3 ml, times the network's scales, around 1 ml above the truth."""
+    """Two phantoms whose volumes vary by 2 and 3 ml, calibrated half as much, around 1 ml above the truth."""
 
     def __init__(self):
-        self.network = SimpleNamespace(volume_scale=torch.tensor([0.5]), detail_scale=torch.tensor([2.0]))
+        self.model = SimpleNamespace(folds=[SimpleNamespace(calibration=Calibration(volume_scale=0.5))])
 
     @classmethod
     def from_folder(cls, model, folds, **options):
@@ -170,8 +167,7 @@ class VolumePredictor:
 
     def predict(self, file, case_id):
         sd = {"front lobe": 2.0, "rear lobe": 3.0}
-        scale = float(self.network.volume_scale * self.network.detail_scale**2)
-        return SimpleNamespace(volumes={s: {"calibrated_sd_ml": v * scale, "mean_ml": 11.0} for s, v in sd.items()})
+        return SimpleNamespace(volumes={s: {"sd_ml": v, "calibrated_sd_ml": v / 2, "mean_ml": 11.0} for s, v in sd.items()})
 
 
 def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(monkeypatch, tmp_path):
@@ -182,49 +178,7 @@ def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(m
         (tmp_path / "imagesTs" / f"{case}_0000.nii.gz").touch()
     (tmp_path / "truth.json").write_text(json.dumps({"cases": {"a": known, "b": known}}))
     fitted, without = (phantom_spread.judge(tmp_path, tmp_path, "cpu", f) for f in (True, False))
-    assert fitted["spread_ratio"] == {"front lobe": pytest.approx(2.0), "rear lobe": pytest.approx(4.0)}
+    assert fitted["spread_ratio"] == {"front lobe": pytest.approx(0.5), "rear lobe": pytest.approx(1.0)}
     assert without["spread_ratio"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
     assert without["mean_volume_rms_error_ml"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
-    assert (fitted["volume_scale"], fitted["detail_scale"], without["detail_scale"]) == ([0.5], 2.0, 1.0)
-
-
-# ---- fits of the spread -------------------------------------------------------------------------------------------
-
-
-def tables_with(log_ratio: float, slope: float, patches: int = 6) -> list[SpreadTable]:
-    """A hundred cases that agree: spread / error of 1 - IoU has this logarithm at d = 1 and grows with log d."""
-    spread = np.exp(log_ratio + slope * np.log(DETAILS))[None].repeat(100, 0)
-    return [SpreadTable(tuple(f"case_{i}" for i in range(100)), np.ones_like(spread), spread) for _ in range(patches)]
-
-
-def test_rules_calibrate_the_other_cases_unless_the_details_do_not_suffice():
-    tables = tables_with(np.log(0.8), slope=0.2)
-    now, short = (spread_fit.fitted_details(tables, {}, spread_fit.Rule(600, d), 3, 0) for d in (2.8, 1.6))
-    assert now["ratio"] == pytest.approx([np.exp(-LEFT_ALONE)] * 3, abs=0.01)
-    assert short["scale"] == pytest.approx([1.6] * 3) and short["ratio"] == pytest.approx([0.8 * 1.6**0.2] * 3)
-
-
-def test_a_fitted_volume_scale_calibrates_other_cases_and_without_one_volumes_stay():
-    rng = np.random.default_rng(0)
-    wide = [VolumeTable(str(i), 10 + 2 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for i in range(200)]
-    fitted, left = (spread_fit.fitted_volumes(wide, {}, (sd, 0.2), 4, 0) for sd in (0.5, 0.0))
-    assert left["scale"] == [1.0] * 4 and min(left["ratio"]) > 1.15 and min(left["covered"]) > 0.95
-    assert max(fitted["scale"]) < 0.7 and np.mean(fitted["ratio"]) == pytest.approx(1.0, abs=0.03)
-    assert np.mean(fitted["covered"]) == pytest.approx(15 / 17, abs=0.04)
-
-
-def test_the_rule_in_use_is_among_the_rules():
-    rule = spread_fit.Rule()
-    assert rule in spread_fit.RULES and (rule.largest_detail, rule.prior_sd) == (DETAILS[-1], PRIOR_SD)
-    assert (volume_scale.PRIOR_SD, volume_scale.STRUCTURE_SD) in spread_fit.VOLUME_PRIORS
-
-
-def test_a_rule_fits_on_its_own_number_of_patches_only():
-    tables = tables_with(np.log(0.8), 0.2, patches=1) + tables_with(0.0, 0.2, patches=20)
-    few, many = (spread_fit.fitted_details(tables, {}, spread_fit.Rule(n), 1, 0)["scale"][0] for n in (100, 2100))
-    assert few > 2 and many < 1.2
-
-
-def test_an_untrained_fold_is_named_with_the_command_that_trains_it(tiny_flags, capsys):
-    assert spread_fit.main([*tiny_flags, "--fold", "1"]) == 2
-    assert "nndiffseg_train Dataset901_Tiny 2d 1 -p nnDiffSegPlansS" in capsys.readouterr().err
+    assert (fitted["volume_scale"], without["volume_scale"]) == (0.5, 1.0)

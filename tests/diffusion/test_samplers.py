@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nndiffseg.diffusion import add_noise, sampler_of, timesteps
-from nndiffseg.errors import UserError
 from nndiffseg.diffusion.samplers import SAMPLERS
+from nndiffseg.errors import UserError
 
 STOCHASTIC = ("ancestral",)
 

@@ -12,12 +12,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from nndiffseg.diffusion.schedules import schedule_by_name
+from nndiffseg.diffusion.schedules import Cosine
 from nndiffseg.methods.latent.label_decoder import LabelDecoder
-from nndiffseg.methods.latent.losses import DiffusionLoss
+from nndiffseg.methods.latent.losses import LatentLosses
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.protocol import Batch, SegmentationLoss
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.denoiser import Denoiser
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.label_encoder import LabelEncoder
 from nndiffseg.planning import cost
 from nndiffseg.planning.memory import saved_bytes
@@ -37,7 +39,7 @@ def architecture(dim: int) -> dict[str, Any]:
     }
 
 
-def settings(dim: int, objective: str = "energy") -> DiffusionSettings:
+def settings(dim: int) -> DiffusionSettings:
     return DiffusionSettings(
         latent_stage=2,
         latent_stride=(2, 4, 4)[-dim:],
@@ -46,7 +48,6 @@ def settings(dim: int, objective: str = "energy") -> DiffusionSettings:
         denoiser_strides=((2,) * dim,),
         encoder_channels=(8, 12),
         decoder_channels=(4, 6, 8),
-        objective=objective,
     )
 
 
@@ -90,15 +91,13 @@ def test_image_network_elements_follow_nnunets_own_measure(dim: int) -> None:
 
 
 @dimensions
-@pytest.mark.parametrize("objective", ["energy", "mean"])
-def test_denoiser_flops(dim: int, objective: str) -> None:
-    s = settings(dim, objective)
+def test_denoiser_flops(dim: int) -> None:
+    s = settings(dim)
     grid = (4, 7, 8)[-dim:]  # 7 is not divisible by the stride: the network pads
-    xi = len(s.noise_scales) * s.noise_channels if objective == "energy" else 0
-    network = Denoiser(dim, s.latent_channels, xi, s.denoiser_channels, s.denoiser_strides, schedule_by_name("cosine"))
-    noise = (torch.zeros(1, xi, *grid),) if xi else ()
+    xi = len(s.noise_scales) * s.noise_channels
+    network = Denoiser(dim, s.latent_channels, xi, s.denoiser_channels, s.denoiser_strides, Cosine())
     condition, prior = torch.zeros(1, s.denoiser_channels[0], *grid), torch.zeros(1, 6, *grid)
-    inputs = torch.zeros(1, 6, *grid), torch.ones(1), condition, prior, *noise
+    inputs = torch.zeros(1, 6, *grid), torch.ones(1), condition, prior, torch.zeros(1, xi, *grid)
     # the time embedding's dense layers are left out of the closed form
     assert cost.denoiser(s, grid).flops == pytest.approx(count(network, *inputs), rel=0.03)
 
@@ -149,12 +148,13 @@ def test_training_overhead_is_what_autograd_keeps(dim: int) -> None:
     onehot = functional.one_hot(label, HEADS).movedim(-1, 1).float()
     network = unet(dim, arch).train()
     alone = saved_bytes(network, lambda: network(image))
-    model = LatentDiffusionSegmenter(unet(dim, arch), regular[1:], HEADS, s).train()
+    model = LatentDiffusionSegmenter(unet(dim, arch), regular[1:], Heads(HEADS), s).train()
 
     def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits, target)
 
-    loss = DiffusionLoss(lambda logits, targets: cross_entropy(logits[0], targets[0]), cross_entropy, s, False)
-    whole = saved_bytes(model, lambda: sum(loss(model(image, onehot), [label], onehot).values()))
+    loss = LatentLosses(SegmentationLoss(lambda x, y: cross_entropy(x[0], y[0]), cross_entropy), Heads(HEADS))
+    batch = Batch(image, [label], onehot, 1.0, (0,))
+    whole = saved_bytes(model, lambda: sum(loss.terms(model(image, onehot), batch).values()))
     predicted = 1 + cost.training_overhead(s, arch, HEADS, patch) / cost.image_network(arch, 2, HEADS, patch).elements
     assert whole / alone == pytest.approx(predicted, rel=0.1)

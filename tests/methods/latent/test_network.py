@@ -9,7 +9,6 @@ from torch import nn
 
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
-from nndiffseg.methods.latent.label_decoder import GAIN, LabelDecoder
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.heads import Heads
@@ -158,68 +157,6 @@ def test_the_prior_does_not_move_the_whitening_statistics():
     assert torch.equal(model.label_encoder.whiten.mean, before)
 
 
-@pytest.mark.parametrize(("strides", "patch"), [(((2, 2, 2), (2, 2, 2)), (48, 16, 16)), (((1, 2, 2), (1, 2, 2)), (24, 16, 16))])
-def test_a_slab_with_halo_decodes_as_the_whole(strides, patch):
-    torch.manual_seed(0)
-    decoder = LabelDecoder(3, 3, strides, (4, 6, 8), 4).eval()
-    cumulative = [(1, 1, 1), strides[0], tuple(a * b for a, b in zip(*strides, strict=True))]
-    guides = [
-        torch.randn(1, c, *(n // s for n, s in zip(patch, stride, strict=True)))
-        for c, stride in zip((4, 6, 8), cumulative, strict=True)
-    ]
-    z = torch.randn(2, 4, *guides[2].shape[2:])
-    whole = decoder(z, guides)
-    rows, s0 = z.shape[2], cumulative[2][0]
-    a, b = rows // 2 - 1, rows // 2 + 1
-    low, high = a - decoder.halo, b + decoder.halo
-    assert low > 0 and high < rows, "the slab must be cut on both sides for this test to say something"
-    slab = decoder(
-        z[:, :, low:high], [g[:, :, low * s0 // s[0] : high * s0 // s[0]] for g, s in zip(guides, cumulative, strict=True)]
-    )
-    inner = slab[:, :, (a - low) * s0 : (b - low) * s0]
-    torch.testing.assert_close(inner, whole[:, :, a * s0 : b * s0])
-
-
-@pytest.mark.parametrize("strides", [((2, 2),), ((2, 2, 2), (2, 2, 2)), ((1, 2, 3), (2, 2, 2))])
-@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
-@pytest.mark.parametrize("guided", [True, False])
-def test_the_finest_stage_is_a_transposed_convolution_and_a_head(strides, heads, guided):
-    torch.manual_seed(0)
-    dim = len(strides[0])
-    decoder = LabelDecoder(dim, heads, strides, (4, 6, 8)[: len(strides) + 1], 4)
-    h = torch.randn(2, 6, *(3, 4, 5)[:dim])
-    guide = torch.randn(1, 4, *(n * s for n, s in zip(h.shape[2:], strides[0], strict=True))) if guided else None
-    modules = decoder.finest(h) if guide is None else decoder.finest(h) + guide
-    expected = GAIN * decoder.head(torch.nn.functional.silu(modules))
-    result = decoder._finest(h, guide)
-    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
-    weights = [decoder.finest.weight, decoder.finest.bias, decoder.head.weight, decoder.head.bias]
-    probe = torch.randn_like(expected)
-    for mine, reference in zip(
-        torch.autograd.grad((result * probe).sum(), weights),
-        torch.autograd.grad((expected * probe).sum(), weights),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
-    inputs = [h, h if guide is None else guide]
-    before = [x.clone() for x in inputs]
-    with torch.no_grad():  # overwrites its intermediate results, never what it was given
-        torch.testing.assert_close(decoder._finest(h, guide), result)
-    assert all(torch.equal(x, b) for x, b in zip(inputs, before, strict=True))
-
-
-@pytest.mark.parametrize("heads", [3, 9], ids=["fewer heads than channels", "more heads than channels"])
-def test_samples_of_several_images_share_their_images_guides(heads):
-    torch.manual_seed(0)
-    decoder = LabelDecoder(2, heads, ((2, 2), (2, 2)), (4, 6, 8), 4)
-    latents = torch.randn(6, 4, 3, 4)  # three samples of two images, sample after sample
-    guides = [torch.randn(2, c, 3 * s, 4 * s) for c, s in ((4, 4), (6, 2), (8, 1))]
-    expected = torch.cat([decoder(latents[i : i + 1], [g[i % 2 : i % 2 + 1] for g in guides]) for i in range(6)])
-    torch.testing.assert_close(decoder(latents, guides), expected)
-    with torch.no_grad():
-        torch.testing.assert_close(decoder(latents, guides), expected)
-
-
 def test_more_steps_draw_distinct_noise_streams():
     model = make().eval()
     maps = model.encode(torch.randn(1, 1, 16, 16, 16))
@@ -233,3 +170,69 @@ def test_more_steps_draw_distinct_noise_streams():
     model.sample(maps, draw, steps=4)
     streams = [s for s, _ in seen]
     assert len(set(streams)) == len(streams), "two draws with one stream would be the same noise"
+
+
+# ---- what a training pass draws ------------------------------------------------------------------------------------
+
+ITEMS = 128
+
+
+def small() -> LatentDiffusionSegmenter:
+    return make(dim=2, strides=((2, 2), (2, 2), (2, 2)))
+
+
+def training_pass(model: LatentDiffusionSegmenter, label: int = 0, seed: int = 0):
+    """The output for a batch of one image, labelled at random, and the inputs of decoder and denoiser, call by call."""
+    seen = {"label_decoder": [], "denoiser": []}
+    hooks = [
+        getattr(model, name).register_forward_pre_hook(lambda module, inputs, calls=calls: calls.append(inputs))
+        for name, calls in seen.items()
+    ]
+    g = torch.Generator().manual_seed(label)
+    onehot = nn.functional.one_hot(torch.randint(0, 3, (ITEMS, 16, 16), generator=g), 3).movedim(-1, 1).float()
+    image = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(1)).expand(ITEMS, -1, -1, -1)
+    with torch.no_grad():
+        out = model(image, onehot, generator=torch.Generator().manual_seed(seed))
+    for hook in hooks:
+        hook.remove()
+    return out, seen
+
+
+def test_half_of_the_reconstructions_see_no_guide_and_samples_see_all():
+    """The latent alone must carry the label."""
+    _, seen = training_pass(small())
+    (_, first), (_, second) = seen["label_decoder"]
+    kept = torch.stack([guide.flatten(1).abs().amax(1) > 0 for guide in first])  # (guides, items)
+    assert kept.all(0).logical_or((~kept).all(0)).all(), "all guides of an item are dropped together"
+    assert 0.35 < kept.float().mean() < 0.65  # 3.4 standard errors
+    for guide, whole in zip(first, second, strict=True):
+        assert (whole.flatten(1).abs().amax(1) > 0).all()
+        assert torch.equal(guide[kept[0]], whole[kept[0]])
+
+
+def test_the_latent_is_jittered_before_it_is_reconstructed():
+    """By noise whose deviation is uniform in [0, 0.3], another one for each item."""
+    out, seen = training_pass(small())
+    (latent, _), _ = seen["label_decoder"]
+    deviation = (latent - out.z0).flatten(1).square().mean(1).sqrt()  # of 64 numbers
+    assert deviation.median() == pytest.approx(0.15, abs=0.05)
+    assert deviation.min() < 0.05 and 0.22 < deviation.max() < 0.5
+
+
+def test_half_of_the_items_are_denoised_from_pure_noise_the_others_from_any_time():
+    (out, seen), (_, other) = training_pass(small(), label=0), training_pass(small(), label=1)
+    z, t, *_ = seen["denoiser"][0]
+    assert len(t) == 2 * ITEMS and torch.equal(t[:ITEMS], t[ITEMS:]), "both samples of an item share its time"
+    pure = t[:ITEMS] == 1
+    assert torch.equal(out.pure, pure) and 0.35 < pure.float().mean() < 0.65
+    rest = t[:ITEMS][~pure].sort().values
+    torch.testing.assert_close(rest, torch.linspace(0, 1, len(rest)), atol=0.25, rtol=0)  # Kolmogorov-Smirnov, 1 %
+    same = (z == other["denoiser"][0][0]).flatten(1).all(1)[:ITEMS]
+    assert torch.equal(same, pure), "pure noise knows nothing of the label, all other items do"
+
+
+def test_the_two_samples_of_an_item_share_z_t_and_differ_in_the_auxiliary_noise():
+    _, seen = training_pass(small())
+    z, _, _, _, xi = seen["denoiser"][0]
+    assert torch.equal(z[:ITEMS], z[ITEMS:])
+    assert not torch.isclose(xi[:ITEMS], xi[ITEMS:]).flatten(1).all(1).any()

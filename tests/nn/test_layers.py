@@ -1,44 +1,11 @@
-"""Whitening, noise and normalisation against their definitions."""
+"""Normalisation, up-sampling and blocks of voxels against their definitions."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from nndiffseg.diffusion.noise.interpolation import interpolate_nodes, node_shape
 from nndiffseg.nn.layers import ChannelNorm, ResidualBlock, conv, join_blocks, pointwise, split_blocks, upsample
-from nndiffseg.nn.whitening import RunningWhitening
-
-
-def test_whitening_uses_the_same_statistics_in_training_and_at_test():
-    torch.manual_seed(0)
-    layer = RunningWhitening(3)
-    for _ in range(200):
-        layer(3 * torch.randn(4, 3, 6, 6) + 5)
-    x = 3 * torch.randn(4, 3, 6, 6) + 5
-    layer.eval()
-    at_test = layer(x)
-    layer.train()
-    layer.momentum = 0.0
-    layer.updates.fill_(10**9)
-    torch.testing.assert_close(layer(x), at_test, rtol=1e-4, atol=1e-4)
-    assert at_test.mean().abs() < 0.1 and (at_test.std() - 1).abs() < 0.1
-
-
-def test_whitening_at_test_ignores_batch_and_image_size():
-    layer = RunningWhitening(2).eval()
-    layer.mean.copy_(torch.tensor([1.0, -2.0]))
-    layer.var.copy_(torch.tensor([4.0, 0.25]))
-    x = torch.randn(3, 2, 8, 8)
-    torch.testing.assert_close(layer(x)[1:2, :, 2:5, :3], layer(x[1:2, :, 2:5, :3]))
-
-
-def test_whitening_passes_no_gradient_to_the_scale():
-    layer = RunningWhitening(1)
-    x = torch.randn(64, 1, 4, 4)
-    scale = torch.tensor(2.0, requires_grad=True)
-    layer(scale * x).pow(4).mean().backward()
-    assert scale.grad is not None and scale.grad.abs() < 1e-3, "else the encoder would grow without bound"
 
 
 def test_channel_norm_acts_on_each_voxel_alone():
@@ -60,20 +27,6 @@ def test_upsampling_repeats_cells_by_whole_factors():
     with torch.no_grad():  # another path on the CPU
         assert torch.equal(upsample(x, (2, 3)), expected)
         assert upsample(x, (1, 1)) is x
-
-
-def test_noise_of_a_long_scale_is_correlated_over_that_scale_only():
-    g = torch.Generator().manual_seed(0)
-    x = interpolate_nodes(torch.randn(20000, *node_shape((17,), 4), generator=g), (17,), 4)
-    c = (x[:, :1] * x).mean(0)
-    assert c[1] > 0.7 and c[4].abs() < 0.05 and c[8].abs() < 0.05
-
-
-def test_a_window_of_interpolated_noise_equals_the_window_of_the_whole():
-    nodes = torch.randn(2, *node_shape((12, 9), 4))
-    whole = interpolate_nodes(nodes, (12, 9), 4)
-    part = interpolate_nodes(nodes[:, 1:, :], (7, 9), 4, (5, 0))
-    torch.testing.assert_close(part, whole[:, 5:12])
 
 
 @pytest.mark.parametrize("stride", [(2, 2), (1, 2, 3)])

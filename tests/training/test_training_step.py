@@ -1,0 +1,136 @@
+"""One step of a trainer with a network and losses of a few numbers: what they are told, and what becomes of the terms."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nndiffseg.methods.protocol import Batch, Losses
+from nndiffseg.nn.heads import Heads
+from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.budget import Budget
+from nndiffseg.training.trainer import DiffusionTrainer
+
+EPOCHS, ITERATIONS = 2, 5
+
+
+class Recorder(Losses):
+    """Losses that keep what they are told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[Batch] = []
+        self.rates: list[float] = []
+
+    def before_step(self, network: nn.Module, batch: Batch, rate: float) -> dict[str, float]:
+        self.rates.append(rate)
+        return {"extra": 5.0}
+
+    def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        self.batches.append(batch)
+        prediction = network(batch.image).mean()
+        return {"first": prediction, "second": 2 * prediction}
+
+
+def make(minutes: float | None = None) -> DiffusionTrainer:
+    """A trainer without plans, files and log."""
+    trainer = DiffusionTrainer.__new__(DiffusionTrainer)
+    torch.manual_seed(0)
+    trainer.network, trainer.loss = nn.Conv2d(1, 1, 1), Recorder()
+    trainer.device, trainer.precision, trainer.grad_scaler = torch.device("cpu"), "float32", None
+    trainer.is_ddp, trainer.local_rank, trainer.fold, trainer.seed = False, 0, 3, 11
+    trainer.method = SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)))
+    trainer.initial_lr, trainer.num_iterations_per_epoch = 0.1, ITERATIONS
+    trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=trainer.initial_lr)
+    trainer.average = WeightAverage(trainer.network)
+    trainer.budget = Budget(EPOCHS, ITERATIONS, minutes)
+    trainer.iteration = trainer.current_epoch = 0
+    trainer.show_progress, trainer._epoch_terms, trainer._last_save = False, {}, float("inf")
+    data, target = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    trainer.dataloader_train = itertools.repeat({"data": data, "target": [target, target[..., ::2, ::2]]})
+    return trainer
+
+
+def train(trainer: DiffusionTrainer) -> Recorder:
+    for epoch in range(EPOCHS):
+        trainer.current_epoch = epoch
+        trainer._train_epoch()
+    assert isinstance(trainer.loss, Recorder)
+    return trainer.loss
+
+
+def test_losses_are_told_how_much_of_the_training_is_done():
+    told = [batch.progress for batch in train(make()).batches]
+    assert told == pytest.approx([i / 10 for i in range(10)])
+
+
+def test_a_resumed_training_goes_on_with_its_progress():
+    trainer = make()
+    trainer.iteration = 7
+    assert [batch.progress for batch in train(trainer).batches] == pytest.approx([0.7, 0.8, 0.9])
+
+
+def test_a_time_budget_is_progress_too(monkeypatch):
+    clock, trainer = [100.0], make(minutes=1.0)
+    monkeypatch.setattr("nndiffseg.training.budget.time.monotonic", lambda: clock[0])
+    trainer.budget.start()
+    for seconds in (0, 30, 45):
+        clock[0] = 100.0 + seconds
+        trainer.train_step(next(trainer.dataloader_train))
+    assert [batch.progress for batch in trainer.loss.batches] == pytest.approx([0, 0.5, 0.75])
+
+
+def test_losses_get_image_targets_and_one_hot_label():
+    batch = train(make()).batches[0]
+    assert batch.image.shape == (1, 1, 4, 4) and [t.shape[-1] for t in batch.targets] == [4, 2]
+    assert torch.equal(batch.onehot, torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)], 1))
+
+
+def test_the_randomness_of_a_step_is_its_own():
+    """A function of seed, fold and iteration: none of them may be left out, or a resumed training would differ."""
+
+    def drawn(seed: int, fold: int, rank: int = 0) -> list[float]:
+        trainer = make()
+        trainer.seed, trainer.fold, trainer.local_rank = seed, fold, rank
+        return [float(torch.rand(1, generator=batch.generator("noise"))) for batch in train(trainer).batches]
+
+    reference = drawn(11, 3)
+    assert len(set(reference)) == 10 and drawn(11, 3) == reference
+    for other in (drawn(12, 3), drawn(11, 4), drawn(11, 3, rank=1)):
+        assert not set(other) & set(reference)
+
+
+def test_the_sum_of_the_terms_is_what_is_stepped_on_and_all_are_logged():
+    trainer = make()
+    before = trainer.network.bias.detach().clone()
+    terms = trainer.train_step(next(trainer.dataloader_train))
+    prediction = float((trainer.network.weight.sum() + trainer.network.bias.sum()).detach())
+    assert terms["total"] == pytest.approx(terms["first"] + terms["second"]) and terms["extra"] == 5.0
+    # The gradient of 3 (w + b) is (3, 3); its norm is clipped to 1.
+    assert float((before - trainer.network.bias).detach()) == pytest.approx(0.1 / 2**0.5)
+    assert prediction < terms["first"]
+
+
+def test_the_learning_rate_of_the_step_reaches_optimiser_and_losses():
+    trainer = make()
+    rates = train(trainer).rates
+    assert rates[0] == pytest.approx(0.1 / 50) and rates[1] == pytest.approx(0.1 * 2 / 50 * 0.5 * (1 + 0.9510565))
+    assert trainer.optimizer.param_groups[0]["lr"] == rates[-1]
+
+
+def test_every_step_updates_the_weight_average():
+    trainer = make()
+    train(trainer)
+    assert trainer.average.updates == 10
+    assert not torch.equal(trainer.average.network.bias, trainer.network.bias)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    trainer = make()
+    trainer.network.bias.data.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not finite at iteration 0"):
+        trainer.train_step(next(trainer.dataloader_train))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import report
-from benchmarks.versus_nnunet import PLANNERS, PLANS, dataset_name, planned
+from benchmarks.compare.planning import PLANNERS, PLANS, dataset_name, planned
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.uncertainty.evaluation import number
 
@@ -84,20 +84,20 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: Any) -> dict[str, Any]:
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
-    from benchmarks.rivals import Rivals
+    from benchmarks.pair import Pair
     from benchmarks.speed import parts
     from nndiffseg.planning import cost
 
-    rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
-    settings = rivals.trainers["nndiffseg"].settings
-    arch, heads = rivals.configuration.network_arch_init_kwargs, rivals.labels.num_segmentation_heads
-    grids = cost.stage_grids(rivals.patch, arch["strides"])
+    pair = Pair(plans, configuration, dataset_json, device, sides=("nndiffseg",))
+    settings = pair.trainers["nndiffseg"].method.plan.settings
+    arch, heads = pair.configuration.network_arch_init_kwargs, pair.labels.num_segmentation_heads
+    grids = cost.stage_grids(pair.patch, arch["strides"])
     costs = {
-        "image_network": cost.image_network(arch, rivals.channels, heads, rivals.patch),
+        "image_network": cost.image_network(arch, pair.channels, heads, pair.patch),
         "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
         "label_decoder": cost.label_decoder(settings, heads, grids),
     }
-    measured = parts(rivals, 9, 60.0)
+    measured = parts(pair, 9, 60.0)
     sample = cost.sample(settings, heads, grids)
     image = costs["image_network"]
     return {

@@ -176,14 +176,14 @@ def write_per_case(file: Path | None, content: dict[str, Any]) -> None:
         print(f"metrics of every case: {file}", flush=True)
 
 
-def compact(value: Any, indent: int = 0, width: int = 160) -> str:
+def compact(value: Any, indent: int = 0, width: int = 240) -> str:
     """JSON in which everything that fits into a line stands on one."""
     flat = json.dumps(value)
     if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:
         return flat
     space = " " * (indent + 1)
     if isinstance(value, dict):
-        parts = [f"{json.dumps(k)}: {compact(v, indent + 1, width - len(k) - 4)}" for k, v in value.items()]
+        parts = [f"{json.dumps(str(k))}: {compact(v, indent + 1, width - len(str(k)) - 4)}" for k, v in value.items()]
     else:
         parts = [compact(v, indent + 1, width) for v in value]
     left, right = "{}" if isinstance(value, dict) else "[]"

@@ -201,7 +201,8 @@ def _compare(
         "expected_coverage": expected_coverage(args.samples),
         "intervals": "percentile intervals over groups of cases, 95 %, paired",
         "groups": len({c.group for c in cases.values()}),
-        "metrics": table.summary(found, NNDIFFSEG),
+        "metrics": table.summary(found),
+        "nndiffseg_minus": table.differences(found),
         **speed,
     }
     report(name, rows, table.header(title, labels, NNDIFFSEG), result)

@@ -136,15 +136,14 @@ def _difference(value: Interval | None) -> str:
     return f"{value.value:+.4f} [{value.low:+.4f}, {value.high:+.4f}]"
 
 
-def summary(found: Sequence[Metric], base: str | None = None) -> dict[str, Any]:
-    """JSON-ready: each interval is [value, low, high]; unknown numbers are None."""
+def summary(found: Sequence[Metric]) -> dict[str, Any]:
+    """JSON-ready: metric -> side -> value; unknown numbers are None."""
+    return {m.name: {s: rounded(i.value) for s, i in m.values.items()} for m in found}
 
-    def numbers(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
-        return {s: [rounded(v) for v in i] for s, i in intervals.items()}
 
-    if base is None:
-        return {m.name: {s: rounded(i.value) for s, i in m.values.items()} for m in found}
-    return {m.name: {**numbers(m.values), **{f"{base} - {s}": v for s, v in numbers(m.differences).items()}} for m in found}
+def differences(found: Sequence[Metric]) -> dict[str, Any]:
+    """JSON-ready: metric -> side -> [base - side, and the ends of its interval]."""
+    return {m.name: {s: [rounded(v) for v in i] for s, i in m.differences.items()} for m in found if m.differences}
 
 
 def rounded(value: float) -> float | None:

@@ -177,14 +177,18 @@ def write_per_case(file: Path | None, content: dict[str, Any]) -> None:
 
 
 def compact(value: Any, indent: int = 0, width: int = 240) -> str:
-    """JSON in which everything that fits into a line stands on one."""
+    """JSON in which everything that fits into a line stands on one, and short items share lines."""
     flat = json.dumps(value)
     if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:
         return flat
-    space = " " * (indent + 1)
     if isinstance(value, dict):
         parts = [f"{json.dumps(str(k))}: {compact(v, indent + 1, width - len(str(k)) - 4)}" for k, v in value.items()]
     else:
         parts = [compact(v, indent + 1, width) for v in value]
     left, right = "{}" if isinstance(value, dict) else "[]"
-    return f"{left}\n{space}" + f",\n{space}".join(parts) + f"\n{' ' * indent}{right}"
+    lines = [""]
+    for part in parts:
+        shared = lines[-1] and max(len(lines[-1]), len(part)) < width // 3 and "\n" not in lines[-1] + part
+        lines[-1:] = [f"{lines[-1]}, {part}"] if shared else [*lines[-1:], part]
+    space = " " * (indent + 1)
+    return f"{left}\n{space}" + f",\n{space}".join(lines[1:]) + f"\n{' ' * indent}{right}"

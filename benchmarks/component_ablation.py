@@ -129,7 +129,7 @@ def _main(argv: Sequence[str] | None) -> None:
         rows = evaluate(args, data, done)
         name = args.name or result_name("component_ablation", data)
         cells = [[*key.split(": ", 1), *(row.cell(c) for c in COLUMNS)] for key, row in rows.items()]
-        report(name, cells, ["method", "variant", *COLUMNS], {"settings": settings, "variants": plainly(rows)})
+        report(name, cells, ["method", "variant", *COLUMNS], {"settings": settings, **plainly(rows)})
         draw(name, rows)
     if failed:
         raise UserError(f"{', '.join(failed)} failed, see above; give the same command again to go on.")

@@ -65,7 +65,7 @@ def _main(argv: Sequence[str] | None) -> None:
         rows = {label_of(trainer): row for trainer, row in evaluate(args, data, done).items()}
         name = args.name or result_name("methods", data)
         header, cells = assemble(rows, list(data.structures))
-        report(name, cells, header, {"settings": settings, "methods": plainly(rows)})
+        report(name, cells, header, {"settings": settings, **plainly(rows)})
         draw(name, rows)
     if failed:
         raise UserError(f"{', '.join(failed)} failed, see above; give the same command again to go on.")

@@ -142,5 +142,9 @@ def evaluate(args: argparse.Namespace, data: Data, entries: Mapping[str, Entry])
 
 
 def plainly(rows: Mapping[str, Row]) -> dict[str, Any]:
-    """Rows, JSON-ready."""
-    return {k: {"metrics": r.metrics, "training": r.training, "prediction": r.prediction} for k, r in rows.items()}
+    """JSON-ready: metric -> row -> value, and what each row's training and prediction took."""
+    first = next(iter(rows.values()))
+    return {
+        "metrics": {name: {key: row.metrics[name] for key, row in rows.items()} for name in first.metrics},
+        "costs": {key: {**row.training, **row.prediction, "seconds_per_case": row.seconds_per_case} for key, row in rows.items()},
+    }

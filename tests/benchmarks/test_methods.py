@@ -36,11 +36,11 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, results_elsewhere, 
     assert in_this_process == [f"predictions {STOCK}", f"training {OURS}", f"predictions {OURS}"]
     assert f"{STOCK}: case" not in capsys.readouterr().out.rpartition("trained already")[2]  # predicted already, too
     result = json.loads((results_elsewhere / "tiny.json").read_text())
-    assert list(result["methods"]) == ["nnU-Net", "nnDiffSeg"]
-    for row in result["methods"].values():
-        assert row["training"]["iterations"] == 2 and row["training"]["seconds_per_iteration"] > 0
-        assert row["prediction"]["parameters"] > 1000 and row["prediction"]["peak_gb"] == 0.5
-        assert 0 <= row["metrics"]["Dice, mean"] <= 1 and 0 <= row["metrics"]["ECE, fitted temperature"] <= 1
+    assert list(result["costs"]) == ["nnU-Net", "nnDiffSeg"]
+    for label, costs in result["costs"].items():
+        assert costs["iterations"] == 2 and costs["seconds_per_iteration"] > 0
+        assert costs["parameters"] > 1000 and costs["peak_gb"] == 0.5
+        assert all(0 <= result["metrics"][name][label] <= 1 for name in ("Dice, mean", "ECE, fitted temperature"))
     assert result["settings"]["cases"] == 2 and result["settings"]["iterations"] == 2 and "processor" in result["hardware"]
     assert len(result["table"]) == 3 and (results_elsewhere / "tiny.png").is_file()
     # What belongs to single cases lies where the user said and nowhere else.
@@ -66,4 +66,4 @@ def test_what_failed_is_named_after_the_table_of_the_others(
     flags = [*tiny_flags, "--iterations", "1", "--samples", "2", "--cases", "1", "--name", "tiny"]
     assert methods.main([*flags, "--trainers", STOCK, OURS]) == 2
     assert f"{OURS} failed" in capsys.readouterr().err
-    assert list(json.loads((results_elsewhere / "tiny.json").read_text())["methods"]) == ["nnU-Net"]
+    assert list(json.loads((results_elsewhere / "tiny.json").read_text())["costs"]) == ["nnU-Net"]

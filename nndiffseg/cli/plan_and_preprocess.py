@@ -13,6 +13,7 @@ from typing import Any
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
 from nndiffseg.data.folders import Folders
 from nndiffseg.errors import UserError
+from nndiffseg.plan_names import PREPROCESSORS
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 LATENTS = ("planned", "paper")
@@ -145,13 +146,8 @@ def _workers(cases: Sequence[Any]) -> int:
 
 
 def _check_preprocessor(name: str) -> None:
-    # The plans hold the name only, and nnU-Net looks for it among its own preprocessors.
-    import nnunetv2
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    folder = Path(nnunetv2.__path__[0]) / "preprocessing"
-    if recursive_find_python_class(str(folder), name, "nnunetv2.preprocessing") is None:
-        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's, such as DefaultPreprocessor.")
+    if name not in PREPROCESSORS:  # the plans hold the name only, and nothing else may stand in plans
+        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's: {', '.join(sorted(PREPROCESSORS))}.")
 
 
 def _plan(planner_class: type, dataset: str, args: argparse.Namespace) -> Any:

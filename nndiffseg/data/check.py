@@ -18,6 +18,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.errors import UserError
+from nndiffseg.plan_names import check_reader
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 SPLITS = "splits_final.json"
@@ -75,7 +76,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """dataset.json with all that nnU-Net needs.
 
     Raises:
-        UserError: it is missing, not JSON, lacks a key, or its labels are not 0, 1, 2, ...
+        UserError: it is missing, not JSON, lacks a key, asks for an unknown reader, or its labels are not 0, 1, 2, ...
     """
     file = folder / "dataset.json"
     if not file.is_file():
@@ -93,6 +94,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
         if not isinstance(content[key], kind) or not content[key]:
             raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])}.")
+    check_reader(content, str(file))
     _check_labels(file, content)
     return content
 

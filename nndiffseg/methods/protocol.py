@@ -22,6 +22,7 @@ from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
 from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
 from nndiffseg.nn.heads import Heads
+from nndiffseg.plan_names import check_architecture
 
 #: keys of a configuration's ``diffusion`` section in the plans
 OPTIONS, REGIONS = "options", "regions"
@@ -87,7 +88,12 @@ class MethodPlan:
         return [int(c) for c in self.arguments["features_per_stage"]]
 
     def unet(self) -> nn.Module:
-        """The network that nnU-Net would build from these plans, initialised as nnU-Net does."""
+        """The network that nnU-Net would build from these plans, initialised as nnU-Net does.
+
+        Raises:
+            UserError: the plans name what no planner writes.
+        """
+        check_architecture(self.configuration.configuration["architecture"], "The plans")
         return get_network_from_plans(
             self.configuration.network_arch_class_name,
             self.arguments,

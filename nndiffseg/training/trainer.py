@@ -24,6 +24,7 @@ from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
+from nndiffseg.plan_names import check_plan_names
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log
@@ -57,6 +58,7 @@ class DiffusionTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
+        check_plan_names(plans, "The plans")  # stock nnU-Net makes trainers too
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nndiffseg.errors import UserError
-from nndiffseg.inference.model_folder import available_folds, choose_model, load_model, trained_models
+from nndiffseg.inference.model_folder import available_folds, choose_model, load_model, trained_models, trainer_by_name
 
 
 @pytest.fixture
@@ -106,3 +106,15 @@ def test_damaged_and_foreign_checkpoints_are_told(copy_of_model):
     torch.save({**checkpoint, "network_weights": weights}, file)
     with pytest.raises(UserError, match="do not fit"):
         load_model(copy_of_model, [0])
+
+
+@pytest.mark.parametrize(
+    "name", ["os", "Path", "annotations", "Union", "__builtins__", "subprocess.Popen", "../x", "a b", "", None, 3]
+)
+def test_only_a_trainer_is_found_by_the_name_of_a_trainer(name):
+    assert trainer_by_name(name) is None
+
+
+def test_trainers_of_nndiffseg_and_nnunet_are_found_by_name():
+    assert trainer_by_name("nnDiffSegTrainer").__name__ == "nnDiffSegTrainer"
+    assert trainer_by_name("nnUNetTrainer").__name__ == "nnUNetTrainer"

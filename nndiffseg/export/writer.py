@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import consensus_of
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics
@@ -303,10 +304,23 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
     writer.write_seg(segmentation, str(stage / (case_id + job.file_ending)), properties)
 
 
+def staging_folder(output: Path, case_id: str) -> Path:
+    """Where a case is written before it is whole. It is removed with all in it, so it must lie in the staging folder.
+
+    Raises:
+        ValueError: the id is no plain name, or the staging folder is a link to elsewhere.
+    """
+    if not is_plain_name(case_id):
+        raise ValueError(f"{case_id!r} is no plain name of a file.")
+    if (output / STAGING).is_symlink():
+        raise ValueError(f"{output / STAGING} is a link; remove it.")
+    return output / STAGING / case_id
+
+
 @contextmanager
 def _staged(job: ExportJob, case_id: str) -> Iterator[Path]:
     """A folder that becomes part of the output when the block ends, and disappears when it fails."""
-    stage = job.output / STAGING / case_id
+    stage = staging_folder(job.output, case_id)
     shutil.rmtree(stage, ignore_errors=True)
     for sub in ("uncertainty", *(["samples"] if job.save_samples else [])):
         (stage / sub).mkdir(parents=True)
@@ -320,7 +334,7 @@ def _staged(job: ExportJob, case_id: str) -> Iterator[Path]:
 def remove_staging(output: Path, case_ids: Iterable[str] = ()) -> None:
     """Removes what a killed run left of these cases, and the folder for unfinished cases if nobody works in it."""
     for case_id in case_ids:
-        shutil.rmtree(output / STAGING / case_id, ignore_errors=True)
+        shutil.rmtree(staging_folder(output, case_id), ignore_errors=True)
     with suppress(OSError):
         (output / STAGING).rmdir()
 

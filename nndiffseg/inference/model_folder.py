@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.data.names import check_file_ending
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 from nndiffseg.plan_names import check_plan_names, check_reader, is_identifier
@@ -135,6 +136,7 @@ def load_model(
     plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
     check_plan_names(plans, str(folder / "plans.json"))
     check_reader(dataset_json, str(folder / "dataset.json"))
+    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
     chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
     files = [folder / f"fold_{fold}" / checkpoint for fold in chosen]
     if not files or not all(f.is_file() for f in files):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.names import check_case_id
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
@@ -155,6 +156,17 @@ class DiffusionTrainer(nnUNetTrainer):
             batches_from(train, seed_of("train", *key), self.iteration, workers, pin),
             batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
         )
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's; names of cases become names of files.
+
+        Raises:
+            UserError: a name in ``splits_final.json`` is no plain file name.
+        """
+        train, val = super().do_split()
+        for case in (*train, *val):
+            check_case_id(case, "splits_final.json")
+        return train, val
 
     def validation_batches(self) -> Iterator[dict]:
         """Random patches of the validation cases, made in this process, the same ones in every call."""

@@ -177,7 +177,7 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
             "arch_kwargs": arch,
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
-        "diffusion": {"settings": light.settings.to_plan()},
+        "diffusion": {"settings": light.settings.to_plan(), "regions": False},
     }
     plans = {
         "dataset_name": "Dataset999_Made",

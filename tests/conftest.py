@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
@@ -187,3 +188,9 @@ def write(array: np.ndarray, geometry: sitk.Image, path: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(geometry)
     sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def three_labels() -> LabelManager:
+    """Background and two structures."""
+    return LabelManager({"background": 0, "anterior": 1, "posterior": 2}, None)

@@ -20,10 +20,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.dataset_json import channel_names, structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 from nndiffseg.methods import METHODS
 from nndiffseg.methods.ldseg.method import LDSegMethod
-from nndiffseg.plan_names import check_plan_names
 from nndiffseg.planning import cost, memory
 from nndiffseg.planning.decisions import (
     Architecture,

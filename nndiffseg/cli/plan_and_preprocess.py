@@ -12,8 +12,8 @@ from typing import Any
 
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
 from nndiffseg.data.folders import Folders
+from nndiffseg.data.plan_names import PREPROCESSORS
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import PREPROCESSORS
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 LATENTS = ("planned", "paper")

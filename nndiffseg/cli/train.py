@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import check_plan_names
 
 if TYPE_CHECKING:
     from nndiffseg.methods.protocol import Method

@@ -18,8 +18,8 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.data.names import check_case_id, check_file_ending
 from nndiffseg.data.parallel import map_cases
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import check_reader
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 SPLITS = "splits_final.json"

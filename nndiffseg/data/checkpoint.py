@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from nndiffseg.data.files import write_atomically
+from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import check_plan_names, is_identifier
 
 #: what a prediction needs of a checkpoint
 KEYS = {"network_weights", "nndiffseg_version", "trainer_name", "init_args", "options", "calibration"}

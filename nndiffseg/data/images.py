@@ -16,8 +16,8 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import check_reader
 
 #: what the libraries behind nnU-Net's readers raise on a bad file (PIL: SyntaxError; tifffile: a ValueError)
 READ_ERRORS = (

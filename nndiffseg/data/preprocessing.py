@@ -24,7 +24,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
-from nndiffseg.plan_names import check_plan_names
+from nndiffseg.data.plan_names import check_plan_names
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"

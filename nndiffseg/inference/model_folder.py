@@ -16,9 +16,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.data.names import check_file_ending
+from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
-from nndiffseg.plan_names import check_plan_names, check_reader, is_identifier
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
 

@@ -17,12 +17,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic.dataclasses import dataclass as record
 from torch import Tensor, nn
 
+from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.data.schema import CONFIG, to_json, validated
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
 from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
 from nndiffseg.nn.heads import Heads
-from nndiffseg.plan_names import check_architecture
 
 #: keys of a configuration's ``diffusion`` section in the plans
 OPTIONS, REGIONS = "options", "regions"

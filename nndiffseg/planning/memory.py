@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.methods.protocol import Method, MethodPlan
-from nndiffseg.plan_names import check_architecture
 
 #: key in a configuration's ``diffusion`` section: trainer -> its entry
 KEY = "trainers"

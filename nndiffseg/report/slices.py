@@ -16,7 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from numpy.typing import NDArray
 
 from nndiffseg.data.images import find_reader, read_image
-from nndiffseg.plan_names import check_plan_names
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.uncertainty.evaluation import read_array, structures_of, uncertainty_map
 
 ANATOMICAL = ("axial", "coronal", "sagittal")

@@ -20,12 +20,12 @@ import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.names import check_case_id
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
-from nndiffseg.plan_names import check_plan_names
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
-from nndiffseg.plan_names import check_reader
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator, region_of_interest
 from nndiffseg.uncertainty.volumes import error_bars
 

@@ -19,17 +19,18 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tiny_model import model_folder, raw_images, results  # noqa: F401
 
-from nndiffseg import plan_names, planners
+from nndiffseg import planners
 from nndiffseg.cli.plan_and_preprocess import main as plan_command
+from nndiffseg.data import plan_names
 from nndiffseg.data.check import read_dataset_json, training_cases
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.data.folders import configure_folders
 from nndiffseg.data.images import find_reader
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.data.preprocessing import extract_fingerprint, preprocess_configuration
 from nndiffseg.errors import UserError
 from nndiffseg.inference.model_folder import trained_models
 from nndiffseg.methods.protocol import MethodPlan
-from nndiffseg.plan_names import check_plan_names
 from nndiffseg.planning.memory import image_network_bytes
 from nndiffseg.report.slices import report_reader
 from nndiffseg.trainers import nnDiffSegTrainer

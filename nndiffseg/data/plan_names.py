@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 
 _UNETS = "dynamic_network_architectures.architectures"
@@ -58,6 +59,8 @@ CONFIGURATION_NAMES: Mapping[str, frozenset[str]] = {
     "resampling_fn_probabilities": RESAMPLING,
     "UNet_class_name": frozenset({"PlainConvUNet", "ResidualEncoderUNet"}),  # plans before 2.5
 }
+#: keys at the top of the plans that become names of folders
+FOLDER_NAMES = frozenset({"dataset_name", "plans_name"})
 #: longest part of a foreign name that a message repeats
 SHOWN = 60
 #: end of every message
@@ -83,10 +86,15 @@ def check_plan_names(plans: Any, where: str) -> None:
     for key, allowed in PLAN_NAMES.items():
         if key in plans:
             _check(plans[key], allowed, key, where)
+    for key in FOLDER_NAMES & plans.keys():
+        if not is_plain_name(plans[key]):
+            raise _refusal(plans[key], key, where)
     planner = plans.get("experiment_planner_used", "unknown")
     if not is_identifier(planner):
         raise _refusal(planner, "experiment_planner_used", where)
     for name, configuration in configurations.items():
+        if not is_plain_name(name):
+            raise _refusal(name, "the name of a configuration", where)
         _check_configuration(configuration, where, f" of {_shown(name)}")
         _check_inheritance(str(name), configurations, where)
 
@@ -142,6 +150,8 @@ def _check_configuration(configuration: Any, where: str, of: str) -> None:
     for key, allowed in CONFIGURATION_NAMES.items():
         if key in configuration:
             _check(configuration[key], allowed, f"{key}{of}", where)
+    if "data_identifier" in configuration and not is_plain_name(configuration["data_identifier"]):
+        raise _refusal(configuration["data_identifier"], f"data_identifier{of}", where)
     if "normalization_schemes" in configuration:
         schemes = configuration["normalization_schemes"]
         if not isinstance(schemes, (list, tuple)):

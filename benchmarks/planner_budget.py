@@ -89,7 +89,7 @@ def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     from nndiffseg.planning import cost
 
     rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
-    settings = rivals.trainers["nndiffseg"].settings
+    settings = rivals.trainers["nndiffseg"].method.plan.settings
     arch, heads = rivals.configuration.network_arch_init_kwargs, rivals.labels.num_segmentation_heads
     grids = cost.stage_grids(rivals.patch, arch["strides"])
     costs = {

@@ -91,7 +91,7 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(trainer, tiny_da
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(methods_training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("nndiffseg.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("nndiffseg.training.loop.CHECKPOINT_SECONDS", 0.0)
     train(tiny_data, trainer, Budget(4, None), CPU, 0)
     expected = weights(tiny_data.fold_folder(trainer))
 

@@ -138,8 +138,8 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     out = fold(folders, "killed")
     # The real command; it saves after every iteration within an epoch, and is killed at the start of the ninth.
     script = (
-        "import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, os, signal, sys;"
-        "t.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
+        "import nndiffseg.training.trainer as t, nndiffseg.training.loop as l, nndiffseg.cli.train as c, os, signal, sys;"
+        "l.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
         "t.DiffusionTrainer.train_step = lambda self, batch: "
         "os.kill(os.getpid(), signal.SIGKILL) if self.iteration == 8 else step(self, batch);"
         "sys.exit(c.main(sys.argv[1:]))"

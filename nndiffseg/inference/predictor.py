@@ -304,10 +304,7 @@ def _options(
         sampler_of(sampler)
         if isinstance(sampler, str) and sampler not in model.method.samplers:
             allowed = ", ".join(model.method.samplers)
-            raise UserError(
-                f"{sampler} is no sampler of {model.trainer}, whose denoiser draws samples instead of means; leave out "
-                f"--sampler or choose {allowed}."
-            )
+            raise UserError(f"{sampler} is no sampler of {model.trainer}; leave out --sampler or choose {allowed}.")
     return SamplingOptions(samples, steps, sampler, seed, step_size, model.mirror_axes if mirroring else (), precision)
 
 

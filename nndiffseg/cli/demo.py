@@ -158,7 +158,7 @@ def _main(argv: Sequence[str] | None) -> None:
             "-device",
             demo.device,
         )
-    _judge(demo, dataset, predictions, images, references, started)
+    _evaluate(demo, dataset, predictions, images, references, started)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -230,7 +230,7 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
     return images, references
 
 
-def _judge(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
+def _evaluate(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
     """Evaluation, report, ``summary.json`` and the closing table."""
     from nndiffseg.data.files import write_json
     from nndiffseg.report.report import write_demo_report

@@ -62,8 +62,12 @@ def _parser() -> Parser:
         "configuration; 1 starts none; default: the number of processors, at most 8",
     )
     add("-npfp", type=int, metavar="N", help="processes for the check and the fingerprint; default as -np")
-    add("--verify_dataset_integrity", action="store_true", help="no effect: the dataset is always checked, unless ...")
-    add("--no_check", action="store_true", help="... this leaves it out")
+    add(
+        "--verify_dataset_integrity",
+        action="store_true",
+        help="accepted for nnU-Net's sake: the dataset is checked in any case",
+    )
+    add("--no_check", action="store_true", help="do not check the dataset")
     add("--no_pp", action="store_true", help="plan only, do not preprocess")
     add("--clean", action="store_true", help="make the fingerprint and the preprocessed data anew")
     add("--no_pbar", action="store_true", help="no progress bars")

@@ -1,4 +1,4 @@
-"""Judges a prediction folder against reference labels: accuracy, uncertainty maps, probabilities and volumes.
+"""Evaluates a prediction folder against reference labels: accuracy, uncertainty maps, probabilities and volumes.
 
 What is measured:
 

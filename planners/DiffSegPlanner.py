@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.dataset_json import channel_names, structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 from nndiffseg.methods import METHODS
 from nndiffseg.methods.ldseg.method import LDSegMethod
@@ -174,7 +175,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         nnU-Net calls this once, at the end of ``plan_experiment``.
 
         Raises:
-            UserError: a plans file of this name exists that nndiffseg did not make.
+            UserError: a plans file of this name exists that nndiffseg did not make, or that names what no planner writes.
         """
         plans_file = self.preprocessed_folder / f"{self.plans_identifier}.json"
         custom = self._custom_configurations(plans_file)
@@ -197,7 +198,9 @@ class DiffSegPlanner(ResEncUNetPlanner):
     def _custom_configurations(self, plans_file: Path) -> dict[str, Any]:
         if not plans_file.is_file():
             return {}
-        old = json.loads(plans_file.read_text())["configurations"]
+        plans = json.loads(plans_file.read_text())
+        check_plan_names(plans, str(plans_file))
+        old = plans["configurations"]
         if not any("diffusion" in c for c in old.values()):
             raise UserError(f"{plans_file} was not made by nndiffseg; choose another -overwrite_plans_name.")
         return old

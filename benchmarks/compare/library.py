@@ -23,7 +23,7 @@ from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
-from nndiffseg.export.writer import CaseGeometry
+from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.nn.precision import default_precision

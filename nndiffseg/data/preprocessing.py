@@ -24,6 +24,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
+from nndiffseg.data.plan_names import check_plan_names
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -120,7 +121,11 @@ def preprocess_configuration(
 
     Returns:
         The number of cases that were preprocessed.
+
+    Raises:
+        UserError: the plans name what no planner writes.
     """
+    check_plan_names(plans, "The plans")
     target = folder / plans["configurations"][configuration]["data_identifier"]
     staging = target.with_name(f".{target.name}.partial")
     if clean:

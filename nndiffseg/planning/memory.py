@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.methods.protocol import Method, MethodPlan
 
 #: key in a configuration's ``diffusion`` section: trainer -> its entry
@@ -96,7 +97,12 @@ def method_bytes(method_class: type[Method], configuration: ConfigurationManager
 
 
 def image_network_bytes(configuration: ConfigurationManager, channels: int, heads: int) -> float:
-    """The same for the planned image network alone."""
+    """The same for the planned image network alone.
+
+    Raises:
+        UserError: the plans name what no planner writes.
+    """
+    check_architecture(configuration.configuration["architecture"], "The plans")
     with torch.device("meta"):
         unet = get_network_from_plans(
             configuration.network_arch_class_name,

@@ -16,6 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from numpy.typing import NDArray
 
 from nndiffseg.data.images import find_reader, read_image
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.uncertainty.evaluation import read_array, structures_of, uncertainty_map
 
 ANATOMICAL = ("axial", "coronal", "sagittal")
@@ -87,10 +88,17 @@ def full_scale(dataset_json: Mapping[str, Any]) -> float:
 
 
 def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
-    """The reader that the model's plans name, else nnU-Net's choice for ``example``."""
-    plans = predictions / "plans.json"
-    if plans.is_file() and (name := json.loads(plans.read_text(encoding="utf8")).get("image_reader_writer")):
-        return recursive_find_reader_writer_by_name(name)()
+    """The reader that the model's plans name, else nnU-Net's choice for ``example``.
+
+    Raises:
+        UserError: the plans or dataset.json name what is none of nnU-Net's.
+    """
+    file = predictions / "plans.json"
+    if file.is_file():
+        plans = json.loads(file.read_text(encoding="utf8"))
+        check_plan_names(plans, str(file))
+        if name := plans.get("image_reader_writer"):
+            return recursive_find_reader_writer_by_name(name)()
     return find_reader(dataset_json, example)()
 
 

@@ -46,6 +46,7 @@ def test_without_amx_the_default_stays(monkeypatch):
     assert training_precision(CPU, [(6, 112, 96)]) == default_precision(CPU)
 
 
+@pytest.mark.seconds
 def test_a_thin_volume_trains_without_destroying_its_memory(make_dataset, tmp_path):
     """In bfloat16 with AMX the process aborted or hung; on other processors this test says nothing."""
     dataset = make_dataset(tmp_path / "raw", shape=(6, 112, 96), spacing=(5.0, 1.0, 1.0))

@@ -14,11 +14,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from nndiffseg import trainers
+from nndiffseg.methods import METHODS
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.planning import memory
-from nndiffseg.trainers import nnDiffSegTrainerCDAL, nnDiffSegTrainerLDSeg, nnDiffSegTrainerMedSegDiffV2
+from nndiffseg.trainers import nnDiffSegTrainerCDAL
 
-METHODS = [nnDiffSegTrainerLDSeg, nnDiffSegTrainerCDAL, nnDiffSegTrainerMedSegDiffV2]
+OTHERS = {trainer: method for trainer, method in METHODS.items() if trainer != "nnDiffSegTrainer"}
+CDAL = "nnDiffSegTrainerCDAL"
 PATCH = {2: [48, 32], 3: [16, 24, 16]}
 
 
@@ -48,7 +51,7 @@ def plans(dim: int = 2, batch: int = 8) -> PlansManager:
                 "c": {
                     "patch_size": PATCH[dim],
                     "batch_size": batch,
-                    "diffusion": {"settings": settings.to_plan()},
+                    "diffusion": {"settings": settings.to_plan(), "regions": False},
                     "architecture": {
                         "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
                         "arch_kwargs": architecture,
@@ -75,15 +78,15 @@ def test_each_kept_tensor_counts_once_and_weights_do_not(device):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("trainer", METHODS)
+@pytest.mark.parametrize("trainer", OTHERS)
 def test_the_meta_device_counts_what_the_cpu_keeps(trainer, dim):
-    manager = plans(dim)
-    configuration = manager.get_configuration("c")
-    network = trainer.build_network_architecture(manager, configuration, 2, 3, True)
+    configuration = plans(dim).get_configuration("c")
+    method = METHODS[trainer](MethodPlan.of(configuration, 2, 3))
+    network = method.network()
     image, onehot = torch.randn(3, 2, *PATCH[dim]), torch.zeros(3, 3, *PATCH[dim])
     with memory._CountAttention():
-        real = memory.saved_bytes(network, lambda: trainer.training_pass(network, image, onehot))
-    assert 3 * memory.trainer_bytes(trainer, manager, configuration, 2, 3) == pytest.approx(real, rel=0.02)
+        real = memory.saved_bytes(network, lambda: method.training_pass(network, image, onehot))
+    assert 3 * memory.method_bytes(METHODS[trainer], configuration, 2, 3) == pytest.approx(real, rel=0.02)
 
 
 def test_attention_counts_as_its_fused_kernel_keeps_it():
@@ -143,7 +146,7 @@ def test_memory_that_is_not_proportional_to_the_patch_is_asked_for():
 
 @functools.cache
 def entries_for(target: float) -> dict[str, dict[str, Any]]:
-    methods = METHODS if target > 1e6 else [nnDiffSegTrainerCDAL]
+    methods = OTHERS if target > 1e6 else {CDAL: METHODS[CDAL]}
     return memory.plan_entries(methods, plans(), "c", 2, 3, 10.0, target)
 
 
@@ -157,12 +160,11 @@ def fitted(share: float) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_entries_state_the_memory_relative_to_the_image_network():
     entries = entries_for(1e9)
-    assert list(entries) == [m.__name__ for m in METHODS]
+    assert list(entries) == list(OTHERS)
     configuration = plans().get_configuration("c")
     image = memory.image_network_bytes(configuration, 2, 3)
-    for method in METHODS:
-        entry = entries[method.__name__]
-        own = memory.trainer_bytes(method, plans(), configuration, 2, 3)
+    for trainer, entry in entries.items():
+        own = memory.method_bytes(METHODS[trainer], configuration, 2, 3)
         assert entry["training_memory_gb"] == pytest.approx(10 * own / image)
         assert (entry["patch_size"], entry["batch_size"]) == ([48, 32], 8)
 

@@ -122,8 +122,8 @@ def test_volumes_of_every_structure_are_in_the_case_table(predictions, phantom_d
             "a": {
                 "segmentation_ml": 12.34,
                 "mean_ml": 23.45,
-                "sd_ml": 1.567,
-                "interval_90_ml": [20.25, 26.75],
+                "calibrated_sd_ml": 1.567,
+                "calibrated_interval_90_ml": [20.25, 26.75],
                 "expected_dice": 0.777,
             }
         },

@@ -41,7 +41,7 @@ def test_without_a_budget_only_finished_trainings_are_used(tiny_data):
 def test_an_interrupted_training_ends_like_an_uninterrupted_one(trainer, tiny_data, tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(stock_training, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("nndiffseg.training.trainer.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("nndiffseg.training.loop.CHECKPOINT_SECONDS", 0.0)
     train(tiny_data, Entry(trainer), Budget(4, None), CPU, 0)
     expected = weights(tiny_data.fold_folder(trainer))
 

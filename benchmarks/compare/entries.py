@@ -146,5 +146,7 @@ def plainly(rows: Mapping[str, Row]) -> dict[str, Any]:
     first = next(iter(rows.values()))
     return {
         "metrics": {name: {key: row.metrics[name] for key, row in rows.items()} for name in first.metrics},
-        "costs": {key: {**row.training, **row.prediction, "seconds_per_case": row.seconds_per_case} for key, row in rows.items()},
+        "costs": {
+            key: {**row.training, **row.prediction, "seconds_per_case": row.seconds_per_case} for key, row in rows.items()
+        },
     }

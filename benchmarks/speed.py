@@ -212,8 +212,7 @@ def compare(
     """Everything about time and memory of one configuration.
 
     Args:
-        plans, configuration, dataset_json: as in nnU-Net's files.
-        device: where to run.
+        plans, configuration, dataset_json, device: see :class:`benchmarks.pair.Pair`.
         checkpoints: trained weights by side; without them the networks are untrained.
         data: preprocessed image ``(C, *spatial)``; None for noise of the dataset's median size.
         count, seconds, limit: of :func:`rounds`, for every group of measurements, and of one measurement of memory.
@@ -223,11 +222,10 @@ def compare(
     """
     pair = Pair(plans, configuration, dataset_json, device, checkpoints=checkpoints)
     data = pair.image() if data is None else data
-    print(f"Timing an image of {'x'.join(map(str, data.shape[1:]))} ...", flush=True)
+    print(f"Timing an image of {list(data.shape)} ...", flush=True)
     predicted = prediction(pair, data, count, seconds)
     measured, trained = parts(pair, count, seconds), training(pair, count, seconds)
     del pair
-    print("Peak memory of predictions ...", flush=True)
     remembered = memory(plans, configuration, dataset_json, device, checkpoints, data.shape[1:], limit)
     return {
         **_ratios(predicted, trained, remembered),

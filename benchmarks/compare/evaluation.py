@@ -166,9 +166,9 @@ class Comparison:
                 prediction = self.prediction(side, case)
                 tables[side.name][case] = case_table(self.data, case, prediction, references, spacing)
         self.calibrations = {name: cross_fitted_calibrations(t, self.groups) for name, t in tables.items()}
-        self.temperatures = {side.name: self._temperatures(side) for side in self.sides}
+        self.temperatures = {side.name: self.temperatures_of(side) for side in self.sides}
 
-    def _temperatures(self, side: Side) -> dict[str, float]:
+    def temperatures_of(self, side: Side) -> dict[str, float]:
         """The temperature of a case belongs to the fusion weight that was fitted without it, on all cases it was fitted to."""
         weight_of = {case: c.fusion_weight for case, c in self.calibrations[side.name].items()}
         curves: dict[float, dict[str, NDArray]] = {weight: {} for weight in set(weight_of.values())}

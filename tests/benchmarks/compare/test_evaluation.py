@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks.compare.evaluation import Comparison, Side, Source
 from benchmarks.compare.library import CasePrediction, Options
 from benchmarks.compare.scores import dice_scores
 from benchmarks.compare.trainers import STOCK, Entry
+from nndiffseg.calibration import Calibration
 
 
 def truth(data: Data, case: str) -> np.ndarray:
@@ -91,6 +93,45 @@ def test_every_side_gets_the_same_fits_and_a_temperature_repairs_overconfidence(
     assert set(comparison.temperatures) == set(comparison.calibrations) == {"sharp", "soft"}
     assert min(comparison.temperatures["sharp"].values()) > 2 * max(comparison.temperatures["soft"].values())
     assert set(comparison.fits()["sharp"]) == {"fusion_weight", "volume_scale", "temperature"}
+
+
+def test_a_temperature_belongs_to_the_fusion_weight_of_its_case(tiny_data, compared):
+    """Fitted to what other cases look like under the case's own weight, not under theirs."""
+
+    def uneven(case: str) -> CasePrediction:
+        sharp, soft = noisy(tiny_data, case, 1e4), noisy(tiny_data, case, 50)
+        return CasePrediction(sharp.deterministic, soft.deterministic, sharp.labels, 1.0)
+
+    _, comparison = compared({"a": uneven})
+    first, *others = tiny_data.cases
+    weights = {first: 1.0, **dict.fromkeys(others, 0.0)}
+    comparison.calibrations["a"] = {case: Calibration(w) for case, w in weights.items()}
+    found = comparison.temperatures_of(comparison.sides[0])
+    assert all(found[first] > 2 * found[case] for case in others)
+
+
+def test_volumes_are_stretched_by_the_fitted_scale_and_shown_as_drawn_too(tiny_data, compared):
+    def varied(case: str) -> CasePrediction:
+        labels = truth(tiny_data, case)
+        samples = np.stack([np.where(np.arange(labels.shape[-1]) < 20 + i, labels, 0) for i in range(3)])
+        return prediction_of(labels)._replace(labels=samples)
+
+    _, comparison = compared({"a": varied})
+    case, widths = tiny_data.cases[0], []
+    for scale in (1.0, 2.0):
+        comparison.calibrations["a"][case] = Calibration(volume_scale=scale)
+        widths.append(comparison.evaluate(case).sides["a"].agreement)
+    assert widths[1].width == pytest.approx(2 * widths[0].width) and widths[0].width > 0
+    assert widths[1].coverage_as_drawn == widths[0].coverage_as_drawn
+
+
+def test_a_difference_is_the_base_minus_the_other(tiny_data, compared):
+    makers = {"good": lambda c: prediction_of(truth(tiny_data, c)), "none": lambda c: prediction_of(0 * truth(tiny_data, c))}
+    _, comparison = compared(makers)
+    cases = [comparison.evaluate(case) for case in tiny_data.cases]
+    found = table.differences(table.metrics(["shell", "core"], cases, "good"))
+    assert found["Dice, mean"] == {"none": [1.0, 1.0, 1.0]}
+    assert found["GED^2"]["none"][0] < 0
 
 
 def test_no_case_sees_a_number_that_its_own_group_helped_to_fit(tiny_data, compared, monkeypatch):
@@ -191,6 +232,7 @@ def test_predictions_survive_the_cache(tiny_data, tmp_path):
     found = predictions.load(tiny_data, entry, options, "x")
     assert found.sampled is found.deterministic  # nothing is kept or compared twice
     np.testing.assert_array_equal(found.deterministic, stock.deterministic)  # tails too
-    assert {predictions.folder_of(tiny_data, entry, o) for o in (options, Options(4), Options(3, 1), Options(3, steps=2))} != {
-        folder
-    }
+    others = (Options(4), Options(3, 1), Options(3, steps=2), Options(3, mirroring=False), Options(3, sampler="ddim"))
+    assert len({predictions.folder_of(tiny_data, entry, o) for o in (options, *others)}) == 6
+    os.utime(file, (1e9, 1e9))  # another training
+    assert predictions.folder_of(tiny_data, entry, options) != folder

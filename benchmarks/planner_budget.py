@@ -86,20 +86,16 @@ def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
     from benchmarks.rivals import Rivals
     from benchmarks.speed import parts
-    from nndiffseg.planning import cost
+    from nndiffseg.planning.cost import Architecture
 
     rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
     settings = rivals.trainers["nndiffseg"].method.plan.settings
-    arch, heads = rivals.configuration.network_arch_init_kwargs, rivals.labels.num_segmentation_heads
-    grids = cost.stage_grids(rivals.patch, arch["strides"])
-    costs = {
-        "image_network": cost.image_network(arch, rivals.channels, heads, rivals.patch),
-        "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
-        "label_decoder": cost.label_decoder(settings, heads, grids),
-    }
+    heads = rivals.labels.num_segmentation_heads
+    architecture = Architecture.of(rivals.configuration.configuration, rivals.channels, heads)
+    image, light = architecture.image, architecture.light(settings)
+    costs = {"image_network": image, "denoiser_step": light.denoise, "label_decoder": light.decode}
     measured = parts(rivals, 9, 60.0)
-    sample = cost.sample(settings, heads, grids)
-    image = costs["image_network"]
+    sample = light.sample(settings.steps)
     return {
         "measured": measured["measured_samples_to_image_ratio"],
         "operations": 16 * sample.flops / image.flops,

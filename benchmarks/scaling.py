@@ -134,7 +134,8 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     """
     import nndiffseg.planners as planners
     from benchmarks.versus_nnunet import PLANNERS, PLANS
-    from nndiffseg.planning.decisions import Architecture, candidate
+    from nndiffseg.planning.cost import Architecture
+    from nndiffseg.planning.decisions import candidate
 
     patch = (min(point.size, LARGEST_PATCH[point.axes]),) * point.axes
     first, largest, blocks = WIDTHS[planner]
@@ -158,7 +159,12 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     }
     size = getattr(planners, PLANNERS[planner]).size
     channels = 8 if point.classes <= 10 else 16  # more classes need a wider latent
-    light = candidate(Architecture(arch, 1, point.classes, patch), LATENT_STAGE, size, channels)
+    architecture = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        "arch_kwargs": arch,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+    light = candidate(Architecture(architecture, 1, point.classes, patch), LATENT_STAGE, size, channels)
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "made",
@@ -172,11 +178,7 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
         "batch_dice": two,
         **{f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in ("data", "seg", "probabilities")},
         **{f"resampling_fn_{k}_kwargs": {**resampling, "is_seg": k == "seg"} for k in ("data", "seg", "probabilities")},
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-            "arch_kwargs": arch,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": architecture,
         "diffusion": {"settings": light.settings.to_plan(), "regions": False},
     }
     plans = {

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import report
-from benchmarks.versus_nnunet import PLANNERS, PLANS, dataset_name, planned
+from benchmarks.compare.planning import PLANNERS, PLANS, dataset_name, planned
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.uncertainty.evaluation import number
 
@@ -84,17 +84,17 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: Any) -> dict[str, Any]:
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
-    from benchmarks.rivals import Rivals
+    from benchmarks.pair import Pair
     from benchmarks.speed import parts
     from nndiffseg.planning.cost import Architecture
 
-    rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
-    settings = rivals.trainers["nndiffseg"].method.plan.settings
-    heads = rivals.labels.num_segmentation_heads
-    architecture = Architecture.of(rivals.configuration.configuration, rivals.channels, heads)
+    pair = Pair(plans, configuration, dataset_json, device, sides=("nndiffseg",))
+    settings = pair.trainers["nndiffseg"].method.plan.settings
+    heads = pair.labels.num_segmentation_heads
+    architecture = Architecture.of(pair.configuration.configuration, pair.channels, heads)
     image, light = architecture.image, architecture.light(settings)
     costs = {"image_network": image, "denoiser_step": light.denoise, "label_decoder": light.decode}
-    measured = parts(rivals, 9, 60.0)
+    measured = parts(pair, 9, 60.0)
     sample = light.sample(settings.steps)
     return {
         "measured": measured["measured_samples_to_image_ratio"],

@@ -26,7 +26,7 @@ from nndiffseg.cli.common import Parser, add_device_flag, choose, pick_device, r
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
-    from benchmarks.methods_common import Measurements
+    from benchmarks.compare.processes import Measurements
 
 #: per planner: first and largest number of features (2D, 3D), blocks of the encoder's first stages
 WIDTHS = {
@@ -97,7 +97,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, planner: str, device: str) -> None:
-    from benchmarks.methods_common import Measurements
+    from benchmarks.compare.processes import Measurements
 
     settings = {"planner": planner, "device": device, "limit": args.limit, "batch": BATCH}
     kept = Measurements(RESULTS, f".{name}_partial", settings)
@@ -133,7 +133,7 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     by two along all axes down to an edge of 4 to 7 voxels.
     """
     import nndiffseg.planners as planners
-    from benchmarks.versus_nnunet import PLANNERS, PLANS
+    from benchmarks.compare.planning import PLANNERS, PLANS
     from nndiffseg.planning.cost import Architecture
     from nndiffseg.planning.decisions import candidate
 
@@ -216,7 +216,7 @@ def described(sweeps: dict[str, list[Point]], planner: str) -> dict[str, Any]:
 
 def measure(kept: Measurements, point: Point, planner: str, device: str, limit: float) -> dict[str, Any]:
     """Seconds and peak memory of all curves at one point, or why there are none: ``{"prediction nnunet": {...}, ...}``."""
-    from benchmarks.rivals import in_own_process
+    from benchmarks.pair import in_own_process
 
     found = {}
     for task, side in CURVES:
@@ -271,7 +271,7 @@ def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[s
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from benchmarks.methods_figures import plain_ticks, save_figure
+    from benchmarks.compare.plots import plain_ticks, save_figure
 
     figure, axes = plt.subplots(
         2, len(sweeps), figsize=(3.4 * len(sweeps), 6), layout="constrained", sharex="col", squeeze=False

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import rivals, scaling
-from benchmarks.rivals import Rivals, single
+from benchmarks import pair as timing
+from benchmarks import scaling
+from benchmarks.pair import Pair, single
 from benchmarks.scaling import BASE, SWEEPS, Point, made_plans, table
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def specification(point: Point, **more) -> dict:
     }
 
 
-@pytest.mark.parametrize("side", rivals.SIDES)
+@pytest.mark.parametrize("side", timing.SIDES)
 @pytest.mark.parametrize("task", ["prediction", "training"])
 @pytest.mark.parametrize("point", [Point(size=32, axes=2, samples=2), Point(size=16, axes=3, samples=2, classes=7)])
 def test_made_plans_build_and_run(point, task, side):
@@ -54,7 +55,7 @@ def test_every_point_has_a_plan_that_fits_its_patch(point, planner):
 
 def test_number_of_classes_reaches_both_networks():
     plans, dataset_json = made_plans(Point(size=16, axes=2, classes=20), "S")
-    pair = Rivals(plans, "made", dataset_json, CPU)
+    pair = Pair(plans, "made", dataset_json, CPU)
     logits = pair.trainers["nnunet"].network.eval()(torch.zeros(1, 1, 16, 16))
     assert logits[0].shape[1] == 20 and pair.trainers["nndiffseg"].bare_network(torch.zeros(1, 1, 16, 16)).shape[1] == 20
 
@@ -68,7 +69,7 @@ def test_a_run_measures_each_thing_once_and_reports_what_failed(results_elsewher
             return {"failed": f"more than {limit:.0f} s"}
         return {"processor_seconds": 0.5 * spec["samples"], "seconds": 9.0, "peak_gb": 1.0, "working_gb": 0.1}
 
-    monkeypatch.setattr(rivals, "in_own_process", pretend)
+    monkeypatch.setattr(timing, "in_own_process", pretend)
     monkeypatch.setattr(scaling, "QUICK", SMALL)
     monkeypatch.setattr(scaling, "RESULTS", results_elsewhere)
     assert scaling.main(["--quick", "--planner", "S", "--device", "cpu", "--limit", "7"]) == 0
@@ -89,7 +90,7 @@ def test_an_interrupted_run_goes_on(results_elsewhere, monkeypatch):
             raise KeyboardInterrupt
         return {"processor_seconds": 1.0, "peak_gb": 1.0}
 
-    monkeypatch.setattr(rivals, "in_own_process", interrupted)
+    monkeypatch.setattr(timing, "in_own_process", interrupted)
     monkeypatch.setattr(scaling, "QUICK", {"image size, 2D": SMALL["image size, 2D"]})
     monkeypatch.setattr(scaling, "RESULTS", results_elsewhere)
     flags = ["--quick", "--planner", "S", "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals and pooled figures against closed forms and against the library's own accumulators."""
+"""Bootstrap intervals and pooled metrics against closed forms and against the library's own accumulators."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.comparison_metrics import (
-    agreement,
-    calibration,
-    expected_coverage,
+from benchmarks.compare.metrics import error_histogram, reliability
+from benchmarks.compare.pooling import (
     interval,
+    mean_of_columns,
     means,
     paired_bootstrap,
     pooled_auroc,
@@ -18,11 +17,8 @@ from benchmarks.comparison_metrics import (
     pooled_ece,
     pooled_nll,
     resamples,
-    volume_coverage,
 )
 from nndiffseg.uncertainty import ReliabilityAccumulator
-
-STRUCTURES = ((1,), (2,))
 
 
 def test_the_interval_of_a_mean_has_the_width_of_the_central_limit_theorem():
@@ -83,9 +79,13 @@ def test_an_interval_without_resamples_of_any_use_is_only_a_value():
     assert np.isnan(interval(np.array([0.5, np.nan])).low)
 
 
+def test_a_structure_that_no_case_has_leaves_the_mean_of_the_others():
+    np.testing.assert_allclose(mean_of_columns(np.array([[0.4, np.nan], [0.2, 0.6], [np.nan, np.nan]])), [0.4, 0.4, np.nan])
+
+
 @pytest.fixture
 def two_cases():
-    """Probabilities of two classes, how often annotators chose them, a region, uncertainty and errors."""
+    """Probabilities of two structures, how often annotators chose them, a region, uncertainty and errors."""
     rng = np.random.default_rng(3)
     cases = []
     for shape in ((6, 7, 8), (5, 5, 5)):
@@ -95,8 +95,8 @@ def two_cases():
     return cases
 
 
-def test_pooled_figures_are_those_of_one_accumulator_that_saw_all_cases(two_cases):
-    counts = [calibration(*case) for case in two_cases]
+def test_pooled_metrics_are_those_of_one_accumulator_that_saw_all_cases(two_cases):
+    counts = [reliability(p, y, region) for p, y, region, _, _ in two_cases]
     one = np.ones((1, 2))
     for k in range(2):
         reference = ReliabilityAccumulator(1, regions=True)
@@ -109,58 +109,24 @@ def test_pooled_figures_are_those_of_one_accumulator_that_saw_all_cases(two_case
 
 
 def test_a_case_drawn_twice_counts_twice(two_cases):
-    once = [calibration(*case) for case in two_cases]
-    doubled = [once[0], once[0], once[1]]
-    for pool in (pooled_ece, pooled_brier, pooled_nll, pooled_auroc):
+    counts = [reliability(p, y, region) for p, y, region, _, _ in two_cases]
+    errors = [error_histogram(u, wrong, region) for _, _, region, u, wrong in two_cases]
+    pools = [(pool, counts) for pool in (pooled_ece, pooled_brier, pooled_nll)] + [(pooled_auroc, errors)]
+    for pool, once in pools:
+        doubled = [once[0], once[0], once[1]]
         np.testing.assert_allclose(pool(np.array([[2.0, 1]]), once), pool(np.ones((1, 3)), doubled))
 
 
 def test_the_auroc_is_that_of_all_voxels_and_annotators(two_cases):
-    counts = [calibration(*case) for case in two_cases]
+    counts = [error_histogram(u, errors, region) for _, _, region, u, errors in two_cases]
     u = np.concatenate([u[region] for _, _, region, u, errors in two_cases for _ in errors])
     wrong = np.concatenate([e[region] for _, _, region, _, errors in two_cases for e in errors])
     assert pooled_auroc(np.ones((1, 2)), counts)[0] == pytest.approx(roc_auc_score(wrong, u), abs=2e-3)
 
 
 def test_a_case_without_a_region_adds_nothing(two_cases):
-    counts = [calibration(*case) for case in two_cases]
-    p, y, region, u, errors = two_cases[0]
-    empty = calibration(p, y, np.zeros_like(region), u, errors)
+    counts = [reliability(p, y, region) for p, y, region, _, _ in two_cases]
+    p, y, region, _, _ = two_cases[0]
+    empty = reliability(p, y, np.zeros_like(region))
     np.testing.assert_allclose(pooled_nll(np.ones((1, 3)), [*counts, empty]), pooled_nll(np.ones((1, 2)), counts))
     assert np.isnan(pooled_ece(np.ones((1, 1)), [empty])).all()
-
-
-def test_samples_from_the_annotators_themselves_agree_as_annotators_do():
-    rng = np.random.default_rng(4)
-    annotations = rng.integers(0, 3, (5, 4, 6, 6))
-    found = agreement(annotations, annotations, STRUCTURES)
-    assert found.ged == pytest.approx(0)
-    assert found.sample_spread == pytest.approx(found.reference_spread)
-    # Of the 25 pairs of a sample and an annotation, five are one and the same map.
-    assert found.truth_dice == pytest.approx(0.8 * found.sample_dice + 0.2)
-
-
-def test_the_terms_of_the_energy_distance_of_disjoint_masks():
-    a, b = np.zeros((1, 2, 2), int), np.zeros((1, 2, 2), int)
-    a[0, 0], b[0, 1] = 1, 1
-    found = agreement(np.stack([a, a]), b[None], ((1,),))
-    assert (found.cross, found.within_samples, found.within_references, found.ged) == (1, 0, 0, 2)
-    assert found.sample_dice == 1 and found.truth_dice == 0 and found.reference_spread is None
-
-
-def test_a_volume_is_covered_inside_the_percentiles_that_users_get():
-    def of_size(voxels: int) -> np.ndarray:
-        return (np.arange(100) < voxels).astype(int).reshape(1, 10, 10)
-
-    samples = np.stack([of_size(v) for v in range(10, 31)])  # quantiles 10.1 and 29.9 around a mean of 20
-    truths = np.stack([of_size(v) for v in (10, 11, 20, 29, 30)])
-    assert agreement(samples, truths, ((1,),)).coverage == pytest.approx(3 / 5)
-    assert agreement(samples, truths, ((1,),), volume_scale=2.0).coverage == 1
-    assert agreement(samples, truths, ((1,),), volume_scale=0.5).coverage == pytest.approx(1 / 5)
-    assert agreement(samples[:1], truths, ((1,),)).coverage is None
-
-
-@pytest.mark.parametrize("n", [4, 16, 64])
-def test_samples_of_the_right_distribution_cover_as_often_as_expected(n):
-    draws = np.random.default_rng(0).random((4000, n + 1))
-    assert expected_coverage(n) == pytest.approx(volume_coverage(draws[:, 1:], draws[:, :1], 1.0), abs=0.015)

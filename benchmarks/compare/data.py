@@ -1,4 +1,4 @@
-"""The data of a comparison of methods: one fold of one configuration, its cases, their images and annotations."""
+"""The data of a comparison: one fold of one configuration, its cases, their images and annotations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.methods_common import Measurements, clock_name
+from benchmarks.compare.processes import Measurements, clock_name
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.data.folders import configure_folders
 from nndiffseg.errors import UserError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: annotations of several raters: ``ratersTr/CASE/RATER`` with the file ending of the labels
 RATERS = "ratersTr"
+#: a slice thicker than this many pixels marks a 2D image
+THICK = 900
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ class Data:
     @property
     def label_manager(self) -> LabelManager:
         return self.plans_manager.get_label_manager(self.dataset_json)
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Labels of each of the K structures."""
+        return structures_of(self.dataset_json)
+
+    @property
+    def heads(self) -> list[tuple[int, ...]]:
+        """Labels of each channel of the probabilities."""
+        manager = self.label_manager
+        heads = manager.foreground_regions if manager.has_regions else manager.all_labels
+        return [tuple(int(v) for v in h) if isinstance(h, (tuple, list)) else (int(h),) for h in heads]
 
     def fold_folder(self, trainer: str) -> Path:
         """Where nnU-Net's conventions put a trainer's results; ``trainer`` is a class name, see :func:`class_name`."""
@@ -147,21 +162,29 @@ def spread_evenly(cases: Sequence[str], count: int | None) -> list[str]:
     return [cases[i] for i in np.linspace(0, len(cases) - 1, count).round().astype(int)]
 
 
-def references_of(data: Data, case: str) -> tuple[np.ndarray, tuple[float, ...]]:
+def references_of(data: Data, case: str, raters: bool = True) -> tuple[np.ndarray, tuple[float, ...]]:
     """The annotations of a case ``(M, *image)`` and the spacing in mm of the image's three axes.
 
-    All raters of the raw dataset's folder ``ratersTr`` where it has one for the case, else the one label.
+    Args:
+        data: of the fold.
+        case: its name.
+        raters: all raters of the raw dataset's folder ``ratersTr`` where it has one for the case, else the one label.
 
     Raises:
         UserError: there is none.
     """
     ending, reader = data.dataset_json["file_ending"], data.plans_manager.image_reader_writer_class()
-    files = sorted((data.raw / RATERS / case).glob(f"*{ending}"))
+    files = sorted((data.raw / RATERS / case).glob(f"*{ending}")) if raters else []
     files = files or [f for f in [data.preprocessed / "gt_segmentations" / f"{case}{ending}"] if f.is_file()]
     if not files:
         raise UserError(f"There is no label of {case} in {data.preprocessed / 'gt_segmentations'}; preprocess it again.")
     read = [reader.read_seg(str(f)) for f in files]
     return np.stack([array[0].astype(np.int16) for array, _ in read]), tuple(float(s) for s in read[0][1]["spacing"])
+
+
+def is_flat(references: np.ndarray, spacing: Sequence[float]) -> bool:
+    """Whether annotations ``(M, *image)`` are 2D: nnU-Net's readers give them one slice of a huge thickness."""
+    return references.shape[1] == 1 and spacing[0] > THICK * max(spacing[1:])
 
 
 def image_files(data: Data, case: str) -> tuple[Path, ...]:

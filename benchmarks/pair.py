@@ -1,6 +1,6 @@
 """Stock nnU-Net and nndiffseg on one configuration, ready to be timed: tasks, clocks, peak memory.
 
-python -m benchmarks.rivals SPECIFICATION.json    (one task in a process of its own, for peak memory; prints JSON)
+python -m benchmarks.pair SPECIFICATION.json    (one task in a process of its own, for peak memory; prints JSON)
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIDES = ("nnunet", "nndiffseg")
 ENOUGH = 30.0
 
 
-class Rivals:
+class Pair:
     """Stock nnU-Net and nndiffseg on one configuration of a plans file, with random weights or trained ones.
 
     Args:
@@ -70,7 +70,8 @@ class Rivals:
         any_trainer = next(iter(self.trainers.values()))
         self.plans, self.configuration = any_trainer.plans_manager, any_trainer.configuration_manager
         self.patch = tuple(int(n) for n in self.configuration.patch_size)
-        self.scales = any_trainer._get_deep_supervision_scales()
+        # Of deep supervision: full resolution and every stage of the decoder but the deepest.
+        self.scales = (1 / np.cumprod(np.vstack(self.configuration.pool_op_kernel_sizes), axis=0))[:-1]
         self.labels, self.channels = any_trainer.label_manager, any_trainer.num_input_channels
 
     def batch(self) -> dict[str, Any]:
@@ -254,7 +255,7 @@ def in_own_process(specification: dict[str, Any], limit: float | None = None) ->
         file.write_text(json.dumps(specification))
         try:
             finished = subprocess.run(
-                [sys.executable, "-m", "benchmarks.rivals", str(file)],
+                [sys.executable, "-m", "benchmarks.pair", str(file)],
                 capture_output=True,
                 text=True,
                 timeout=limit,
@@ -277,14 +278,14 @@ def single(spec: dict[str, Any]) -> dict[str, Any]:
             ``prediction``), ``rounds``, and for predictions ``shape``, ``samples``, ``steps``, ``mirroring``.
     """
     device = torch.device(spec["device"])
-    rivals = Rivals(spec["plans"], spec["configuration"], spec["dataset_json"], device, [spec["side"]], spec.get("checkpoints"))
+    pair = Pair(spec["plans"], spec["configuration"], spec["dataset_json"], device, [spec["side"]], spec.get("checkpoints"))
     if spec["task"] == "training":
-        task: Callable[[], Any] = partial(rivals.train_step, spec["side"], rivals.batch())
+        task: Callable[[], Any] = partial(pair.train_step, spec["side"], pair.batch())
     else:
-        predict = rivals.predictor(
+        predict = pair.predictor(
             spec["side"], samples=spec.get("samples", 16), steps=spec.get("steps"), mirroring=spec.get("mirroring", False)
         )
-        task = partial(predict, rivals.image(spec.get("shape")))
+        task = partial(predict, pair.image(spec.get("shape")))
     started, by_processor = time.perf_counter(), time.process_time()
     result: dict[str, Any] = peak_memory(task, device)
     wall, processor = time.perf_counter() - started, time.process_time() - by_processor

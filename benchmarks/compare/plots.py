@@ -1,4 +1,4 @@
-"""Figures of the comparisons: the same look and colours everywhere, written to ``docs/images``."""
+"""Plots of the comparisons: the same look and colours everywhere, written to ``docs/images``."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.methods_common import TRAINERS
+from benchmarks.compare.trainers import LABELS, label_of
 
-IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 
 
 def colour_of(name: str) -> str:
-    """The same colour for a method in every figure."""
-    return f"C{TRAINERS.index(name)}" if name in TRAINERS else f"C{len(TRAINERS) + len(name) % 3}"
+    """The same colour for a method in every plot; ``name`` of its trainer, or its label."""
+    labels = list(LABELS.values())
+    label = name if name in labels else label_of(name)
+    return f"C{labels.index(label)}" if label in labels else f"C{len(labels) + len(label) % 3}"
 
 
 def plain_ticks(axis: Any, values: Sequence[float] | None = None) -> None:

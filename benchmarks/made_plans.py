@@ -37,9 +37,9 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     by two along all axes down to an edge of 4 to 7 voxels.
     """
     patch = (min(point.size, LARGEST_PATCH[point.axes]),) * point.axes
-    arch = _architecture(point.axes, patch[0], planner)
-    configuration = _configuration(point, arch, patch)
-    configuration["diffusion"] = {"settings": _light(point, arch, patch, planner), "regions": False}
+    architecture = _architecture(point.axes, patch[0], planner)
+    configuration = _configuration(point, architecture, patch)
+    configuration["diffusion"] = {"settings": _light(point, architecture, patch, planner), "regions": False}
     plans = {
         "dataset_name": "Dataset999_Made",
         "plans_name": PLANS[planner],
@@ -57,10 +57,10 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
 
 
 def _architecture(axes: int, edge: int, planner: str) -> dict[str, Any]:
-    """Arguments of nnU-Net's residual-encoder U-Net for a patch of this edge."""
+    """nnU-Net's residual-encoder U-Net for a patch of this edge, as plans name it."""
     first, largest, blocks = WIDTHS[planner]
     depth = min(len(blocks), edge.bit_length() - 2)
-    return {
+    arguments = {
         "n_stages": depth,
         "features_per_stage": [min(first * 2**s, largest[0 if axes == 2 else 1]) for s in range(depth)],
         "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
@@ -76,19 +76,25 @@ def _architecture(axes: int, edge: int, planner: str) -> dict[str, Any]:
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
 
 
-def _light(point: Point, arch: dict[str, Any], patch: tuple[int, ...], planner: str) -> dict[str, Any]:
+def _light(point: Point, architecture: dict[str, Any], patch: tuple[int, ...], planner: str) -> dict[str, Any]:
     """Settings of the light networks, as the planner chooses them."""
     import nndiffseg.planners as planners
-    from nndiffseg.planning.decisions import Architecture, candidate
+    from nndiffseg.planning.cost import Architecture
+    from nndiffseg.planning.decisions import candidate
 
     size = getattr(planners, PLANNERS[planner]).size
     channels = 8 if point.classes <= 10 else 16  # more classes need a wider latent
-    return candidate(Architecture(arch, 1, point.classes, patch), LATENT_STAGE, size, channels).settings.to_plan()
+    return candidate(Architecture(architecture, 1, point.classes, patch), LATENT_STAGE, size, channels).settings.to_plan()
 
 
-def _configuration(point: Point, arch: dict[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:
+def _configuration(point: Point, architecture: dict[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:
     """nnU-Net's part of the configuration."""
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     kinds = ("data", "seg", "probabilities")
@@ -104,9 +110,5 @@ def _configuration(point: Point, arch: dict[str, Any], patch: tuple[int, ...]) -
         "batch_dice": point.axes == 2,
         **{f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in kinds},
         **{f"resampling_fn_{k}_kwargs": {**resampling, "is_seg": k == "seg"} for k in kinds},
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-            "arch_kwargs": arch,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
+        "architecture": architecture,
     }

@@ -68,20 +68,16 @@ def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, A
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
     from benchmarks.pair import Pair
     from benchmarks.speed import parts
-    from nndiffseg.planning import cost
+    from nndiffseg.planning.cost import Architecture
 
     pair = Pair(plans, configuration, dataset_json, device, sides=("nndiffseg",))
     settings = pair.trainers["nndiffseg"].method.plan.settings
-    arch, heads = pair.configuration.network_arch_init_kwargs, pair.labels.num_segmentation_heads
-    grids = cost.stage_grids(pair.patch, arch["strides"])
-    costs = {
-        "image_network": cost.image_network(arch, pair.channels, heads, pair.patch),
-        "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
-        "label_decoder": cost.label_decoder(settings, heads, grids),
-    }
+    heads = pair.labels.num_segmentation_heads
+    architecture = Architecture.of(pair.configuration.configuration, pair.channels, heads)
+    image, light = architecture.image, architecture.light(settings)
+    costs = {"image_network": image, "denoiser_step": light.denoise, "label_decoder": light.decode}
     measured = parts(pair, 9, 60.0)
-    sample = cost.sample(settings, heads, grids)
-    image = costs["image_network"]
+    sample = light.sample(settings.steps)
     return {
         "measured": measured["measured_samples_to_image_ratio"],
         "operations": 16 * sample.flops / image.flops,

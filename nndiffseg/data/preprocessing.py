@@ -64,19 +64,10 @@ def extract_fingerprint(
         _analyze, arguments, processes, description="Extracting the fingerprint", progress=progress, flags="-npfp 1"
     )
     shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
-    statistics = {}
-    for c in range(len(channel_names(dataset_json))):
-        values = np.concatenate([case[c] for case in intensities])
-        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-        statistics[str(c)] = {
-            "mean": float(np.mean(values)),
-            "median": float(median),
-            "std": float(np.std(values)),
-            "min": float(np.min(values)),
-            "max": float(np.max(values)),
-            "percentile_99_5": float(high),
-            "percentile_00_5": float(low),
-        }
+    statistics = {
+        str(c): _intensity_statistics(np.concatenate([case[c] for case in intensities]))
+        for c in range(len(channel_names(dataset_json)))
+    }
     fingerprint = {
         "spacings": [[float(v) for v in s] for s in spacings],
         "shapes_after_crop": [[int(v) for v in s] for s in shapes],
@@ -84,6 +75,20 @@ def extract_fingerprint(
         "median_relative_size_after_cropping": float(np.median(relative_sizes)),
     }
     write_json(fingerprint, file, strict=False)
+
+
+def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
+    """nnU-Net's figures of one channel's foreground intensities ``(n,)``."""
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+    return {
+        "mean": float(np.mean(values)),
+        "median": float(median),
+        "std": float(np.std(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+        "percentile_99_5": float(high),
+        "percentile_00_5": float(low),
+    }
 
 
 def _analyze(*arguments: Any) -> Any:

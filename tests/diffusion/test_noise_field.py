@@ -169,3 +169,8 @@ def test_an_odd_number_of_channels_hashes_no_channel_in_vain(monkeypatch):
     for channels in (1, 2, 3, 4):
         NoiseField(0, "case", 0).draw(0, channels, (2,))
     assert drawn == [1, 1, 2, 2]
+
+
+def test_the_smallest_scale_interpolates_as_well():
+    x = NoiseField(0, "case", 0).draw(0, 1, (9,), scale=2)[0]
+    torch.testing.assert_close(x[1::2], (x[:-1:2] + x[2::2]) / 2**0.5)

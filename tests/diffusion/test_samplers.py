@@ -101,7 +101,7 @@ def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, samp
 def test_shape_and_dtype_are_kept_and_time_is_a_batch_of_at_least_single_precision(sample, schedule, dtype, shape):
     def denoise(z, t, i):
         assert z.shape == shape and z.dtype == dtype
-        assert t.shape == shape[:1] and t.dtype in (torch.float32, torch.float64)
+        assert t.shape == shape[:1] and t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         return 0.5 * z
 
     z0 = sample(denoise, torch.randn(shape, dtype=dtype), timesteps(4), schedule=schedule, generator=seeded())
@@ -168,3 +168,12 @@ def test_the_denoiser_is_told_the_step(sample, schedule):
     told = []
     sample(lambda z, t, i: told.append(i) or z, torch.randn(1, 1, 4), timesteps(4), schedule=schedule, generator=seeded())
     assert told == [0, 1, 2, 3]
+
+
+def test_everything_stays_on_the_device_of_the_noise(sample, schedule):
+    def denoise(z, t, i):
+        assert z.device.type == t.device.type == "meta"
+        return 0.5 * z
+
+    noise = torch.randn(2, 1, 4, device="meta")
+    assert sample(denoise, noise, timesteps(3), schedule=schedule, generator=seeded()).device.type == "meta"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare.planning import PLANNERS, PLANS
+
+if TYPE_CHECKING:
+    from nndiffseg.methods.settings import DiffusionSettings
 
 #: per planner: first and largest number of features (2D, 3D), blocks of the encoder's first stages
 WIDTHS = {
@@ -39,7 +43,8 @@ def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, An
     patch = (min(point.size, LARGEST_PATCH[point.axes]),) * point.axes
     architecture = _architecture(point.axes, patch[0], planner)
     configuration = _configuration(point, architecture, patch)
-    configuration["diffusion"] = {"settings": _light(point, architecture, patch, planner), "regions": False}
+    light = _light(point.axes, patch[0], point.classes, planner)
+    configuration["diffusion"] = {"settings": light.to_plan(), "regions": False}
     plans = {
         "dataset_name": "Dataset999_Made",
         "plans_name": PLANS[planner],
@@ -83,15 +88,17 @@ def _architecture(axes: int, edge: int, planner: str) -> dict[str, Any]:
     }
 
 
-def _light(point: Point, architecture: dict[str, Any], patch: tuple[int, ...], planner: str) -> dict[str, Any]:
-    """Settings of the light networks, as the planner chooses them."""
+@cache
+def _light(axes: int, edge: int, classes: int, planner: str) -> DiffusionSettings:
+    """Settings of the light networks, as the planner chooses them; counting what they cost takes most of a second."""
     import nndiffseg.planners as planners
     from nndiffseg.planning.cost import Architecture
     from nndiffseg.planning.decisions import candidate
 
     size = getattr(planners, PLANNERS[planner]).size
-    channels = 8 if point.classes <= 10 else 16  # more classes need a wider latent
-    return candidate(Architecture(architecture, 1, point.classes, patch), LATENT_STAGE, size, channels).settings.to_plan()
+    channels = 8 if classes <= 10 else 16  # more classes need a wider latent
+    architecture = Architecture(_architecture(axes, edge, planner), 1, classes, (edge,) * axes)
+    return candidate(architecture, LATENT_STAGE, size, channels).settings
 
 
 def _configuration(point: Point, architecture: dict[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:

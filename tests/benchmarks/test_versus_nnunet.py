@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import versus_nnunet
+from benchmarks.compare import planning
 from benchmarks.compare.library import FINAL
-from benchmarks.compare.planning import prepare
+from nndiffseg.cli import plan_and_preprocess
 from nndiffseg.cli.common import folders_from
 from nndiffseg.data.checkpoint import load_checkpoint
 
@@ -129,12 +132,22 @@ def test_bad_input_is_told_in_one_sentence(tiny_flags, flags, message, capsys):
     assert message in error and error.startswith("error: ") and error.count("\n") == 1
 
 
-def test_a_split_of_the_raw_dataset_is_used(make_dataset, tmp_path):
+def test_a_split_of_the_raw_dataset_is_used(make_dataset, tmp_path, monkeypatch):
     """nnU-Net's own random split might divide what belongs together."""
+    planned = []
+
+    def here(command, **options):  # in this process, which has imported everything
+        planned.append(command[4:])
+        code = plan_and_preprocess.main([*command[3:], "-np", "1", "-npfp", "1", "--no_pbar"])
+        return subprocess.CompletedProcess(command, code, "")
+
+    monkeypatch.setattr(planning, "subprocess", SimpleNamespace(run=here, PIPE=None, STDOUT=None))
     make_dataset(tmp_path / "raw", cases=4, shape=(32, 40), file_ending=".png", splits=True)
     flags = [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
-    args = versus_nnunet.parser().parse_args(["--dataset", "901", *flags])
-    prepare(folders_from(args), "Dataset901_Tiny", "S", "2d")
+    folders = folders_from(versus_nnunet.parser().parse_args(["--dataset", "901", *flags]))
+    for _ in range(2):  # the second time everything is there
+        planning.prepare(folders, "Dataset901_Tiny", "S", "2d")
+    assert [c[-1] for c in planned] == ["--no_pp", "--no_check"]
     base = tmp_path / "preprocessed" / "Dataset901_Tiny"
     assert (base / "splits_final.json").read_text() == (tmp_path / "raw/Dataset901_Tiny/splits_final.json").read_text()
     assert (base / "nnDiffSegPlansS.json").is_file() and any((base / "nnUNetPlans_2d").iterdir())

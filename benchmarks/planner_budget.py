@@ -9,8 +9,9 @@ operations per element of memory traffic explains the parts (denoiser step, labe
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.common import report
@@ -35,51 +36,32 @@ def _main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     for planner in args.planners:
         choose("planner", planner, list(PLANNERS))
-    folders = folders_from(args)
-    device = pick_device(args.device)
-    rows = []
-    for name in args.datasets:
-        dataset = dataset_name(folders, name)
-        for planner in args.planners:
-            plans, dataset_json = planned(folders, dataset, planner, None)
-            for configuration in (c for c, p in plans["configurations"].items() if "diffusion" in p):
-                print(f"{dataset}, {PLANS[planner]}, {configuration} ...", flush=True)
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "planner": planner,
-                        "configuration": configuration,
-                        **measure(plans, configuration, dataset_json, device),
-                    }
-                )
-    table = [
-        [
-            r["dataset"],
-            r["planner"],
-            r["configuration"],
-            number(r["measured"], 2),
-            number(r["operations"], 2),
-            number(r["time"], 2),
-        ]
-        for r in rows
-    ]
+    rows = [row for dataset in args.datasets for row in measured(args, dataset)]
     fits = {k: fit(rows, k) for k in TRIED}
+    ratios = ("measured", "operations", "time")
+    table = [[r["dataset"], r["planner"], r["configuration"], *(number(r[k], 2) for k in ratios)] for r in rows]
+    columns = ["planner", "configuration", "measured", "by operations", "by the planner's measure"]
     report(
         "planner_budget",
         table,
-        [
-            "16 samples in passes of the image network",
-            "planner",
-            "configuration",
-            "measured",
-            "by operations",
-            "by the planner's measure",
-        ],
-        {"device": device.type, "rows": rows, "rms_log_error_by_operations_per_element": fits},
+        ["16 samples in passes of the image network", *columns],
+        {"device": args.device, "rows": rows, "rms_log_error_by_operations_per_element": fits},
     )
     print("operations per element: root mean square of the log error of the parts")
     for k, error in fits.items():
         print(f"{k:>6} {error:.2f}")
+
+
+def measured(args: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of one dataset: every planner and configuration."""
+    folders = folders_from(args)
+    dataset, device = dataset_name(folders, name), pick_device(args.device)
+    for planner in args.planners:
+        plans, dataset_json = planned(folders, dataset, planner, None)
+        for configuration in (c for c, p in plans["configurations"].items() if "diffusion" in p):
+            print(f"{dataset}, {PLANS[planner]}, {configuration} ...", flush=True)
+            found = measure(plans, configuration, dataset_json, device)
+            yield {"dataset": dataset, "planner": planner, "configuration": configuration, **found}
 
 
 def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: Any) -> dict[str, Any]:

@@ -108,6 +108,26 @@ def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, fl
 @torch.inference_mode()
 def parts(pair: Pair, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
     """Measured seconds of image network, denoiser step and label decoder on one patch, beside the planned GFLOP."""
+    times = rounds(_part_tasks(pair, samples), pair.device, count, seconds).wall
+    step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
+    decode, steps = times["label_decoder"] / samples, pair.trainers["nndiffseg"].average.network.default_steps
+    planned = pair.configuration.configuration["diffusion"].get("cost", {})
+    gflop = {name: planned.get(f"{name}_gflop") for name in ("image_network", "denoiser_step", "label_decoder")}
+    measured = {"image_network": times["image_network"], "denoiser_step": step, "label_decoder": decode}
+    seconds_each = {name: float(np.median(t)) for name, t in measured.items()}
+    return {
+        "seconds": {**seconds_each, "encode": float(np.median(times["encode"]))},
+        "planned_gflop": gflop,
+        "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
+        "samples": samples,
+        "steps": steps,
+        "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
+        "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"]),
+    }
+
+
+def _part_tasks(pair: Pair, samples: int) -> dict[str, Callable[[], Any]]:
+    """Calls of nndiffseg's parts on one patch, in the precision that it predicts in."""
     from nndiffseg.diffusion.noise.source import patch_noise
     from nndiffseg.inference.volume_sampler import CPU_BATCH_BYTES, FLOATS_PER_VOXEL
     from nndiffseg.nn.precision import autocast_for
@@ -128,33 +148,12 @@ def parts(pair: Pair, count: int, seconds: float, samples: int = 16) -> dict[str
     latents = precise(lambda: network.sample(maps, draw))().float()
     # In the predictor's batches: on a CPU larger ones are slower.
     batch = samples if device.type != "cpu" else max(1, CPU_BATCH_BYTES // (4 * FLOATS_PER_VOXEL * math.prod(pair.patch)))
-
-    def decode_all() -> None:
-        for part in latents.split(batch):
-            network.decode(part, maps)
-
-    tasks = {
+    return {
         "image_network": precise(lambda: network.image_network(image, False)),
         "encode": precise(lambda: network.encode(image)),
         "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
         "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
-        "label_decoder": precise(decode_all),
-    }
-    times = rounds(tasks, device, count, seconds).wall
-    step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
-    decode, steps = times["label_decoder"] / samples, network.default_steps
-    planned = pair.configuration.configuration["diffusion"].get("cost", {})
-    gflop = {name: planned.get(f"{name}_gflop") for name in ("image_network", "denoiser_step", "label_decoder")}
-    measured = {"image_network": times["image_network"], "denoiser_step": step, "label_decoder": decode}
-    seconds_each = {name: float(np.median(t)) for name, t in measured.items()}
-    return {
-        "seconds": {**seconds_each, "encode": float(np.median(times["encode"]))},
-        "planned_gflop": gflop,
-        "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
-        "samples": samples,
-        "steps": steps,
-        "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
-        "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"]),
+        "label_decoder": precise(lambda: [network.decode(part, maps) for part in latents.split(batch)][-1]),
     }
 
 
@@ -217,34 +216,22 @@ def compare(
         device: where to run.
         checkpoints: trained weights by side; without them the networks are untrained.
         data: preprocessed image ``(C, *spatial)``; None for noise of the dataset's median size.
-        count, seconds: see :func:`rounds`; of every group of measurements.
-        limit: seconds for one measurement of memory.
+        count, seconds, limit: of :func:`rounds`, for every group of measurements, and of one measurement of memory.
 
     Returns:
-        JSON-ready; at its top ``prediction_ratio_16``, ``sample_ratio``, ``training_ratio`` and ``memory_ratio``, all
-        over one nnU-Net pass without mirroring (or its training step), each side in the precision that it runs in.
+        JSON-ready; at its top ratios to one nnU-Net pass without mirroring or its training step, in each side's precision.
     """
     pair = Pair(plans, configuration, dataset_json, device, checkpoints=checkpoints)
     data = pair.image() if data is None else data
-    print(f"Timing predictions of an image of {'x'.join(map(str, data.shape[1:]))} ...", flush=True)
+    print(f"Timing an image of {'x'.join(map(str, data.shape[1:]))} ...", flush=True)
     predicted = prediction(pair, data, count, seconds)
-    print("Timing the parts ...", flush=True)
-    measured = parts(pair, count, seconds)
-    print("Timing training steps ...", flush=True)
-    trained = training(pair, count, seconds)
+    measured, trained = parts(pair, count, seconds), training(pair, count, seconds)
     del pair
     print("Peak memory of predictions ...", flush=True)
     remembered = memory(plans, configuration, dataset_json, device, checkpoints, data.shape[1:], limit)
-    from nndiffseg.nn.precision import default_precision
-
-    top: dict[str, Any] = {k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")}
-    top |= {"training_ratio": trained.pop("training_ratio")}
-    top |= {k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")}
-    for kind in ("same_precision", "processor_time"):
-        top[kind] = {**predicted.pop(kind), **trained.pop(kind)}
     return {
-        **top,
-        "precision": {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)},
+        **_ratios(predicted, trained, remembered),
+        "precision": _precisions(device),
         "threads": torch.get_num_threads(),
         "image": list(data.shape),
         "prediction": predicted,
@@ -252,3 +239,19 @@ def compare(
         "parts": measured,
         **remembered,
     }
+
+
+def _ratios(predicted: dict[str, Any], trained: dict[str, Any], remembered: dict[str, Any]) -> dict[str, Any]:
+    """Takes the ratios out of the measurements."""
+    return {
+        **{k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")},
+        "training_ratio": trained.pop("training_ratio"),
+        **{k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")},
+        **{kind: {**predicted.pop(kind), **trained.pop(kind)} for kind in ("same_precision", "processor_time")},
+    }
+
+
+def _precisions(device: torch.device) -> dict[str, str]:
+    from nndiffseg.nn.precision import default_precision
+
+    return {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)}

@@ -48,13 +48,7 @@ def _main(argv: Sequence[str] | None) -> None:
     patch = data.plans["configurations"][data.configuration]["patch_size"]
     sizes = sorted(set(args.sizes or ((64, 128, 256, 512) if len(patch) == 2 else (48, 64, 96, 128))))
     check_sizes(data, sizes, args.whole)
-    settings = {
-        "samples": args.samples,
-        "whole": args.whole,
-        "device": args.device,
-        "repetitions": args.repetitions,
-        "seed": args.seed,
-    }
+    settings = {flag: getattr(args, flag) for flag in ("samples", "whole", "device", "repetitions", "seed")}
     kept = measurements_of("time_against_size", data, **settings)
     curves: dict[str, dict[str, list[float]]] = {}
     for trainer in args.trainers:
@@ -72,7 +66,6 @@ def _main(argv: Sequence[str] | None) -> None:
         *table(curves, sizes),
         {
             "settings": {**data.describe(), **settings, "sizes": sizes},
-            "seconds": curves,
             "exponents": {t: exponent(c) for t, c in curves.items()},
         },
     )

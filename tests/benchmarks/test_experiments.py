@@ -87,7 +87,7 @@ class NoisyModel:
         return CasePrediction(p, p, labels[None], 1.0)
 
 
-def test_fusing_more_samples_mends_independent_errors(tiny_data, monkeypatch):
+def test_fusing_more_samples_corrects_independent_errors(tiny_data, monkeypatch):
     from benchmarks.compare import library
     from benchmarks.compare.data import references_of
 

@@ -49,15 +49,6 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, results_elsewhere, 
     assert not any(case in (results_elsewhere / "tiny.json").read_text() for case in cases)
 
 
-def test_trainings_of_another_seed_or_length_are_not_taken_for_these(tiny_flags, results_elsewhere, in_this_process, capsys):
-    flags = [*tiny_flags, "--samples", "2", "--cases", "1", "--trainers", STOCK]
-    assert methods.main([*flags, "--iterations", "2"]) == 0
-    assert methods.main([*flags, "--iterations", "2", "--seed", "1"]) == 2
-    assert "holds a training with the seed 0" in capsys.readouterr().err
-    assert methods.main([*flags, "--iterations", "3"]) == 2
-    assert "holds a training of 2 iterations, not 3" in capsys.readouterr().err
-
-
 def test_what_failed_is_named_after_the_table_of_the_others(
     tiny_flags, results_elsewhere, in_this_process, monkeypatch, capsys
 ):

@@ -69,17 +69,16 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, results_elsewhere, 
 
 
 def test_cases_of_several_folds_make_one_table(tiny_flags, results_elsewhere, no_worker_processes, tmp_path):
-    flags = [*tiny_flags, *QUICK, "--iterations", "1", "--ensemble", "1", "--samples", "2", "--more_steps"]
-    for name, numbers in (("first", ["0"]), ("second", ["1"]), ("both", ["0", "1"])):
-        assert versus_nnunet.main([*flags, "--same_precision", "--fold", *numbers, "--name", name]) == 0
-    first, second, both = (json.loads((results_elsewhere / f"{n}.json").read_text()) for n in ("first", "second", "both"))
-    assert both["groups"] == first["groups"] + second["groups"] == 6
-    assert both["fits"] == first["fits"] + second["fits"]
-    assert both["fold"] == [0, 1] and both["dataset"] == first["dataset"] and both["same_precision"]
+    flags = [*tiny_flags, *QUICK, "--iterations", "1", "--ensemble", "1", "--samples", "2", "--more_steps", "--name", "both"]
+    per_case = tmp_path / "cases.json"
+    assert versus_nnunet.main([*flags, "--same_precision", "--fold", "0", "1", "--per_case", str(per_case)]) == 0
+    result, cases = json.loads((results_elsewhere / "both.json").read_text()), json.loads(per_case.read_text())
+    assert result["groups"] == len(cases) == 6 and len(result["fits"]) == len(result["trainings"]) == 2
+    assert result["fold"] == [0, 1] and result["dataset"] == "Dataset901_Tiny" and result["same_precision"]
     # Trainings in another precision are not mistaken for these.
     assert {p.name for p in (tmp_path / "results" / "versus_nnunet").iterdir()} == {"1_iterations_same_precision"}
-    value = [r["metrics"]["Dice, mean"]["nnunet"] for r in (first, second, both)]  # three cases each
-    assert value[2] == pytest.approx((value[0] + value[1]) / 2, abs=1e-5)
+    expected = np.mean([np.mean(c["nnunet"]["dice"]) for c in cases.values()])
+    assert result["metrics"]["Dice, mean"]["nnunet"] == pytest.approx(expected, abs=2e-5)
 
 
 def test_dice_of_the_table_is_nnunets_own(tiny_flags, tiny_folders, results_elsewhere, no_worker_processes, tmp_path):

@@ -13,7 +13,7 @@ from benchmarks.compare import stock_training
 from benchmarks.compare.flags import Budget
 from benchmarks.compare.library import FINAL
 from benchmarks.compare.trainers import STOCK, Entry, find_class
-from benchmarks.compare.training import LATEST, epochs_of, finished_training, train
+from benchmarks.compare.training import LATEST, check_record, epochs_of, finished_training, train
 from nndiffseg.errors import UserError
 from nndiffseg.nn.precision import default_precision
 
@@ -30,6 +30,23 @@ def test_epochs_multiply_to_exactly_the_iterations(iterations):
     assert epochs * length == iterations
     assert length >= min(250, iterations)
     assert epochs_of(1000) == (4, 250)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seed", "message"),
+    [
+        (Budget(3, None), 0, "holds a training of 2 iterations, not 3"),
+        (Budget(None, 1.0), 0, "holds a training of 2 iterations, not 1 minutes"),
+        (Budget(2, None), 1, "holds a training with the seed 0"),
+        (Budget(None, None), 1, "holds a training with the seed 0"),
+    ],
+)
+def test_a_training_of_another_length_or_seed_is_not_taken_for_this_one(budget, seed, message, tmp_path):
+    record = {"iterations": 2, "minutes_asked": None, "seconds": 1.0, "seed": 0}
+    check_record(record, Budget(2, None), 0, tmp_path)
+    check_record(record, Budget(None, None), 0, tmp_path)
+    with pytest.raises(UserError, match=message):
+        check_record(record, budget, seed, tmp_path)
 
 
 def test_without_a_budget_only_finished_trainings_are_used(tiny_data):

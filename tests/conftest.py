@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # on two cores wait for each other inside every small convolution and take several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-#: Unit tests, folders and modules: `pytest -m fast` runs them, without those that are marked as slow or as taking seconds.
+#: Unit tests, folders and modules: `pytest -m fast` runs them, without those that are marked
+#: as slow or as taking seconds.
 FAST = (
     "calibration",
     "cli/test_common.py",
@@ -29,7 +30,9 @@ FAST = (
     "diffusion",
     "methods",
     "nn",
-    "planning",
+    "planning/test_cost.py",
+    "planning/test_labels.py",
+    "planning/test_thickness.py",
     "training/test_loader.py",
     "training/test_parts.py",
     "training/test_patch_validation.py",
@@ -37,6 +40,8 @@ FAST = (
     "training/test_training_step.py",
     "uncertainty",
 )
+#: Fixtures that plan, preprocess or write data for many seconds: a test that asks for one of them is not fast.
+EXPENSIVE = {"folders", "model_folder", "model_folder_2d", "phantom_dataset", "raw_images", "results"}
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
 
 
@@ -55,7 +60,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the unit tests as fast."""
     for item in items:
-        if is_unit_test(item.path) and not any(item.get_closest_marker(name) for name in ("slow", "seconds", "gpu")):
+        slow = any(item.get_closest_marker(name) for name in ("slow", "seconds", "gpu"))
+        if is_unit_test(item.path) and not slow and EXPENSIVE.isdisjoint(item.fixturenames):  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.fast)
 
 

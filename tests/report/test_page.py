@@ -73,7 +73,7 @@ def test_links_lead_to_the_cases():
 def test_cases_without_pictures_are_counted():
     assert "Below are pictures of" not in parsed([case("x")]).words
     page = parsed([case("x"), case("y"), case("z", picture=None)])
-    assert "pictures of the 2 least certain of 3 cases. The other 1 is left out" in page.words
+    assert "pictures of the 2 least certain of 3 cases. The maps of the other 1 are in the folder uncertainty." in page.words
 
 
 def test_table_of_all_cases():
@@ -174,7 +174,7 @@ def test_with_one_fold_the_page_says_why_there_is_only_one_map():
 
 
 def test_samples_are_explained_or_their_flag_is_named():
-    assert "The thin outlines are its samples" in parsed([]).words
+    assert "The thin outlines are samples" in parsed([]).words
     assert "--save_samples" not in parsed([]).words
     assert "--save_samples" in parsed([], samples_saved=False).words
 

@@ -39,7 +39,7 @@ def test_report_is_one_file_that_loads_nothing_and_leaves_nothing_beside_it(pred
     assert not re.search(r"https?://|url\(|@import", report.read_text(encoding="utf8"))
     assert len(page.pictures()) == len(CASES)
     assert "Epistemic" in page.text
-    assert "The thin outlines are its samples" in page.text
+    assert "The thin outlines are samples" in page.text
 
 
 def test_an_old_report_stays_if_the_new_one_cannot_be_rendered(predictions, image_files, monkeypatch):

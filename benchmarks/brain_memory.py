@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.common import command, report, shared
+from benchmarks.common import Finished, command, report, shared
 
 CHANNELS = ("FLAIR", "T1", "T2", "T1POST")
 
@@ -51,53 +51,13 @@ def main() -> None:
     parser.add_argument("--disable_tta", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        dataset = write_raw(work / "raw")
-        flags = [f"--{kind}={work / kind}" for kind in ("raw", "preprocessed", "results")]
-        command(["nndiffseg_plan_and_preprocess", "-d", "801", "-pl", args.planner, "-c", "3d_fullres", "-np", "1", *flags])
-        plans = "nnDiffSegPlans" + args.planner.removeprefix("DiffSegPlanner")
-        make = (
-            f"from benchmarks.common import write_untrained as w; w({str(work)!r}, {dataset.name!r}, {plans!r}, '3d_fullres')"
-        )
-        command([sys.executable, "-c", make])
-        (work / "in").mkdir()
-        for image in sorted((dataset / "imagesTr").iterdir())[: len(CHANNELS)]:
-            (work / "in" / image.name).symlink_to(image.resolve())
-        tta = ["--disable_tta"] if args.disable_tta else []
-        finished = command(
-            [
-                "nndiffseg_predict",
-                "-i",
-                work / "in",
-                "-o",
-                work / "out",
-                "-device",
-                "cpu",
-                "--samples",
-                args.samples,
-                "--disable_progress_bar",
-                *tta,
-                *flags,
-            ]
-        )
-        files = len(list((work / "out").rglob("*.nii.gz")))
-        planned = json.loads((work / "preprocessed" / dataset.name / f"{plans}.json").read_text())
-        configuration = planned["configurations"]["3d_fullres"]
-    rows = [
-        [
-            args.planner,
-            "x".join(map(str, configuration["patch_size"])),
-            args.samples,
-            "no" if args.disable_tta else "yes",
-            f"{finished.peak_gb:.2f}",
-            f"{finished.seconds:.0f}",
-            files,
-        ]
-    ]
-    name = f"brain_memory_{args.planner.removeprefix('DiffSegPlanner') or 'M'}" + ("_no_mirroring" if args.disable_tta else "")
+        finished, files, patch = predict(Path(temporary), args)
+    suffix = args.planner.removeprefix("DiffSegPlanner") or "M"
+    mirroring = "no" if args.disable_tta else "yes"
+    measured = [f"{finished.peak_gb:.2f}", f"{finished.seconds:.0f}", files]
     report(
-        name,
-        rows,
+        f"brain_memory_{suffix}" + ("_no_mirroring" if args.disable_tta else ""),
+        [[args.planner, "x".join(map(str, patch)), args.samples, mirroring, *measured]],
         ["planner", "patch", "samples", "mirroring", "peak GB", "seconds", "images written"],
         {
             "image": [182, 218, 182],
@@ -106,9 +66,26 @@ def main() -> None:
             "seconds": finished.seconds,
             "samples": args.samples,
             "mirroring": not args.disable_tta,
-            "settings": configuration["diffusion"]["settings"],
         },
     )
+
+
+def predict(work: Path, args: argparse.Namespace) -> tuple[Finished, int, list[int]]:
+    """Plans, writes an untrained model and predicts; returns the finished prediction, its images and the patch."""
+    dataset = write_raw(work / "raw")
+    flags = [f"--{kind}={work / kind}" for kind in ("raw", "preprocessed", "results")]
+    command(["nndiffseg_plan_and_preprocess", "-d", "801", "-pl", args.planner, "-c", "3d_fullres", "-np", "1", *flags])
+    plans = "nnDiffSegPlans" + args.planner.removeprefix("DiffSegPlanner")
+    made = f"w({str(work)!r}, {dataset.name!r}, {plans!r}, '3d_fullres')"
+    command([sys.executable, "-c", f"from benchmarks.common import write_untrained as w; {made}"])
+    (work / "in").mkdir()
+    for image in sorted((dataset / "imagesTr").iterdir())[: len(CHANNELS)]:
+        (work / "in" / image.name).symlink_to(image.resolve())
+    how = ["-device", "cpu", "--samples", args.samples, "--disable_progress_bar", *["--disable_tta"] * args.disable_tta]
+    finished = command(["nndiffseg_predict", "-i", work / "in", "-o", work / "out", *how, *flags])
+    planned = json.loads((work / "preprocessed" / dataset.name / f"{plans}.json").read_text())
+    patch = planned["configurations"]["3d_fullres"]["patch_size"]
+    return finished, len(list((work / "out").rglob("*.nii.gz"))), patch
 
 
 if __name__ == "__main__":

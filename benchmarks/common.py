@@ -32,21 +32,12 @@ def hardware() -> dict[str, Any]:
 
     import nndiffseg
 
-    model = (
-        next(
-            (
-                line.split(":", 1)[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").is_file()
-        else ""
-    )
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": model,
+        "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "gpu": gpu,
         "python": platform.python_version(),
@@ -143,15 +134,61 @@ def write_untrained(base: str, dataset: str, plans_name: str, configuration: str
         (Path(made.output_folder_base) / name).write_text(json.dumps(content))
 
 
-def report(name: str, rows: Sequence[Sequence[Any]], header: Sequence[str], result: dict[str, Any]) -> None:
-    """Prints one table and writes ``benchmarks/results/NAME.json``."""
+def print_table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> list[str]:
+    """Prints a table with aligned columns; returns its lines."""
     cells = [[str(c) for c in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
     print("\n".join(lines))
+    return lines
+
+
+def report(name: str, rows: Sequence[Sequence[Any]], header: Sequence[str], result: dict[str, Any]) -> None:
+    """Prints one table and writes it with a summary to ``benchmarks/results/NAME.json``.
+
+    These files are under version control: summaries only. What belongs to single cases goes where the user says, see
+    :func:`write_per_case`.
+    """
+    lines = print_table(rows, header)
     RESULTS.mkdir(exist_ok=True)
-    line = " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    for kind in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # folders of the machine say nothing to a reader
+    content = {"command": command_line(), "hardware": hardware(), **result, "table": lines}
+    (RESULTS / f"{name}.json").write_text(compact(content) + "\n")
+
+
+def command_line() -> str:
+    """The running command, without folders of the machine, which say nothing to a reader."""
+    words = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    for flag in ("--raw", "--preprocessed", "--results", "--per_case"):
+        hidden = "FILE" if flag == "--per_case" else f"${flag.replace('--', 'nnUNet_')}"
+        words = [hidden if before == flag else word for before, word in zip(["", *words], words, strict=False)]
+        words = [f"{flag}={hidden}" if word.startswith(f"{flag}=") else word for word in words]
+    line = " ".join(words)
+    for kind in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         line = line.replace(os.environ.get(kind) or f"${kind}", f"${kind}")
-    content = {"command": line, "hardware": hardware(), **result, "table": "\n".join(lines).splitlines()}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    return line
+
+
+def write_per_case(file: Path | None, content: dict[str, Any]) -> None:
+    """Writes metrics of single cases where the user wants them."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(compact(content) + "\n")
+        print(f"metrics of every case: {file}", flush=True)
+
+
+def compact(value: Any, indent: int = 0, width: int = 240) -> str:
+    """JSON in which everything that fits into a line stands on one, and short items share lines."""
+    flat = json.dumps(value)
+    if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:
+        return flat
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(str(k))}: {compact(v, indent + 1, width - len(str(k)) - 4)}" for k, v in value.items()]
+    else:
+        parts = [compact(v, indent + 1, width) for v in value]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    lines = [""]
+    for part in parts:
+        shared = lines[-1] and max(len(lines[-1]), len(part)) < width // 3 and "\n" not in lines[-1] + part
+        lines[-1:] = [f"{lines[-1]}, {part}"] if shared else [*lines[-1:], part]
+    space = " " * (indent + 1)
+    return f"{left}\n{space}" + f",\n{space}".join(lines[1:]) + f"\n{' ' * indent}{right}"

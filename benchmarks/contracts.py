@@ -11,6 +11,7 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -46,73 +47,77 @@ def main() -> None:
         raise SystemExit(1)
 
 
+class Runs:
+    """Runs of ``nndiffseg_predict`` on copies of some images.
+
+    Args:
+        model: folder of the trained model.
+        images: folder with images.
+        cases: so many of them.
+        work: folder for everything that is written.
+    """
+
+    def __init__(self, model: Path, images: Path, cases: int, work: Path):
+        self.model, self.work, self.images = model, work, work / "in"
+        self.images.mkdir()
+        self.files = sorted(images.glob("*_0000.nii.gz"))[:cases]
+        for path in self.files:
+            shutil.copy(path, self.images)
+        self.cases = [p.name.removesuffix("_0000.nii.gz") for p in self.files]
+
+    def predict(self, output: str, *flags: str, source: Path | None = None, **options: Any) -> Path:
+        """Folder ``work/output``; ``options`` are those of :func:`benchmarks.common.command`."""
+        folders = ["-i", source or self.images, "-o", self.work / output, "-m", self.model]
+        command(["nndiffseg_predict", *folders, "--save_samples", "--disable_progress_bar", *flags], **options)
+        return self.work / output
+
+
 def check(args: argparse.Namespace, work: Path) -> list[tuple[str, bool]]:
-    images = work / "in"
-    images.mkdir()
-    names = sorted(p for p in args.i.glob("*_0000.nii.gz"))[: args.cases]
-    for path in names:
-        shutil.copy(path, images)
-    cases = [p.name.removesuffix("_0000.nii.gz") for p in names]
-
-    def predict(output: str, *flags: str, source: Path = images, **options) -> Path:
-        command(
-            [
-                "nndiffseg_predict",
-                "-i",
-                source,
-                "-o",
-                work / output,
-                "-m",
-                args.m,
-                "--save_samples",
-                "--disable_progress_bar",
-                *flags,
-            ],
-            **options,
-        )
-        return work / output
-
-    base = predict("base")
+    """What is promised, and whether it holds."""
+    runs = Runs(args.m, args.i, args.cases, work)
+    base = runs.predict("base")
     reference = arrays(base)
-    rows = [
-        ("every file of the contract is there", _complete(base, cases)),
-        ("every image has the input's origin, spacing, direction and size", _geometry(base, images, cases)),
+    other = arrays(runs.predict("seed", "--seed", "1"))
+    samples = [k for k in reference if k.startswith("samples")]
+    return [
+        ("every file of the contract is there", _complete(base, runs.cases)),
+        ("every image has the input's origin, spacing, direction and size", _geometry(base, runs.images, runs.cases)),
         ("maps lie in [0, 1]", all(v.min() >= 0 and v.max() <= 1 for k, v in reference.items() if "uncertainty" in k)),
-        ("the same seed gives identical arrays", equal(reference, arrays(predict("again")))),
+        ("the same seed gives identical arrays", equal(reference, arrays(runs.predict("again")))),
+        *_circumstances(runs, reference),
+        *_killed(runs, reference),
+        ("another seed gives other samples", all(not np.array_equal(reference[k], other[k]) for k in samples)),
     ]
+
+
+def _circumstances(runs: Runs, reference: dict[str, np.ndarray]) -> list[tuple[str, bool]]:
+    """What results must not depend on."""
     for part in ("0", "1"):
-        predict("parts", "-num_parts", "2", "-part_id", part)
-    rows.append(("-num_parts 2 gives identical arrays", equal(reference, arrays(work / "parts"))))
-    rows.append(
-        ("-npp 2 -nps 2 gives identical arrays", equal(reference, arrays(predict("workers", "-npp", "2", "-nps", "2"))))
-    )
-    alone = work / "alone"
+        runs.predict("parts", "-num_parts", "2", "-part_id", part)
+    workers = arrays(runs.predict("workers", "-npp", "2", "-nps", "2"))
+    alone = runs.work / "alone"
     alone.mkdir()
-    shutil.copy(names[-1], alone)
-    single = arrays(predict("single", source=alone))
-    rows.append(
-        (
-            "a case predicted first and alone equals itself in a list",
-            all(np.array_equal(reference[k], v) for k, v in single.items()),
-        )
-    )
-    predict("killed", kill_when=work / "killed" / f"{cases[0]}.nii.gz", check=False)
-    done = len(list((work / "killed").glob("*.nii.gz")))
-    rows.append(("a kill leaves only whole cases", 0 < done < len(cases) and _complete(work / "killed", cases[:done], False)))
-    rows.append(
-        (
-            "--continue_prediction after the kill gives identical arrays",
-            equal(reference, arrays(predict("killed", "--continue_prediction"))),
-        )
-    )
-    other = arrays(predict("seed", "--seed", "1"))
-    rows.append(
-        (
-            "another seed gives other samples",
-            all(not np.array_equal(reference[k], other[k]) for k in reference if k.startswith("samples")),
-        )
-    )
-    return rows
+    shutil.copy(runs.files[-1], alone)
+    single = arrays(runs.predict("single", source=alone))
+    same = all(np.array_equal(reference[k], v) for k, v in single.items())
+    return [
+        ("-num_parts 2 gives identical arrays", equal(reference, arrays(runs.work / "parts"))),
+        ("-npp 2 -nps 2 gives identical arrays", equal(reference, workers)),
+        ("a case predicted first and alone equals itself in a list", same),
+    ]
+
+
+def _killed(runs: Runs, reference: dict[str, np.ndarray]) -> list[tuple[str, bool]]:
+    """What a kill leaves, and what continuing makes of it."""
+    folder = runs.work / "killed"
+    runs.predict("killed", kill_when=folder / f"{runs.cases[0]}.nii.gz", check=False)
+    done = len(list(folder.glob("*.nii.gz")))
+    whole = 0 < done < len(runs.cases) and _complete(folder, runs.cases[:done], False)
+    goes_on = equal(reference, arrays(runs.predict("killed", "--continue_prediction")))
+    return [
+        ("a kill leaves only whole cases", whole),
+        ("--continue_prediction after the kill gives identical arrays", goes_on),
+    ]
 
 
 def _complete(output: Path, cases: list[str], report_too: bool = True) -> bool:

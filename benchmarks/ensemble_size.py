@@ -14,17 +14,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.common import report
-from benchmarks.methods_common import TRAINERS, add_trainers_flag, class_name, data_parser, label_of
-from benchmarks.methods_data import Data, data_from, measurements_of, result_name
-from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.data import Data, data_from, measurements_of, result_name
+from benchmarks.compare.flags import add_result_flags, add_trainers_flag, data_parser
+from benchmarks.compare.plots import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.trainers import TRAINERS, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import FUSIONS, staple
 from nndiffseg.uncertainty.evaluation import nanmean, number
-from nndiffseg.uncertainty.statistics import label_map
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -34,18 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-    from benchmarks.methods_prediction import load_model
+    from benchmarks.compare.library import load_model
 
     parser = data_parser(__doc__.splitlines()[0])
     add_trainers_flag(parser, TRAINERS[1:])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="of the ensembles (default: %(default)s)")
-    parser.add_argument("--name", help="of the files in benchmarks/results and docs/images")
+    add_result_flags(parser, per_case=False)
     args = parser.parse_args(argv)
     if min(args.sizes) < 1:
         raise UserError("--sizes must be at least 1.")
     sizes = sorted(set(args.sizes))
     data, device = data_from(args), pick_device(args.device)
-    models = {trainer: load_model(data, trainer, device) for trainer in args.trainers}
+    models = {trainer: load_model(data, Entry(trainer), device) for trainer in args.trainers}
     settings = {"sizes": sizes, "seed": args.seed, "mirroring": False, "device": args.device}
     kept = measurements_of("ensemble_size", data, **settings)
     curves: dict[str, dict[str, dict[str, float]]] = {}
@@ -69,8 +68,8 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def measure(data: Data, model: Any, case: str, sizes: Sequence[int], seed: int) -> dict[str, Any]:
     """Dice of each fusion at each size, and of the deterministic prediction, of one case."""
-    from benchmarks.methods_metrics import mean_dice
-    from benchmarks.methods_prediction import Options, predict_case
+    from benchmarks.compare.library import Options, labels_of, predict_case
+    from benchmarks.compare.scores import mean_dice
 
     # One sample a time under its own seed: its probabilities are then at hand, not only their sum.
     predictions = [predict_case(model, case, Options(1, 1000 * seed + i, mirroring=False)) for i in range(max(sizes))]
@@ -80,12 +79,12 @@ def measure(data: Data, model: Any, case: str, sizes: Sequence[int], seed: int) 
     for n in sizes:
         scores: dict[str, list[float]] = {fusion: [] for fusion in FUSIONS}
         for members in blocks(len(labels), n):
-            mean = label_map(torch.from_numpy(np.mean(probabilities[members], axis=0)), data.label_manager).numpy()
+            mean = labels_of(data, np.mean(probabilities[members], axis=0))
             scores["mean"].append(mean_dice(data, case, mean))
             scores["staple"].append(mean_dice(data, case, staple(labels[members], mean) if n > 1 else labels[members][0]))
         for fusion, values in scores.items():
             result[fusion][str(n)] = nanmean(values)
-    head = label_map(torch.from_numpy(predictions[0].deterministic), data.label_manager).numpy()
+    head = labels_of(data, predictions[0].deterministic)
     return {**result, "deterministic": mean_dice(data, case, head)}
 
 

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import report
-from benchmarks.methods_common import STOCK, add_trainers_flag, class_name, data_parser, label_of
-from benchmarks.methods_data import data_from, measurements_of, result_name
-from benchmarks.methods_figures import colour_of, new_figure, save_figure
-from benchmarks.sampling_steps import means
+from benchmarks.compare.data import data_from, measurements_of, result_name
+from benchmarks.compare.flags import add_result_flags, add_trainers_flag, data_parser
+from benchmarks.compare.plots import colour_of, new_figure, save_figure
+from benchmarks.compare.trainers import STOCK, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
+from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
-from nndiffseg.training.loader import seed_of
 from nndiffseg.uncertainty.evaluation import number
 
 VARIANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
@@ -34,19 +34,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-    from benchmarks.methods_metrics import predicted_scores
-    from benchmarks.methods_prediction import Options, load_model
+    from benchmarks.compare.library import Options, load_model
+    from benchmarks.compare.scores import means, predicted_scores
 
     parser = data_parser(__doc__.splitlines()[0])
     add_trainers_flag(parser)
     parser.add_argument("--variances", type=float, nargs="+", default=list(VARIANCES), help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=4, help="per case (default: %(default)s)")
-    parser.add_argument("--name", help="of the files in benchmarks/results and docs/images")
+    add_result_flags(parser, per_case=False)
     args = parser.parse_args(argv)
     if min(args.variances) < 0 or args.samples < 2:
         raise UserError("--variances must not be negative, and --samples must be at least 2.")
     data, device = data_from(args), pick_device(args.device)
-    models = {trainer: load_model(data, trainer, device) for trainer in args.trainers}
+    models = {trainer: load_model(data, Entry(trainer), device) for trainer in args.trainers}
     settings = {"samples": args.samples, "seed": args.seed, "mirroring": not args.disable_tta, "device": args.device}
     kept = measurements_of("noise_robustness", data, **settings)
     options = Options(args.samples, args.seed, not args.disable_tta)

@@ -1,11 +1,11 @@
-"""Do volumes vary as much as they should? Trainings of several seeds on the demo's phantoms, judged on fresh ones.
+"""Do volumes vary as much as they should? Trainings of several seeds on the demo's phantoms, evaluated on fresh ones.
 
     python -m benchmarks.phantom_spread --folder FOLDER [--seeds 0 1] [--iterations 600] [--device cpu]
 
-The demo judges one training on ten phantoms. Here every seed's training (the demo's data, plans and length, but counted in
-iterations) is judged on phantoms that no demo shows: standard deviation of each structure's volume over the samples,
-divided by the known one; with the fitted scale of the volumes, and as drawn. The
-error of the mean volume is that against the known mean. ``FOLDER`` keeps data and models; what is finished is reused.
+The demo evaluates one training on ten phantoms. Here every seed's training (the demo's data, plans and length, but counted
+in iterations) is evaluated on phantoms that no demo shows: standard deviation of each structure's volume over the samples,
+divided by the known one; with the fitted scale of the volumes, and as drawn. The error of the mean volume is that against
+the known mean. ``FOLDER`` keeps data and models; what is finished is reused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.common import command, report
 from nndiffseg.data.phantom import STRUCTURES, write_phantom_dataset
@@ -24,12 +25,12 @@ from nndiffseg.inference.predictor import Predictor
 
 PLANS, TRAINER, CONFIGURATION = "nnDiffSegPlansS", "nnDiffSegTrainer", "3d_fullres"
 NAME = "Dataset999_Phantom"
-#: of the phantoms that judge; the demo's have seed 0
+#: of the fresh phantoms; the demo's have seed 0
 FRESH_SEED = 77
 
 
 def prepare(folder: Path, cases: int) -> None:
-    """The demo's training data and plans, and fresh phantoms to judge on."""
+    """The demo's training data and plans, and fresh phantoms."""
     if not (folder / "raw" / NAME).is_dir():
         write_phantom_dataset(folder / "raw", cases=96, test_cases=0, seed=0)
     if not (folder / "fresh" / NAME).is_dir():
@@ -89,30 +90,45 @@ def train(folder: Path, seed: int, iterations: int, device: str) -> Path:
     return model
 
 
-def judge(model: Path, fresh: Path, device: str, fitted: bool) -> dict[str, Any]:
-    """Volumes of 16 samples of every fresh phantom, with the fitted scale of the volumes or as drawn."""
+def evaluate(model: Path, fresh: Path, device: str) -> list[dict[str, Any]]:
+    """Volumes of 16 samples of every fresh phantom, first with the fitted scale of the volumes, then as drawn."""
     predictor = Predictor.from_folder(model, [0], device=device, seed=0)
-    scale, key = predictor.model.folds[0].calibration.volume_scale, "calibrated_sd_ml" if fitted else "sd_ml"
     truth = json.loads((fresh / "truth.json").read_text(encoding="utf8"))["cases"]
-    ratios, errors = [], []
+    known, found = [], []
     for file in sorted((fresh / "imagesTs").glob("*_0000.nii.gz")):
         case = file.name.removesuffix("_0000.nii.gz")
-        volumes = predictor.predict(file, case_id=case).volumes
-        ratios.append([volumes[s][key] / truth[case][s]["sd_ml"] for s in STRUCTURES])
-        errors.append([volumes[s]["mean_ml"] - truth[case][s]["mean_ml"] for s in STRUCTURES])
-    rms = np.sqrt(np.mean(np.square(errors), 0))
-    return {
-        "fitted": fitted,
-        "volume_scale": scale if fitted else 1.0,
-        "cases": len(ratios),
-        "spread_ratio": dict(zip(STRUCTURES, map(float, np.mean(ratios, 0)), strict=True)),
-        "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True)),
-    }
+        known.append(truth[case])
+        found.append(predictor.predict(file, case_id=case).volumes)
+
+    def pairs(measured: str, key: str) -> NDArray:  # (2, cases, structures)
+        return np.array([[[v[s][k] for s in STRUCTURES] for v in of] for of, k in ((found, measured), (known, key))])
+
+    mean, true_mean = pairs("mean_ml", "mean_ml")
+    rms = np.sqrt(np.square(mean - true_mean).mean(0))
+    results = []
+    for key, scale in (("calibrated_sd_ml", predictor.model.folds[0].calibration.volume_scale), ("sd_ml", 1.0)):
+        measured, true = pairs(key, "sd_ml")
+        results.append(
+            {
+                "fitted": key != "sd_ml",
+                "volume_scale": scale,
+                "cases": len(found),
+                "spread_ratio": dict(zip(STRUCTURES, map(float, (measured / true).mean(0)), strict=True)),
+                "mean_volume_rms_error_ml": dict(zip(STRUCTURES, map(float, rms), strict=True)),
+            }
+        )
+    return results
 
 
-def _unscaled(result: dict[str, Any]) -> bool:
-    """Whether the fit left the samples as they were, so that there is nothing to compare."""
-    return result["volume_scale"] == 1.0
+def row(seed: int, found: dict[str, Any]) -> list[str]:
+    """Cells of one of the results of :func:`evaluate`."""
+    return [
+        str(seed),
+        "fitted" if found["fitted"] else "none",
+        f"{found['volume_scale']:.2f}",
+        *(f"{found['spread_ratio'][s]:.2f}" for s in STRUCTURES),
+        *(f"{found['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES),
+    ]
 
 
 def main() -> None:
@@ -128,43 +144,22 @@ def main() -> None:
         parser.error(f"--iterations must be a multiple of 100, not {args.iterations}.")
     folder = args.folder.resolve()
     prepare(folder, args.cases)
-    rows, results = [], []
+    runs = []
     for seed in args.seeds:
         model = train(folder, seed, args.iterations, args.device)
-        got: dict[str, Any] = {}
-        for fitted in (True, False):
-            if not fitted and _unscaled(got):
-                got = {**got, "fitted": False}
-            else:
-                got = judge(model, folder / "fresh" / NAME, args.device, fitted)
-            results.append({"seed": seed, **got})
-            rows.append(
-                [
-                    seed,
-                    "fitted" if fitted else "none",
-                    f"{got['volume_scale']:.2f}",
-                    *(f"{got['spread_ratio'][s]:.2f}" for s in STRUCTURES),
-                    *(f"{got['mean_volume_rms_error_ml'][s]:.2f}" for s in STRUCTURES),
-                ]
-            )
+        runs += [{"seed": seed, **found} for found in evaluate(model, folder / "fresh" / NAME, args.device)]
+    flags = f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases}"
+    spread, error = ("sd / known", "rms error of the mean in ml")
     report(
         args.name,
-        rows,
-        [
-            "seed",
-            "scale",
-            "r",
-            *(f"sd / known, {s}" for s in STRUCTURES),
-            *(f"rms error of the mean in ml, {s}" for s in STRUCTURES),
-        ],
+        [row(run["seed"], run) for run in runs],
+        ["seed", "scale", "r", *(f"{what}, {s}" for what in (spread, error) for s in STRUCTURES)],
         {
-            "command": "python -m benchmarks.phantom_spread --folder FOLDER "  # without the machine's folder
-            f"--seeds {' '.join(map(str, args.seeds))} --iterations {args.iterations} --cases {args.cases} "
-            f"--device {args.device}",
+            "command": f"python -m benchmarks.phantom_spread --folder FOLDER {flags} --device {args.device}",
             "iterations": args.iterations,
             "device": args.device,
             "fresh_seed": FRESH_SEED,
-            "runs": results,
+            "runs": runs,
         },
     )
 

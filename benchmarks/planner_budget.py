@@ -9,12 +9,13 @@ operations per element of memory traffic explains the parts (denoiser step, labe
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.common import report
-from benchmarks.versus_nnunet import PLANNERS, PLANS, dataset_name, planned
+from benchmarks.compare.planning import PLANNERS, PLANS, dataset_name, planned
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.uncertainty.evaluation import number
 
@@ -35,71 +36,48 @@ def _main(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     for planner in args.planners:
         choose("planner", planner, list(PLANNERS))
-    folders = folders_from(args)
-    device = pick_device(args.device)
-    rows = []
-    for name in args.datasets:
-        dataset = dataset_name(folders, name)
-        for planner in args.planners:
-            plans, dataset_json = planned(folders, dataset, planner, None)
-            for configuration in (c for c, p in plans["configurations"].items() if "diffusion" in p):
-                print(f"{dataset}, {PLANS[planner]}, {configuration} ...", flush=True)
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "planner": planner,
-                        "configuration": configuration,
-                        **measure(plans, configuration, dataset_json, device),
-                    }
-                )
-    table = [
-        [
-            r["dataset"],
-            r["planner"],
-            r["configuration"],
-            number(r["measured"], 2),
-            number(r["operations"], 2),
-            number(r["time"], 2),
-        ]
-        for r in rows
-    ]
+    rows = [row for dataset in args.datasets for row in measured(args, dataset)]
     fits = {k: fit(rows, k) for k in TRIED}
+    ratios = ("measured", "operations", "time")
+    table = [[r["dataset"], r["planner"], r["configuration"], *(number(r[k], 2) for k in ratios)] for r in rows]
+    columns = ["planner", "configuration", "measured", "by operations", "by the planner's measure"]
     report(
         "planner_budget",
         table,
-        [
-            "16 samples in passes of the image network",
-            "planner",
-            "configuration",
-            "measured",
-            "by operations",
-            "by the planner's measure",
-        ],
-        {"device": device.type, "rows": rows, "rms_log_error_by_operations_per_element": fits},
+        ["16 samples in passes of the image network", *columns],
+        {"device": args.device, "rows": rows, "rms_log_error_by_operations_per_element": fits},
     )
     print("operations per element: root mean square of the log error of the parts")
     for k, error in fits.items():
         print(f"{k:>6} {error:.2f}")
 
 
+def measured(args: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of one dataset: every planner and configuration."""
+    folders = folders_from(args)
+    dataset, device = dataset_name(folders, name), pick_device(args.device)
+    for planner in args.planners:
+        plans, dataset_json = planned(folders, dataset, planner, None)
+        for configuration in (c for c, p in plans["configurations"].items() if "diffusion" in p):
+            print(f"{dataset}, {PLANS[planner]}, {configuration} ...", flush=True)
+            found = measure(plans, configuration, dataset_json, device)
+            yield {"dataset": dataset, "planner": planner, "configuration": configuration, **found}
+
+
 def measure(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any], device: Any) -> dict[str, Any]:
     """Seconds, operations and elements of each part on one patch, and the three ratios."""
-    from benchmarks.rivals import Rivals
+    from benchmarks.pair import Pair
     from benchmarks.speed import parts
-    from nndiffseg.planning import cost
+    from nndiffseg.planning.cost import Architecture
 
-    rivals = Rivals(plans, configuration, dataset_json, device, sides=("nndiffseg",))
-    settings = rivals.trainers["nndiffseg"].settings
-    arch, heads = rivals.configuration.network_arch_init_kwargs, rivals.labels.num_segmentation_heads
-    grids = cost.stage_grids(rivals.patch, arch["strides"])
-    costs = {
-        "image_network": cost.image_network(arch, rivals.channels, heads, rivals.patch),
-        "denoiser_step": cost.denoiser(settings, grids[settings.latent_stage]),
-        "label_decoder": cost.label_decoder(settings, heads, grids),
-    }
-    measured = parts(rivals, 9, 60.0)
-    sample = cost.sample(settings, heads, grids)
-    image = costs["image_network"]
+    pair = Pair(plans, configuration, dataset_json, device, sides=("nndiffseg",))
+    settings = pair.trainers["nndiffseg"].method.plan.settings
+    heads = pair.labels.num_segmentation_heads
+    architecture = Architecture.of(pair.configuration.configuration, pair.channels, heads)
+    image, light = architecture.image, architecture.light(settings)
+    costs = {"image_network": image, "denoiser_step": light.denoise, "label_decoder": light.decode}
+    measured = parts(pair, 9, 60.0)
+    sample = light.sample(settings.steps)
     return {
         "measured": measured["measured_samples_to_image_ratio"],
         "operations": 16 * sample.flops / image.flops,

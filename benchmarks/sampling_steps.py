@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from benchmarks.common import report
-from benchmarks.methods_common import TRAINERS, add_trainers_flag, class_name, data_parser, label_of
-from benchmarks.methods_data import data_from, measurements_of, result_name
-from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.data import data_from, measurements_of, result_name
+from benchmarks.compare.flags import add_result_flags, add_trainers_flag, check_positive, data_parser
+from benchmarks.compare.plots import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.trainers import TRAINERS, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.diffusion.samplers import SAMPLERS
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import nanmean, number
+from nndiffseg.uncertainty.evaluation import number
 
 STEPS = (1, 2, 3, 5, 10, 15, 20, 50)
 
@@ -32,20 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> None:
-    from benchmarks.methods_metrics import predicted_scores
-    from benchmarks.methods_prediction import Options, load_model
+    from benchmarks.compare.library import Options, load_model
+    from benchmarks.compare.scores import means, predicted_scores
 
     parser = data_parser(__doc__.splitlines()[0])
     add_trainers_flag(parser, TRAINERS[1:])
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=4, help="per case (default: %(default)s)")
     parser.add_argument("--sampler", choices=SAMPLERS, help="default: the method's own")
-    parser.add_argument("--name", help="of the files in benchmarks/results and docs/images")
+    add_result_flags(parser, per_case=False)
     args = parser.parse_args(argv)
-    if min(args.steps) < 1 or args.samples < 1:
-        raise UserError("--steps and --samples must be at least 1.")
+    check_positive(args, "samples")
+    if min(args.steps) < 1:
+        raise UserError("--steps must be at least 1.")
     data, device = data_from(args), pick_device(args.device)
-    models = {trainer: load_model(data, trainer, device) for trainer in args.trainers}
+    models = {trainer: load_model(data, Entry(trainer), device) for trainer in args.trainers}
     if stock := [t for t, m in models.items() if m.is_stock]:
         raise UserError(f"{stock[0]} takes no sampling steps; leave it out of --trainers.")
     settings = {
@@ -69,12 +68,6 @@ def _main(argv: Sequence[str] | None) -> None:
     defaults = {class_name(t): m.network.default_steps for t, m in models.items()}
     report(name, *table(curves), {"settings": {**data.describe(), **settings}, "default_steps": defaults, "curves": curves})
     draw(name, curves, defaults)
-
-
-def means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over cases; of the seconds the median."""
-    result = {key: nanmean(row[key] for row in rows) for key in rows[0] if key != "seconds"}
-    return {**result, "seconds": float(np.median([row["seconds"] for row in rows]))}
 
 
 def table(curves: dict[str, dict[str, dict[str, float]]]) -> tuple[list[list[str]], list[str]]:

@@ -2,13 +2,13 @@
 
     python -m benchmarks.scaling [--planner S|M|L] [--quick] [--limit SECONDS]
 
-Networks are untrained and built from plans made here, without a dataset (:func:`made_plans`): nnU-Net's residual-encoder
-U-Net of the planner's width, the patch as large as the image up to a bound, above it images are tiled, the light networks
-as the planner chooses them for a latent at stride 4. One quantity varies at a time, from ``BASE``. Every measurement runs
-in a process of its own, whose peak memory is taken, on one image without mirroring; on a CPU libraries alone take about
-1 GB. Time on a CPU is that of all its cores together, which does not depend on what else the machine does; the JSON file
-holds the wall clock's too. What exceeds ``--limit`` seconds or the memory is reported as such. An interrupted run goes on
-where it stopped.
+Networks are untrained and built from plans made here, without a dataset (:mod:`benchmarks.made_plans`): nnU-Net's
+residual-encoder U-Net of the planner's width, the patch as large as the image up to a bound, above it images are tiled, the
+light networks as the planner chooses them for a latent at stride 4. One quantity varies at a time, from ``BASE``. Every
+measurement runs in a process of its own, whose peak memory is taken, on one image without mirroring; on a CPU libraries
+alone take about 1 GB. Time on a CPU is that of all its cores together, which does not depend on what else the machine does;
+the JSON file holds the wall clock's too, as ``wall_seconds``. What exceeds ``--limit`` seconds or the memory is reported as
+such. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,38 +17,17 @@ import argparse
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, report
+from benchmarks.made_plans import BATCH, LARGEST_PATCH, WIDTHS, Point, made_plans
 from nndiffseg.cli.common import Parser, add_device_flag, choose, pick_device, run
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
-    from benchmarks.methods_common import Measurements
-
-#: per planner: first and largest number of features (2D, 3D), blocks of the encoder's first stages
-WIDTHS = {
-    "S": (16, (128, 128), (1, 2, 2, 2, 2, 2, 2)),
-    "M": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6)),
-    "L": (32, (512, 320), (1, 3, 4, 6, 6, 6, 6)),
-}
-LARGEST_PATCH = {2: 512, 3: 128}
-BATCH = 2
-#: stage of the latent: stride 4
-LATENT_STAGE = 2
-
-
-@dataclass(frozen=True)
-class Point:
-    """One setting: edge length of the image, its axes, samples, sampling steps (None: the planner's), classes."""
-
-    size: int
-    axes: int
-    samples: int = 16
-    steps: int | None = None
-    classes: int = 3
+    from benchmarks.compare.processes import Measurements
 
 
 BASE = Point(size=64, axes=3)
@@ -97,7 +76,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
 
 def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, planner: str, device: str) -> None:
-    from benchmarks.methods_common import Measurements
+    from benchmarks.compare.processes import Measurements
 
     settings = {"planner": planner, "device": device, "limit": args.limit, "batch": BATCH}
     kept = Measurements(RESULTS, f".{name}_partial", settings)
@@ -112,10 +91,9 @@ def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, pl
         {
             **settings,
             "base": asdict(BASE),
-            "networks": described(sweeps, planner),
-            "sweeps": {
-                sweep: [{**asdict(p), **f} for p, f in zip(points, found[sweep], strict=True)]
-                for sweep, points in sweeps.items()
+            "wall_seconds": {
+                sweep: {f"{task} {side}": [f[f"{task} {side}"].get("seconds") for f in of] for task, side in CURVES}
+                for sweep, of in found.items()
             },
         },
     )
@@ -123,98 +101,12 @@ def _run(args: argparse.Namespace, sweeps: dict[str, list[Point]], name: str, pl
     kept.path.unlink(missing_ok=True)
 
 
-# ---- plans ------------------------------------------------------------------------------------------------------------
-
-
-def made_plans(point: Point, planner: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans with one configuration ``made``, and dataset.json, for images of this kind.
-
-    What nnU-Net's planner would measure on a dataset is fixed here: one channel, isotropic spacing, a batch of two, pooling
-    by two along all axes down to an edge of 4 to 7 voxels.
-    """
-    import nndiffseg.planners as planners
-    from benchmarks.versus_nnunet import PLANNERS, PLANS
-    from nndiffseg.planning.decisions import Architecture, candidate
-
-    patch = (min(point.size, LARGEST_PATCH[point.axes]),) * point.axes
-    first, largest, blocks = WIDTHS[planner]
-    depth = min(len(blocks), patch[0].bit_length() - 2)
-    two = point.axes == 2
-    arch = {
-        "n_stages": depth,
-        "features_per_stage": [min(first * 2**s, largest[0 if two else 1]) for s in range(depth)],
-        "conv_op": f"torch.nn.modules.conv.Conv{point.axes}d",
-        "kernel_sizes": [[3] * point.axes] * depth,
-        "strides": [[1] * point.axes] + [[2] * point.axes] * (depth - 1),
-        "n_blocks_per_stage": list(blocks[:depth]),
-        "n_conv_per_stage_decoder": [1] * (depth - 1),
-        "conv_bias": True,
-        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{point.axes}d",
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-    }
-    size = getattr(planners, PLANNERS[planner]).size
-    channels = 8 if point.classes <= 10 else 16  # more classes need a wider latent
-    light = candidate(Architecture(arch, 1, point.classes, patch), LATENT_STAGE, size, channels)
-    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "made",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": BATCH,
-        "patch_size": list(patch),
-        "median_image_size_in_voxels": [point.size] * point.axes,
-        "spacing": [1.0] * point.axes,
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "batch_dice": two,
-        **{f"resampling_fn_{k}": "resample_data_or_seg_to_shape" for k in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{k}_kwargs": {**resampling, "is_seg": k == "seg"} for k in ("data", "seg", "probabilities")},
-        "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-            "arch_kwargs": arch,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-        },
-        "diffusion": {"settings": light.settings.to_plan()},
-    }
-    plans = {
-        "dataset_name": "Dataset999_Made",
-        "plans_name": PLANS[planner],
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "original_median_spacing_after_transp": [1.0] * 3,
-        "experiment_planner_used": PLANNERS[planner],
-        "foreground_intensity_properties_per_channel": {},
-        "configurations": {"made": configuration},
-    }
-    labels = {"background": 0, **{f"structure {i}": i for i in range(1, point.classes)}}
-    return plans, {"channel_names": {"0": "noise"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
-
-
-def described(sweeps: dict[str, list[Point]], planner: str) -> dict[str, Any]:
-    """Patch, widths and diffusion settings of every network, for the JSON file."""
-    networks = {}
-    for point in {p for points in sweeps.values() for p in points}:
-        configuration = made_plans(point, planner)[0]["configurations"]["made"]
-        key = f"{point.axes}D, size {point.size}, {point.classes} classes"
-        networks[key] = {
-            "patch_size": configuration["patch_size"],
-            **{k: configuration["architecture"]["arch_kwargs"][k] for k in ("features_per_stage", "n_blocks_per_stage")},
-            "diffusion": configuration["diffusion"]["settings"],
-        }
-    return dict(sorted(networks.items()))
-
-
 # ---- measurements -----------------------------------------------------------------------------------------------------
 
 
 def measure(kept: Measurements, point: Point, planner: str, device: str, limit: float) -> dict[str, Any]:
     """Seconds and peak memory of all curves at one point, or why there are none: ``{"prediction nnunet": {...}, ...}``."""
-    from benchmarks.rivals import in_own_process
+    from benchmarks.pair import in_own_process
 
     found = {}
     for task, side in CURVES:
@@ -269,7 +161,7 @@ def draw(name: str, sweeps: dict[str, list[Point]], found: dict[str, list[dict[s
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from benchmarks.methods_figures import plain_ticks, save_figure
+    from benchmarks.compare.plots import plain_ticks, save_figure
 
     figure, axes = plt.subplots(
         2, len(sweeps), figsize=(3.4 * len(sweeps), 6), layout="constrained", sharex="col", squeeze=False

@@ -1,7 +1,7 @@
 """Times nnU-Net and nndiffseg side by side on one configuration: training step, prediction, parts, peak memory.
 
 Used by :mod:`benchmarks.versus_nnunet` (``--speed_only``). How it is made fair: both run in one process on the same
-tensors with the same plans (so the same image network, patch and batch); every round times all contestants in turn, so
+tensors with the same plans (so the same image network, patch and batch); every round times all tasks in turn, so
 that a slow spell of the machine hits all of them; ratios are medians over rounds of the ratio within a round. Each side is
 what its users run: nnU-Net's own ``train_step`` and sliding-window predictor, nndiffseg's own ``train_step`` and
 :class:`~nndiffseg.inference.predictor.Predictor`, with fusion, entropy and label maps, which nnU-Net's time does not
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.rivals import Rivals, Times, in_own_process, rounds
+from benchmarks.pair import Pair, Times, in_own_process, rounds
 
 SAMPLES = (1, 4, 16, 64)
 
@@ -44,18 +44,18 @@ def _other_precision(device: torch.device, stock: Callable[[], Any]) -> dict[str
     return {"nnunet_same_precision": task} if device.type == "cpu" and default_precision(device) == "bfloat16" else {}
 
 
-def prediction(rivals: Rivals, data: torch.Tensor, count: int, seconds: float) -> dict[str, Any]:
+def prediction(pair: Pair, data: torch.Tensor, count: int, seconds: float) -> dict[str, Any]:
     """Seconds of every kind of prediction of ``data``, and their ratios to one nnU-Net pass without mirroring."""
-    device = rivals.device
-    one = partial(rivals.predictor("nnunet"), data)
+    device = pair.device
+    one = partial(pair.predictor("nnunet"), data)
     tasks: dict[str, Callable[[], Any]] = {"nnunet": one, **_other_precision(device, one)}
-    tasks |= {f"nndiffseg_{n}": partial(rivals.predictor("nndiffseg", samples=n), data) for n in (1, 4, 16)}
+    tasks |= {f"nndiffseg_{n}": partial(pair.predictor("nndiffseg", samples=n), data) for n in (1, 4, 16)}
     times = rounds(tasks, device, count, seconds)
     slow = {
         "nnunet": one,
-        "nndiffseg_64": partial(rivals.predictor("nndiffseg", samples=64), data),
-        "nnunet_mirroring": partial(rivals.predictor("nnunet", mirroring=True), data),
-        "nndiffseg_16_mirroring": partial(rivals.predictor("nndiffseg", mirroring=True), data),
+        "nndiffseg_64": partial(pair.predictor("nndiffseg", samples=64), data),
+        "nnunet_mirroring": partial(pair.predictor("nnunet", mirroring=True), data),
+        "nndiffseg_16_mirroring": partial(pair.predictor("nndiffseg", mirroring=True), data),
     }
     slow_times = rounds(slow, device, 3, seconds).wall
     ratios = {name: median_ratio(t, slow_times["nnunet"]) for name, t in slow_times.items()}
@@ -71,21 +71,20 @@ def prediction(rivals: Rivals, data: torch.Tensor, count: int, seconds: float) -
         **_three_kinds(against, times),
         "ratios": ratios,
         "seconds": {name: float(np.median(t)) for name, t in {**slow_times, **times.wall}.items()},
-        "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()},
     }
 
 
-def training(rivals: Rivals, count: int, seconds: float) -> dict[str, Any]:
+def training(pair: Pair, count: int, seconds: float) -> dict[str, Any]:
     """Seconds of a training step of both, and their ratio."""
-    batch = rivals.batch()
-    stock = partial(rivals.train_step, "nnunet", batch)
+    batch = pair.batch()
+    stock = partial(pair.train_step, "nnunet", batch)
     times = rounds(
         {
             "nnunet": stock,
-            **_other_precision(rivals.device, stock),
-            "nndiffseg": partial(rivals.train_step, "nndiffseg", batch),
+            **_other_precision(pair.device, stock),
+            "nndiffseg": partial(pair.train_step, "nndiffseg", batch),
         },
-        rivals.device,
+        pair.device,
         count,
         seconds,
     )
@@ -96,7 +95,6 @@ def training(rivals: Rivals, count: int, seconds: float) -> dict[str, Any]:
     return {
         **_three_kinds(against, times),
         "seconds": {name: float(np.median(t)) for name, t in times.wall.items()},
-        "rounds": {name: [round(v, 5) for v in t] for name, t in times.wall.items()},
     }
 
 
@@ -108,15 +106,35 @@ def _three_kinds(against: Callable[[str, Mapping[str, np.ndarray]], dict[str, fl
 
 
 @torch.inference_mode()
-def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
+def parts(pair: Pair, count: int, seconds: float, samples: int = 16) -> dict[str, Any]:
     """Measured seconds of image network, denoiser step and label decoder on one patch, beside the planned GFLOP."""
+    times = rounds(_part_tasks(pair, samples), pair.device, count, seconds).wall
+    step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
+    decode, steps = times["label_decoder"] / samples, pair.trainers["nndiffseg"].average.network.default_steps
+    planned = pair.configuration.configuration["diffusion"].get("cost", {})
+    gflop = {name: planned.get(f"{name}_gflop") for name in ("image_network", "denoiser_step", "label_decoder")}
+    measured = {"image_network": times["image_network"], "denoiser_step": step, "label_decoder": decode}
+    seconds_each = {name: float(np.median(t)) for name, t in measured.items()}
+    return {
+        "seconds": {**seconds_each, "encode": float(np.median(times["encode"]))},
+        "planned_gflop": gflop,
+        "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
+        "samples": samples,
+        "steps": steps,
+        "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
+        "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"]),
+    }
+
+
+def _part_tasks(pair: Pair, samples: int) -> dict[str, Callable[[], Any]]:
+    """Calls of nndiffseg's parts on one patch, in the precision that it predicts in."""
     from nndiffseg.diffusion.noise.source import patch_noise
     from nndiffseg.inference.volume_sampler import CPU_BATCH_BYTES, FLOATS_PER_VOXEL
     from nndiffseg.nn.precision import autocast_for
 
-    device, network = rivals.device, rivals.trainers["nndiffseg"].average.network
-    image = rivals.batch()["data"][:1].to(device)
-    grid = [n // s for n, s in zip(rivals.patch, network.stride, strict=True)]
+    device, network = pair.device, pair.trainers["nndiffseg"].average.network
+    image = pair.batch()["data"][:1].to(device)
+    grid = [n // s for n, s in zip(pair.patch, network.stride, strict=True)]
     draw = patch_noise(0, 1, range(samples), grid, device)
 
     def precise(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -129,34 +147,13 @@ def parts(rivals: Rivals, count: int, seconds: float, samples: int = 16) -> dict
     maps = precise(lambda: network.encode(image))()
     latents = precise(lambda: network.sample(maps, draw))().float()
     # In the predictor's batches: on a CPU larger ones are slower.
-    batch = samples if device.type != "cpu" else max(1, CPU_BATCH_BYTES // (4 * FLOATS_PER_VOXEL * math.prod(rivals.patch)))
-
-    def decode_all() -> None:
-        for part in latents.split(batch):
-            network.decode(part, maps)
-
-    tasks = {
+    batch = samples if device.type != "cpu" else max(1, CPU_BATCH_BYTES // (4 * FLOATS_PER_VOXEL * math.prod(pair.patch)))
+    return {
         "image_network": precise(lambda: network.image_network(image, False)),
         "encode": precise(lambda: network.encode(image)),
         "sample_1_step": precise(lambda: network.sample(maps, draw, steps=1)),
         "sample_3_steps": precise(lambda: network.sample(maps, draw, steps=3)),
-        "label_decoder": precise(decode_all),
-    }
-    times = rounds(tasks, device, count, seconds).wall
-    step = (times["sample_3_steps"] - times["sample_1_step"]) / (2 * samples)
-    decode, steps = times["label_decoder"] / samples, network.default_steps
-    planned = rivals.configuration.configuration["diffusion"].get("cost", {})
-    gflop = {name: planned.get(f"{name}_gflop") for name in ("image_network", "denoiser_step", "label_decoder")}
-    measured = {"image_network": times["image_network"], "denoiser_step": step, "label_decoder": decode}
-    seconds_each = {name: float(np.median(t)) for name, t in measured.items()}
-    return {
-        "seconds": {**seconds_each, "encode": float(np.median(times["encode"]))},
-        "planned_gflop": gflop,
-        "gflop_per_second": {n: g / seconds_each[n] for n, g in gflop.items() if g and seconds_each[n] > 0},
-        "samples": samples,
-        "steps": steps,
-        "planned_samples_to_image_ratio": planned.get("samples_to_image_ratio"),
-        "measured_samples_to_image_ratio": median_ratio(samples * (steps * step + decode), times["image_network"]),
+        "label_decoder": precise(lambda: [network.decode(part, maps) for part in latents.split(batch)][-1]),
     }
 
 
@@ -185,7 +182,7 @@ def memory(
     found = {}
     for name, kind in kinds.items():
         found[name] = in_own_process({**base, **kind}, limit)
-        print(f"  peak memory, {name}: {_gb(found[name])}", flush=True)
+        print(f"  peak memory, {name}: {gigabytes(found[name])}", flush=True)
     ours, stock = found["nndiffseg_16"], found["nnunet"]
     known = "failed" not in ours and "failed" not in stock
     return {
@@ -195,7 +192,8 @@ def memory(
     }
 
 
-def _gb(found: Mapping[str, Any]) -> str:
+def gigabytes(found: Mapping[str, Any]) -> str:
+    """Peak memory of one measurement, or why there is none."""
     return found["failed"] if "failed" in found else f"{found['peak_gb']:.2f} GB"
 
 
@@ -218,34 +216,22 @@ def compare(
         device: where to run.
         checkpoints: trained weights by side; without them the networks are untrained.
         data: preprocessed image ``(C, *spatial)``; None for noise of the dataset's median size.
-        count, seconds: see :func:`rounds`; of every group of measurements.
-        limit: seconds for one measurement of memory.
+        count, seconds, limit: of :func:`rounds`, for every group of measurements, and of one measurement of memory.
 
     Returns:
-        JSON-ready; at its top ``prediction_ratio_16``, ``sample_ratio``, ``training_ratio`` and ``memory_ratio``, all
-        over one nnU-Net pass without mirroring (or its training step), each side in the precision that it runs in.
+        JSON-ready; at its top ratios to one nnU-Net pass without mirroring or its training step, in each side's precision.
     """
-    rivals = Rivals(plans, configuration, dataset_json, device, checkpoints=checkpoints)
-    data = rivals.image() if data is None else data
-    print(f"Timing predictions of an image of {'x'.join(map(str, data.shape[1:]))} ...", flush=True)
-    predicted = prediction(rivals, data, count, seconds)
-    print("Timing the parts ...", flush=True)
-    measured = parts(rivals, count, seconds)
-    print("Timing training steps ...", flush=True)
-    trained = training(rivals, count, seconds)
-    del rivals
+    pair = Pair(plans, configuration, dataset_json, device, checkpoints=checkpoints)
+    data = pair.image() if data is None else data
+    print(f"Timing an image of {'x'.join(map(str, data.shape[1:]))} ...", flush=True)
+    predicted = prediction(pair, data, count, seconds)
+    measured, trained = parts(pair, count, seconds), training(pair, count, seconds)
+    del pair
     print("Peak memory of predictions ...", flush=True)
     remembered = memory(plans, configuration, dataset_json, device, checkpoints, data.shape[1:], limit)
-    from nndiffseg.nn.precision import default_precision
-
-    top: dict[str, Any] = {k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")}
-    top |= {"training_ratio": trained.pop("training_ratio")}
-    top |= {k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")}
-    for kind in ("same_precision", "processor_time"):
-        top[kind] = {**predicted.pop(kind), **trained.pop(kind)}
     return {
-        **top,
-        "precision": {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)},
+        **_ratios(predicted, trained, remembered),
+        "precision": _precisions(device),
         "threads": torch.get_num_threads(),
         "image": list(data.shape),
         "prediction": predicted,
@@ -255,32 +241,17 @@ def compare(
     }
 
 
-def table(speed: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of :func:`compare` for people: what, seconds, in nnU-Net passes, peak GB."""
-    seconds, ratios = speed["prediction"]["seconds"], speed["prediction"]["ratios"]
-    names = {
-        "nnunet": "nnU-Net, one pass",
-        "nnunet_same_precision": "nnU-Net, one pass, nndiffseg's precision",
-        "nnunet_mirroring": "nnU-Net, mirroring",
-        **{f"nndiffseg_{n}": f"nndiffseg, {n} sample{'s' * (n > 1)}" for n in SAMPLES},
-        "nndiffseg_16_mirroring": "nndiffseg, 16 samples, mirroring",
+def _ratios(predicted: dict[str, Any], trained: dict[str, Any], remembered: dict[str, Any]) -> dict[str, Any]:
+    """Takes the ratios out of the measurements."""
+    return {
+        **{k: predicted.pop(k) for k in ("prediction_ratio_16", "sample_ratio")},
+        "training_ratio": trained.pop("training_ratio"),
+        **{k: remembered.pop(k) for k in ("memory_ratio", "working_memory_ratio")},
+        **{kind: {**predicted.pop(kind), **trained.pop(kind)} for kind in ("same_precision", "processor_time")},
     }
-    rows = []
-    for name, text in ((n, t) for n, t in names.items() if n in seconds):
-        peak = _gb(speed["memory"][name]).removesuffix(" GB") if name in speed["memory"] else ""
-        rows.append([f"predict: {text}", f"{seconds[name]:.3f}", f"{ratios[name]:.2f}", peak])
-    train = speed["training"]["seconds"]
-    for name, text in (
-        ("nnunet", "nnU-Net"),
-        ("nnunet_same_precision", "nnU-Net, nndiffseg's precision"),
-        ("nndiffseg", "nndiffseg"),
-    ):
-        if name not in train:
-            continue
-        rows.append([f"training step: {text}", f"{train[name]:.3f}", f"{train[name] / train['nnunet']:.2f}", ""])
-    image = speed["parts"]["seconds"]["image_network"]
-    for name in ("image_network", "denoiser_step", "label_decoder"):
-        measured, gflop = speed["parts"]["seconds"][name], speed["parts"]["planned_gflop"][name]
-        planned = f" ({gflop:.2f} GFLOP planned)" if gflop else ""
-        rows.append([f"part: {name.replace('_', ' ')}{planned}", f"{measured:.4f}", f"{measured / image:.4f}", ""])
-    return rows
+
+
+def _precisions(device: torch.device) -> dict[str, str]:
+    from nndiffseg.nn.precision import default_precision
+
+    return {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)}

@@ -31,63 +31,11 @@ def main() -> None:
     args = parser.parse_args()
     folders = configure_folders()
     dataset = folders.dataset(args.d)
-    raw, preprocessed = folders.raw / dataset, folders.preprocessed / dataset
     fold = folders.results / dataset / f"{args.tr}__{args.p}__{args.c}" / f"fold_{args.f}"
-    cases = json.loads((preprocessed / "splits_final.json").read_text())[args.f]["val"]
-    shim = command(["python", "-m", "nndiffseg.ext_path"]).output.strip()
+    cases = json.loads((folders.preprocessed / dataset / "splits_final.json").read_text())[args.f]["val"]
     with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        (work / "in").mkdir()
-        (work / "labels").mkdir()
-        for case in cases:
-            for image in (raw / "imagesTr").glob(f"{case}_*"):
-                shutil.copy(image, work / "in")
-            shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", work / "labels")
-        environment = {
-            "nnUNet_extTrainer": shim,
-            **{k: os.environ[k] for k in os.environ if k.startswith("nnUNet_") and k != "nnUNet_extTrainer"},
-        }
-        predicted = command(
-            [
-                "nnUNetv2_predict",
-                "-i",
-                work / "in",
-                "-o",
-                work / "out",
-                "-d",
-                args.d,
-                "-c",
-                args.c,
-                "-tr",
-                args.tr,
-                "-p",
-                args.p,
-                "-f",
-                args.f,
-                "-device",
-                args.device,
-                "-npp",
-                "1",
-                "-nps",
-                "1",
-            ],
-            environment=environment,
-        )
-        command(
-            [
-                "nnUNetv2_evaluate_folder",
-                work / "labels",
-                work / "out",
-                "-djfile",
-                work / "out" / "dataset.json",
-                "-pfile",
-                work / "out" / "plans.json",
-                "-np",
-                "1",
-            ],
-            environment=environment,
-        )
-        stock = json.loads((work / "out" / "summary.json").read_text())["foreground_mean"]["Dice"]
+        copy_cases(folders.raw / dataset, cases, Path(temporary))
+        stock, seconds = predict_and_evaluate(args, Path(temporary))
     ours = json.loads((fold / "validation" / "uncertainty.json").read_text())
     difference = abs(stock - ours["dice_deterministic"])
     rows = [
@@ -107,9 +55,32 @@ def main() -> None:
             "stock_dice": stock,
             "deterministic_dice": ours["dice_deterministic"],
             "difference": difference,
-            "seconds": predicted.seconds,
+            "seconds": seconds,
         },
     )
+
+
+def copy_cases(raw: Path, cases: list[str], work: Path) -> None:
+    """Images of the cases into ``work/in``, labels into ``work/labels``."""
+    for folder in ("in", "labels"):
+        (work / folder).mkdir()
+    for case in cases:
+        for image in (raw / "imagesTr").glob(f"{case}_*"):
+            shutil.copy(image, work / "in")
+        shutil.copy(raw / "labelsTr" / f"{case}.nii.gz", work / "labels")
+
+
+def predict_and_evaluate(args: argparse.Namespace, work: Path) -> tuple[float, float]:
+    """Mean foreground Dice by nnU-Net's own commands, and the seconds of its prediction."""
+    shim = command(["python", "-m", "nndiffseg.ext_path"]).output.strip()
+    environment = {**{k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}, "nnUNet_extTrainer": shim}
+    model = ["-d", args.d, "-c", args.c, "-tr", args.tr, "-p", args.p, "-f", args.f]
+    processes = ["-device", args.device, "-npp", "1", "-nps", "1"]
+    out = work / "out"
+    predicted = command(["nnUNetv2_predict", "-i", work / "in", "-o", out, *model, *processes], environment=environment)
+    files = ["-djfile", out / "dataset.json", "-pfile", out / "plans.json"]
+    command(["nnUNetv2_evaluate_folder", work / "labels", out, *files, "-np", "1"], environment=environment)
+    return json.loads((out / "summary.json").read_text())["foreground_mean"]["Dice"], predicted.seconds
 
 
 if __name__ == "__main__":

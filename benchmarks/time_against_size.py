@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import report
-from benchmarks.methods_common import add_trainers_flag, class_name, data_parser, find_class, label_of
-from benchmarks.methods_data import Data, data_from, measurements_of, result_name
-from benchmarks.methods_figures import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.data import Data, data_from, measurements_of, result_name
+from benchmarks.compare.flags import add_trainers_flag, data_parser
+from benchmarks.compare.plots import colour_of, new_figure, plain_ticks, save_figure
+from benchmarks.compare.trainers import class_name, find_class, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.evaluation import number
@@ -47,13 +48,7 @@ def _main(argv: Sequence[str] | None) -> None:
     patch = data.plans["configurations"][data.configuration]["patch_size"]
     sizes = sorted(set(args.sizes or ((64, 128, 256, 512) if len(patch) == 2 else (48, 64, 96, 128))))
     check_sizes(data, sizes, args.whole)
-    settings = {
-        "samples": args.samples,
-        "whole": args.whole,
-        "device": args.device,
-        "repetitions": args.repetitions,
-        "seed": args.seed,
-    }
+    settings = {flag: getattr(args, flag) for flag in ("samples", "whole", "device", "repetitions", "seed")}
     kept = measurements_of("time_against_size", data, **settings)
     curves: dict[str, dict[str, list[float]]] = {}
     for trainer in args.trainers:
@@ -71,7 +66,6 @@ def _main(argv: Sequence[str] | None) -> None:
         *table(curves, sizes),
         {
             "settings": {**data.describe(), **settings, "sizes": sizes},
-            "seconds": curves,
             "exponents": {t: exponent(c) for t, c in curves.items()},
         },
     )
@@ -90,7 +84,7 @@ def check_sizes(data: Data, sizes: Sequence[int], whole: bool) -> None:
 
 def measure(data: Data, trainer: str, size: int, args: Any) -> list[float]:
     """Seconds of each repetition."""
-    from benchmarks.methods_prediction import Options, build_model
+    from benchmarks.compare.library import Options, build_model
     from nndiffseg.data.dataset_json import channel_names
 
     dim = len(data.plans["configurations"][data.configuration]["patch_size"])

@@ -1,8 +1,9 @@
 """nnU-Net experiment planners, one per file; ``-pl NAME`` finds them here by name."""
 
-from nndiffseg.planners.DiffSegPlanner import DiffSegPlanner, check_plans_name
+from nndiffseg.planners.DiffSegPlanner import DiffSegPlanner
 from nndiffseg.planners.DiffSegPlannerL import DiffSegPlannerL
 from nndiffseg.planners.DiffSegPlannerS import DiffSegPlannerS
+from nndiffseg.planning.plans_file import check_plans_name
 
 PLANNERS = ("DiffSegPlanner", "DiffSegPlannerS", "DiffSegPlannerL")
 

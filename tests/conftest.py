@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.phantom import STRUCTURES, case_generators, draw_geometry, draw_label, write_phantom_dataset
 from nndiffseg.uncertainty import PairwiseOverlap, entropy, expected_dice, volume_statistics
@@ -20,7 +21,48 @@ ROOT = Path(__file__).resolve().parents[1]
 # on two cores wait for each other inside every small convolution and take several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+#: Unit tests, folders and modules: `pytest -m fast` runs them, without those that are marked
+#: as slow or as taking seconds.
+FAST = (
+    "calibration",
+    "cli/test_common.py",
+    "data",
+    "diffusion",
+    "methods",
+    "nn",
+    "planning/test_cost.py",
+    "planning/test_labels.py",
+    "planning/test_thickness.py",
+    "training/test_loader.py",
+    "training/test_parts.py",
+    "training/test_patch_validation.py",
+    "training/test_pretrained.py",
+    "training/test_training_step.py",
+    "uncertainty",
+)
+#: Fixtures that plan, preprocess or write data for many seconds: a test that asks for one of them is not fast.
+EXPENSIVE = {"folders", "model_folder", "model_folder_2d", "phantom_dataset", "raw_images", "results"}
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer")
+
+
+def is_unit_test(path: Path) -> bool:
+    """Whether a test module stands in :data:`FAST`."""
+    return not {ROOT / "tests" / name for name in FAST}.isdisjoint({path, *path.parents})
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`pytest -m fast` need not import the other modules."""
+    other = collection_path.name.startswith("test_") and collection_path.is_file() and not is_unit_test(collection_path)
+    return True if other and config.option.markexpr == "fast" else None
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the unit tests as fast."""
+    for item in items:
+        slow = any(item.get_closest_marker(name) for name in ("slow", "seconds", "gpu"))
+        if is_unit_test(item.path) and not slow and EXPENSIVE.isdisjoint(item.fixturenames):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(autouse=True)
@@ -187,3 +229,9 @@ def write(array: np.ndarray, geometry: sitk.Image, path: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.CopyInformation(geometry)
     sitk.WriteImage(image, str(path))
+
+
+@pytest.fixture
+def three_labels() -> LabelManager:
+    """Background and two structures."""
+    return LabelManager({"background": 0, "anterior": 1, "posterior": 2}, None)

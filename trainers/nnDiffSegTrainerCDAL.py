@@ -8,7 +8,7 @@ Part of the method -> where it is
         :func:`nndiffseg.diffusion.ancestral.sample_ancestral` in prediction
     discriminator D(x_{t-1}, x_t, t), softplus loss, R1 (DDGAN, arXiv 2112.07804)
         -> :mod:`nndiffseg.methods.cdal.discriminator`
-    attention from the discriminator's features, training only -> ``Discriminator.attention``, ``loss_terms``
+    attention from the discriminator's features, training only -> ``Discriminator.attention``, ``CDALLosses``
 
 Departures, and why
     - ``adversarial_weight`` is 0. In the released code no adversarial gradient reaches the generator either; the

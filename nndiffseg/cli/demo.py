@@ -103,13 +103,7 @@ class Demo:
 
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    for flag in ("minutes", "samples", "cases", "test_cases"):
-        if getattr(args, flag) <= 0:
-            raise UserError(f"--{flag} must be positive, not {getattr(args, flag)}.")
-    if args.dataset is not None and not (args.dataset / "dataset.json").is_file():
-        raise UserError(f"{args.dataset} holds no dataset.json; give a dataset folder in nnU-Net's raw format.")
-    if args.dataset is not None and args.output.resolve() in args.dataset.resolve().parents:
-        raise UserError(f"{args.dataset} lies in the output folder, which is emptied; choose another with --output.")
+    _check(args)
     demo = Demo(_fresh(args.output.resolve()), args, pick_device(args.device).type)
     started = time.monotonic()
     dataset = _dataset(demo)
@@ -164,7 +158,17 @@ def _main(argv: Sequence[str] | None) -> None:
             "-device",
             demo.device,
         )
-    _judge(demo, dataset, predictions, images, references, started)
+    _evaluate(demo, dataset, predictions, images, references, started)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for flag in ("minutes", "samples", "cases", "test_cases"):
+        if getattr(args, flag) <= 0:
+            raise UserError(f"--{flag} must be positive, not {getattr(args, flag)}.")
+    if args.dataset is not None and not (args.dataset / "dataset.json").is_file():
+        raise UserError(f"{args.dataset} holds no dataset.json; give a dataset folder in nnU-Net's raw format.")
+    if args.dataset is not None and args.output.resolve() in args.dataset.resolve().parents:
+        raise UserError(f"{args.dataset} lies in the output folder, which is emptied; choose another with --output.")
 
 
 def _fresh(output: Path) -> Path:
@@ -226,7 +230,7 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
     return images, references
 
 
-def _judge(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
+def _evaluate(demo: Demo, dataset: Path, predictions: Path, images: Path, references: Path, started: float) -> None:
     """Evaluation, report, ``summary.json`` and the closing table."""
     from nndiffseg.data.files import write_json
     from nndiffseg.report.report import write_demo_report

@@ -12,6 +12,7 @@ from typing import Any
 
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
 from nndiffseg.data.folders import Folders
+from nndiffseg.data.plan_names import PREPROCESSORS
 from nndiffseg.errors import UserError
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
@@ -61,8 +62,12 @@ def _parser() -> Parser:
         "configuration; 1 starts none; default: the number of processors, at most 8",
     )
     add("-npfp", type=int, metavar="N", help="processes for the check and the fingerprint; default as -np")
-    add("--verify_dataset_integrity", action="store_true", help="no effect: the dataset is always checked, unless ...")
-    add("--no_check", action="store_true", help="... this leaves it out")
+    add(
+        "--verify_dataset_integrity",
+        action="store_true",
+        help="accepted for nnU-Net's sake: the dataset is checked in any case",
+    )
+    add("--no_check", action="store_true", help="do not check the dataset")
     add("--no_pp", action="store_true", help="plan only, do not preprocess")
     add("--clean", action="store_true", help="make the fingerprint and the preprocessed data anew")
     add("--no_pbar", action="store_true", help="no progress bars")
@@ -145,13 +150,8 @@ def _workers(cases: Sequence[Any]) -> int:
 
 
 def _check_preprocessor(name: str) -> None:
-    # The plans hold the name only, and nnU-Net looks for it among its own preprocessors.
-    import nnunetv2
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
-
-    folder = Path(nnunetv2.__path__[0]) / "preprocessing"
-    if recursive_find_python_class(str(folder), name, "nnunetv2.preprocessing") is None:
-        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's, such as DefaultPreprocessor.")
+    if name not in PREPROCESSORS:  # the plans hold the name only, and nothing else may stand in plans
+        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's: {', '.join(sorted(PREPROCESSORS))}.")
 
 
 def _plan(planner_class: type, dataset: str, args: argparse.Namespace) -> Any:

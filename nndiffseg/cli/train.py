@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
     """Reads plans and dataset.json.
 
     Raises:
-        UserError: no such dataset, plans or configuration, or preprocessed data is missing.
+        UserError: no such dataset, plans or configuration, preprocessed data is missing, or the plans name what no planner
+            writes.
     """
     dataset = folders.dataset(args.dataset, "preprocessed")
     base = folders.preprocessed / dataset
@@ -145,6 +147,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         found = ", ".join(sorted(p.stem for p in base.glob("*Plans*.json"))) or "none"
         raise UserError(f"There are no plans {args.p} for {dataset} (found: {found}); run {command} or choose with -p.")
     plans = json.loads(path.read_text(encoding="utf8"))
+    check_plan_names(plans, str(path))
     if args.configuration not in plans["configurations"]:
         found = ", ".join(plans["configurations"])
         raise UserError(f"The plans {args.p} have no configuration {args.configuration}; choose one of {found}.")

@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import READ_ERRORS, geometry_mismatch, read_image
+from nndiffseg.data.names import check_case_id
 from nndiffseg.errors import UserError
 
 
@@ -31,14 +32,17 @@ def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
     """The cases of a folder, sorted by id.
 
     Raises:
-        UserError: no such folder, no images in it, or a case lacks a channel or has one too many.
+        UserError: no such folder, no images in it, a name that is no plain file name, or a case lacks a channel or has one too
+            many.
     """
     folder, ending = Path(folder), dataset_json["file_ending"]
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give the folder that holds the images with -i.")
     found: dict[str, dict[int, Path]] = {}
     for file in sorted(folder.iterdir()):
-        if match := re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file.name):
+        hidden = file.name.startswith(".")  # such as the ._ files of macOS
+        if not hidden and (match := re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file.name, re.DOTALL)):
+            check_case_id(match[1], str(folder))
             found.setdefault(match[1], {})[int(match[2])] = file
     if not found:
         raise UserError(f"{folder} holds no images; the model expects files named like CASE_0000{ending}.")

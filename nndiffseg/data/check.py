@@ -16,7 +16,9 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
+from nndiffseg.data.names import check_case_id, check_file_ending
 from nndiffseg.data.parallel import map_cases
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
@@ -75,7 +77,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """dataset.json with all that nnU-Net needs.
 
     Raises:
-        UserError: it is missing, not JSON, lacks a key, or its labels are not 0, 1, 2, ...
+        UserError: it is missing, not JSON, lacks a key, asks for an unknown reader, or its labels are not 0, 1, 2, ...
     """
     file = folder / "dataset.json"
     if not file.is_file():
@@ -93,6 +95,8 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
         if not isinstance(content[key], kind) or not content[key]:
             raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])}.")
+    check_file_ending(content["file_ending"], str(file))
+    check_reader(content, str(file))
     _check_labels(file, content)
     return content
 
@@ -144,6 +148,7 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Traini
 
 
 def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> TrainingCase:
+    check_case_id(name, f"dataset.json of {folder.name}")
     try:
         images, label = entry["images"], entry["label"]
     except (KeyError, TypeError):
@@ -162,9 +167,10 @@ def _cases_in_folders(folder: Path, ending: str) -> list[TrainingCase]:
             raise UserError(f"{needed} is missing; training images belong into imagesTr, their labels into labelsTr.")
     channels: dict[str, list[int]] = {}
     for file in sorted(p.name for p in images.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")):
-        match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file)
+        match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file, re.DOTALL)
         if match is None:
             raise UserError(f"{images / file} lacks a channel number; images are called like CASE_0000{ending}.")
+        check_case_id(match.group(1), str(images))
         channels.setdefault(match.group(1), []).append(int(match.group(2)))
     cases = []
     for name, numbers in sorted(channels.items()):
@@ -187,6 +193,8 @@ def check_splits(file: Path, known: Iterable[str]) -> None:
         raise UserError(f'{file} must be a JSON list of {{"train": [...], "val": [...]}} ({error}).') from None
     known = set(known)
     for i, (train, val) in enumerate(folds):
+        for case in (*train, *val):
+            check_case_id(case, str(file))
         if unknown := sorted({str(c) for c in [*train, *val]} - known):
             raise UserError(f"Fold {i} of {file} names the unknown case {unknown[0]}; correct or remove the file.")
         if both := sorted(set(train) & set(val)):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nndiffseg.data.files import write_atomically
+from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
 
 #: what a prediction needs of a checkpoint
@@ -40,7 +41,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """Reads a checkpoint without executing code from it.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it is not a checkpoint of nndiffseg.
+        UserError: there is no such file, it is damaged, it is not a checkpoint of nndiffseg, or it names a trainer or, in
+            its plans, anything else that cannot be one of nnU-Net's or nndiffseg's.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,4 +62,16 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"The checkpoint {path} is of nndiffseg {checkpoint['nndiffseg_version']} and lacks {missing[0]}, which version "
             "0.2 needs; train the fold again."
         )
+    _check_names(checkpoint, path)
     return checkpoint
+
+
+def _check_names(checkpoint: dict[str, Any], path: Path) -> None:
+    """Nothing that is looked up by its name later may come from a stranger."""
+    arguments = checkpoint["init_args"]
+    if not is_identifier(checkpoint["trainer_name"]):
+        raise UserError(f"The checkpoint {path} names no trainer by which it was written; choose another with -chk.")
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
+        raise UserError(f"The checkpoint {path} does not say for which configuration it was trained; choose another with -chk.")
+    if "plans" in arguments:
+        check_plan_names(arguments["plans"], f"The plans in the checkpoint {path}")

@@ -5,7 +5,7 @@ file: its random folds divide the two kidneys of a patient, and every figure of 
 
 - planning makes folds that divide no group, unless there is a ``splits_final.json``;
 - what is fitted on validation cases takes a group as one observation, not as several
-  (:mod:`nndiffseg.calibration.shrinkage`), and judges no case with numbers that its own group helped to choose
+  (:mod:`nndiffseg.calibration.shrinkage`), and evaluates no case with numbers that its own group helped to choose
   (:mod:`nndiffseg.training.validation`).
 
 A case that the file does not name is a group of its own.

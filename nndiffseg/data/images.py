@@ -16,6 +16,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
 
 #: what the libraries behind nnU-Net's readers raise on a bad file (PIL: SyntaxError; tifffile: a ValueError)
@@ -39,14 +40,10 @@ def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[Ba
     Raises:
         UserError: no reader for this file ending, or ``example`` is broken.
     """
+    check_reader(dataset_json)
     name = dataset_json.get("overwrite_image_reader_writer", "None")
     if name != "None":
-        try:
-            return recursive_find_reader_writer_by_name(name)
-        except RuntimeError:
-            raise UserError(
-                f"dataset.json asks for the unknown reader {name}; leave overwrite_image_reader_writer out."
-            ) from None
+        return recursive_find_reader_writer_by_name(name)
     ending = str(dataset_json["file_ending"])
     matching = [r for r in LIST_OF_IO_CLASSES if ending.lower() in r.supported_file_endings]
     if not matching:

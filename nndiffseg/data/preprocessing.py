@@ -24,6 +24,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
+from nndiffseg.data.plan_names import check_plan_names
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -63,19 +64,10 @@ def extract_fingerprint(
         _analyze, arguments, processes, description="Extracting the fingerprint", progress=progress, flags="-npfp 1"
     )
     shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
-    statistics = {}
-    for c in range(len(channel_names(dataset_json))):
-        values = np.concatenate([case[c] for case in intensities])
-        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-        statistics[str(c)] = {
-            "mean": float(np.mean(values)),
-            "median": float(median),
-            "std": float(np.std(values)),
-            "min": float(np.min(values)),
-            "max": float(np.max(values)),
-            "percentile_99_5": float(high),
-            "percentile_00_5": float(low),
-        }
+    statistics = {
+        str(c): _intensity_statistics(np.concatenate([case[c] for case in intensities]))
+        for c in range(len(channel_names(dataset_json)))
+    }
     fingerprint = {
         "spacings": [[float(v) for v in s] for s in spacings],
         "shapes_after_crop": [[int(v) for v in s] for s in shapes],
@@ -83,6 +75,20 @@ def extract_fingerprint(
         "median_relative_size_after_cropping": float(np.median(relative_sizes)),
     }
     write_json(fingerprint, file, strict=False)
+
+
+def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
+    """nnU-Net's figures of one channel's foreground intensities ``(n,)``."""
+    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+    return {
+        "mean": float(np.mean(values)),
+        "median": float(median),
+        "std": float(np.std(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+        "percentile_99_5": float(high),
+        "percentile_00_5": float(low),
+    }
 
 
 def _analyze(*arguments: Any) -> Any:
@@ -120,7 +126,11 @@ def preprocess_configuration(
 
     Returns:
         The number of cases that were preprocessed.
+
+    Raises:
+        UserError: the plans name what no planner writes.
     """
+    check_plan_names(plans, "The plans")
     target = folder / plans["configurations"][configuration]["data_identifier"]
     staging = target.with_name(f".{target.name}.partial")
     if clean:

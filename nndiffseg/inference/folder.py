@@ -47,15 +47,13 @@ def predict_folder(
     Args:
         predictor: the model and how to sample.
         input_folder: images named ``CASE_0000.nii.gz`` (the dataset's file ending).
-        output_folder: made where it does not exist; see DESIGN, section 5, for what it will hold.
-        save_samples: also write every sample's label map.
-        save_probabilities: also write nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
+        output_folder: made where it does not exist; docs/reference/files.md says what it will hold.
+        save_samples, save_probabilities: also write the samples' label maps, and nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
         continue_prediction: leave out cases all of whose files exist.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
-        progress: show a progress bar.
-        verbose: one line per case.
+        progress, verbose: show a progress bar; say which cases there are.
 
     Returns:
         Ids of the cases that were predicted in this run.
@@ -70,16 +68,7 @@ def predict_folder(
         raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")
     every_case = [case.id for case in cases]
     cases = cases[part_id::num_parts]
-    job = ExportJob(
-        output,
-        predictor.plans.plans,
-        predictor.model.configuration,
-        predictor.dataset_json,
-        save_samples,
-        save_probabilities,
-        {**predictor.settings(), "fuse": fuse},
-        fuse,
-    )
+    job = _job(predictor, output, save_samples, save_probabilities, fuse)
     own_cases = [case.id for case in cases]
     if continue_prediction:
         cases = [case for case in cases if not _is_complete(job, case, predictor)]
@@ -93,11 +82,15 @@ def predict_folder(
         remove_staging(output, own_cases)
     _write_report(output, Path(input_folder), predictor, every_case)
     if bad:
-        raise UserError(
-            f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete): "
-            + " ".join(bad.values())
-        )
+        number = f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete)"
+        raise UserError(f"{number}: {' '.join(bad.values())}")
     return [case.id for case in cases]
+
+
+def _job(predictor: Predictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
+    plans, configuration = predictor.plans.plans, predictor.model.configuration
+    settings = {**predictor.settings(), "fuse": fuse}
+    return ExportJob(output, plans, configuration, predictor.dataset_json, save_samples, save_probabilities, settings, fuse)
 
 
 def _predict_cases(

@@ -15,6 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.data.names import check_file_ending
+from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 
@@ -46,9 +48,10 @@ def trained_models(results: Path) -> list[TrainedModel]:
         trainer, plans, configuration = folder.name.split("__", 2)
         try:
             content = json.loads(plans_file.read_text(encoding="utf8"))
+            check_plan_names(content, str(plans_file))
             has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
-        except (json.JSONDecodeError, KeyError, RuntimeError, ValueError):
-            continue  # not a model of ours, or half-copied: it cannot be chosen
+        except (UserError, json.JSONDecodeError, KeyError, RuntimeError, ValueError):
+            continue  # not a model of ours, half-copied, or with foreign names in its plans: it cannot be chosen
         if has_diffusion and any(folder.glob("fold_*/checkpoint_*.pth")):
             models.append(TrainedModel(folder, folder.parent.name, trainer, plans, configuration))
     return models
@@ -127,10 +130,13 @@ def load_model(
         checkpoint: file name.
 
     Raises:
-        UserError: something is missing, damaged, or from another trainer.
+        UserError: something is missing, damaged, or from another trainer, or the plans name what no planner writes.
     """
     folder = Path(folder)
     plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
+    check_plan_names(plans, str(folder / "plans.json"))
+    check_reader(dataset_json, str(folder / "dataset.json"))
+    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
     chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
     files = [folder / f"fold_{fold}" / checkpoint for fold in chosen]
     if not files or not all(f.is_file() for f in files):
@@ -199,13 +205,15 @@ def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:
 
 def trainer_by_name(name: str) -> Any:
     """A trainer class: nndiffseg's own, or one in a folder that ``nnUNet_extTrainer`` names; None if there is none."""
+    if not is_identifier(name):
+        return None
     trainer = getattr(importlib.import_module("nndiffseg.trainers"), name, None)
     if trainer is None:
         try:
             trainer = recursive_find_trainer_class_by_name(name)
-        except RuntimeError:
+        except (RuntimeError, AssertionError, TypeError):  # nnU-Net asserts that what it found is a trainer, or a class
             return None
-    return trainer
+    return trainer if isinstance(trainer, type) else None
 
 
 def _method(plans: PlansManager, checkpoint: dict[str, Any], dataset_json: dict[str, Any], folder: Path) -> Method:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,39 +19,17 @@ from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.errors import UserError
+from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.staple import check_fusion
-from nndiffseg.export.writer import CaseGeometry, case_summary
+from nndiffseg.export.summary import case_summary
 from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, LoadedFold, LoadedModel, load_model
-from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, samples_of_fold
+from nndiffseg.inference.prediction import Prediction, array_of, without_slice_axis
+from nndiffseg.inference.sampling import SamplingOptions, samples_of_fold
+from nndiffseg.inference.volume_sampler import VolumeSampler
 from nndiffseg.methods.protocol import Method
 from nndiffseg.nn.precision import default_precision
 from nndiffseg.uncertainty import Decomposition
 from nndiffseg.uncertainty.statistics import CaseParts, CaseStatistics, FusedSums, PartSums
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Prediction of one image, on the image's own grid; spatial axes as in the image that was given.
-
-    Attributes:
-        segmentation: labels ``(*image)``.
-        probabilities: ``(heads, *image)`` float32; heads are all labels, or the regions.
-        total, aleatoric: uncertainty ``(*image)`` in [0, 1].
-        epistemic: the same, or None with one fold.
-        volumes: per structure ``segmentation_ml``, ``mean_ml``, ``calibrated_sd_ml``, ``calibrated_interval_90_ml`` and more,
-            see :func:`nndiffseg.export.writer.case_summary`.
-        expected_dice: mean pairwise Dice of the samples, or None with one sample.
-        samples: label map of every sample ``(N, *image)``, or None unless asked for.
-    """
-
-    segmentation: np.ndarray
-    probabilities: np.ndarray
-    total: np.ndarray
-    aleatoric: np.ndarray
-    epistemic: np.ndarray | None
-    volumes: dict[str, dict[str, Any]]
-    expected_dice: float | None
-    samples: np.ndarray | None = None
 
 
 class Predictor:
@@ -210,7 +187,7 @@ class Predictor:
             summary["expected_dice"],
             samples,
         )
-        return _without_slice_axis(prediction) if squeeze else prediction
+        return without_slice_axis(prediction) if squeeze else prediction
 
     def _read(self, image: Any, spacing: Sequence[float] | None, case_id: str) -> tuple[np.ndarray, dict[str, Any], bool]:
         """Array ``(C, z, y, x)``, properties, and whether the z axis was added."""
@@ -222,7 +199,7 @@ class Predictor:
             )
             return data, properties, False
         if not isinstance(image, np.ndarray) and all(isinstance(p, sitk.Image) for p in parts):
-            image, spacing = _from_sitk(parts)
+            image, spacing = array_of(parts)
         data = np.asarray(image, dtype=np.float32)
         if data.ndim not in (3, 4) or len(data) != channels:
             raise UserError(
@@ -327,10 +304,7 @@ def _options(
         sampler_of(sampler)
         if isinstance(sampler, str) and sampler not in model.method.samplers:
             allowed = ", ".join(model.method.samplers)
-            raise UserError(
-                f"{sampler} is no sampler of {model.trainer}, whose denoiser draws samples instead of means; leave out "
-                f"--sampler or choose {allowed}."
-            )
+            raise UserError(f"{sampler} is no sampler of {model.trainer}; leave out --sampler or choose {allowed}.")
     return SamplingOptions(samples, steps, sampler, seed, step_size, model.mirror_axes if mirroring else (), precision)
 
 
@@ -342,27 +316,3 @@ def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device)
-
-
-def _from_sitk(images: Sequence[sitk.Image]) -> tuple[np.ndarray, list[float]]:
-    """Array ``(C, *spatial)`` with slices first, and spacing in the same order."""
-    arrays = []
-    for image in images:
-        array = sitk.GetArrayFromImage(image)
-        vector = image.GetNumberOfComponentsPerPixel() > 1
-        arrays.append(np.moveaxis(array, -1, 0) if vector else array[None])
-        if image.GetSize() != images[0].GetSize():
-            raise UserError(f"The channels have different sizes, {images[0].GetSize()} and {image.GetSize()}.")
-    return np.concatenate(arrays), list(images[0].GetSpacing())[::-1]
-
-
-def _without_slice_axis(p: Prediction) -> Prediction:
-    return replace(
-        p,
-        segmentation=p.segmentation[0],
-        probabilities=p.probabilities[:, 0],
-        total=p.total[0],
-        aleatoric=p.aleatoric[0],
-        epistemic=None if p.epistemic is None else p.epistemic[0],
-        samples=None if p.samples is None else p.samples[:, 0],
-    )

@@ -17,6 +17,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic.dataclasses import dataclass as record
 from torch import Tensor, nn
 
+from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.data.schema import CONFIG, to_json, validated
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
@@ -87,7 +88,12 @@ class MethodPlan:
         return [int(c) for c in self.arguments["features_per_stage"]]
 
     def unet(self) -> nn.Module:
-        """The network that nnU-Net would build from these plans, initialised as nnU-Net does."""
+        """The network that nnU-Net would build from these plans, initialised as nnU-Net does.
+
+        Raises:
+            UserError: the plans name what no planner writes.
+        """
+        check_architecture(self.configuration.configuration["architecture"], "The plans")
         return get_network_from_plans(
             self.configuration.network_arch_class_name,
             self.arguments,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from nndiffseg.methods.ldseg.latent import PAPER_CHANNELS, PAPER_STRIDE, paper_latent
 from nndiffseg.methods.settings import DiffusionSettings
-from nndiffseg.planning import cost
+from nndiffseg.planning.cost import Architecture
 from nndiffseg.planning.rate_distortion import RateDistortion
 
 #: Lowest 5th percentile of the worst structure's Dice that a latent may have. The curve belongs to a linear code that
@@ -28,15 +28,32 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class Size:
-    """What distinguishes the planner's sizes.
+    """What distinguishes the planner's sizes. Defaults are those of nnU-Net 2.8.1's ``ResEncUNetPlanner``.
 
     Attributes:
+        plans_name: of the plans, unless another one is asked for.
+        memory_gb: that a training may need, unless another figure is asked for.
         widths: denoiser widths (at a latent grid of about 4-fold stride, at the level below it), narrowest first.
-        budget: how many passes of the image network 16 samples may cost.
+        budget: how many passes of the image network all samples may cost.
+        reference_gb: memory of a training whose image network has so many elements in its feature maps:
+        reference_elements: of one patch, in 2D and in 3D.
+        base_features: channels of the image network's first stage.
+        max_features: of its deepest stages, in 2D and in 3D.
+        encoder_blocks, decoder_blocks: residual blocks and convolutions of each stage.
+        batch_cap: dimension of a configuration -> largest batch.
     """
 
+    plans_name: str
+    memory_gb: float
     widths: tuple[tuple[int, int], ...]
-    budget: float
+    budget: float = 1.0
+    reference_gb: float = 8
+    reference_elements: tuple[int, int] = (135_000_000, 680_000_000)
+    base_features: int = 32
+    max_features: tuple[int, int] = (512, 320)
+    encoder_blocks: tuple[int, ...] = (1, 3, 4, *[6] * 10)
+    decoder_blocks: tuple[int, ...] = (1,) * 12
+    batch_cap: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,27 +68,9 @@ class Candidate:
     affordable: bool
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The image network of one configuration as planned by nnU-Net."""
-
-    arch_kwargs: Mapping[str, Any]
-    input_channels: int
-    heads: int
-    patch: tuple[int, ...]
-
-    @property
-    def grids(self) -> list[tuple[int, ...]]:
-        return cost.stage_grids(self.patch, self.arch_kwargs["strides"])
-
-    def strides(self, stage: int) -> tuple[int, ...]:
-        """Cumulative stride of a stage."""
-        return tuple(int(v) for v in np.prod(self.arch_kwargs["strides"][: stage + 1], axis=0))
-
-    def ratio(self, settings: DiffusionSettings) -> float:
-        """Time of :data:`SAMPLES` samples in passes of the image network, as :attr:`~nndiffseg.planning.cost.Cost.time`."""
-        image = cost.image_network(self.arch_kwargs, self.input_channels, self.heads, self.patch)
-        return SAMPLES * cost.sample(settings, self.heads, self.grids).time / image.time
+def price(arch: Architecture, settings: DiffusionSettings) -> float:
+    """Time of all samples in passes of the image network, as :attr:`~nndiffseg.planning.cost.Cost.time`."""
+    return settings.samples * arch.light(settings).sample(settings.steps).time / arch.image.time
 
 
 def latent_stages(n_stages: int) -> list[int]:
@@ -115,9 +114,15 @@ def candidate(arch: Architecture, stage: int, size: Size, latent_channels: int =
             samples=SAMPLES,
         )
 
-    affordable = [w for w in size.widths if arch.ratio(settings(w)) <= size.budget]
-    chosen = settings(affordable[-1] if affordable else size.widths[0])
-    return Candidate(chosen, arch.ratio(chosen), bool(affordable))
+    affordable = bisect_right(size.widths, size.budget, key=lambda width: price(arch, settings(width)))
+    chosen = settings(size.widths[max(affordable - 1, 0)])
+    return Candidate(chosen, price(arch, chosen), affordable > 0)
+
+
+def expected_overhead(arch: Architecture, size: Size) -> float:
+    """Memory of the light networks relative to the image network's before anything is chosen: a latent of medium depth."""
+    stage = min(2, latent_stages(len(arch.grids))[-1])
+    return arch.memory_overhead(candidate(arch, stage, size).settings)
 
 
 def choose(
@@ -209,9 +214,9 @@ def curve_table(candidates: Mapping[int, Candidate], curve: Sequence[RateDistort
     ]
     for p in curve:
         star = "*" if (p.stride, p.channels) == (chosen.latent_stride, chosen.latent_channels) else " "
-        price = f"{ratio[p.stride]:.2f} passes" if p.stride in ratio else ""
+        passes = f"{ratio[p.stride]:.2f} passes" if p.stride in ratio else ""
         lines.append(
             f"  {star} {cross(p.stride):<10}{p.channels:>8}  {p.dice_mean:>9.3f}  {p.worst[:21]:<22}"
-            f"{p.worst_mean:>6.3f}{p.worst_p5:>9.3f}{price:>13}"
+            f"{p.worst_mean:>6.3f}{p.worst_p5:>9.3f}{passes:>13}"
         )
     return "\n".join(lines)

@@ -1,8 +1,8 @@
-"""What a method needs to train, and the patch and batch with which it fits the memory that was planned for.
+"""Patch and batch with which each method fits the memory that was planned for.
 
 The planner fits patch and batch to nnU-Net's image network and the flagship's light ones. Other methods keep other
-tensors for their backward pass. These are counted by one training pass on PyTorch's meta device, which computes shapes
-and no values, and scaled to gigabytes by nnU-Net's own figure for the image network.
+tensors for their backward pass. These are counted (:mod:`nndiffseg.planning.cost`) and scaled to gigabytes by nnU-Net's
+own figure for the image network.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from nndiffseg.methods.protocol import Method, MethodPlan
+from nndiffseg.methods.protocol import Method
+from nndiffseg.planning.cost import image_network_bytes, method_bytes
 
 #: key in a configuration's ``diffusion`` section: trainer -> its entry
 KEY = "trainers"
+#: no method needs so many times the memory of the image network; where even that fits, none is asked
+BOUND = 6.0
 #: smallest batch that memory may lead to, as in nnU-Net
 MIN_BATCH = 2
 #: fewest cells of the deepest grid that are left along an axis, as in nnU-Net
@@ -36,87 +34,6 @@ class Fit(NamedTuple):
     patch: tuple[int, ...]
     batch: int
     gb: float
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Attention as fused kernels keep it; the meta device knows only the formula, with all its cells squared."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        answer = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, answer)
-        return answer
-
-
-class _CountAttention(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return _FusedAttention.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
-
-
-# ---- counting ---------------------------------------------------------------------------------------------------------
-
-
-def saved_bytes(network: nn.Module, training_pass: Callable[[], Any]) -> int:
-    """Bytes of all tensors that a pass keeps for its backward pass, each storage once, without weights and buffers.
-
-    Works on every device.
-    """
-    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
-    kept: dict[int, Tensor] = {}  # holds the tensors, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        key = tensor.untyped_storage()._cdata
-        if key not in own:
-            kept[key] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        training_pass()
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
-
-
-def method_bytes(method_class: type[Method], configuration: ConfigurationManager, channels: int, heads: int) -> float:
-    """What a method's network keeps for the backward pass of one patch, in float32.
-
-    Args:
-        method_class: states its memory by :meth:`~nndiffseg.methods.protocol.Method.training_pass`.
-        configuration: nnU-Net's manager.
-        channels: of the image.
-        heads: of the segmentation.
-    """
-    method = method_class(MethodPlan.of(configuration, channels, heads))
-    with torch.device("meta"):
-        network = method.network()
-        image, onehot = (torch.zeros(MIN_BATCH, c, *configuration.patch_size) for c in (channels, heads))
-    _materialise_scalars(network)
-    with _CountAttention():
-        return saved_bytes(network, lambda: method.training_pass(network, image, onehot)) / MIN_BATCH
-
-
-def image_network_bytes(configuration: ConfigurationManager, channels: int, heads: int) -> float:
-    """The same for the planned image network alone."""
-    with torch.device("meta"):
-        unet = get_network_from_plans(
-            configuration.network_arch_class_name,
-            configuration.network_arch_init_kwargs,
-            configuration.network_arch_init_kwargs_req_import,
-            channels,
-            heads,
-            allow_init=True,
-            deep_supervision=True,
-        )
-        image = torch.zeros(MIN_BATCH, channels, *configuration.patch_size)
-    return saved_bytes(unet, lambda: unet(image)) / MIN_BATCH
-
-
-def _materialise_scalars(network: nn.Module) -> None:
-    """Counters and switches decide what a network does, so they need values also on the meta device: zeros at first."""
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.ndim == 0:
-                setattr(module, name, torch.zeros((), dtype=buffer.dtype, device="cpu"))
 
 
 # ---- fitting ----------------------------------------------------------------------------------------------------------
@@ -168,7 +85,8 @@ def plan_entries(
     """What the plans say about each trainer: its patch and batch, and those of the configuration that they replace.
 
     Args:
-        methods: of each trainer, by its name; see :func:`method_bytes`, like ``channels`` and ``heads``.
+        methods: of each trainer, by its name.
+        channels, heads: as of :func:`~nndiffseg.planning.cost.method_bytes`.
         plans: nnU-Net's manager.
         configuration: name.
         image_network_gb: nnU-Net's figure for training the image network with the configuration's patch and batch.
@@ -198,6 +116,32 @@ def plan_entries(
         }
 
     return {trainer: entry(method_class) for trainer, method_class in methods.items()}
+
+
+def add_entries(
+    methods: Mapping[str, type[Method]],
+    plans: dict[str, Any],
+    configuration: str,
+    channels: int,
+    heads: int,
+    target_gb: float,
+) -> list[str]:
+    """Adds :func:`plan_entries` to a configuration of the plans unless memory is plentiful.
+
+    Returns:
+        One sentence for each trainer that does not fit the planned patch and batch.
+    """
+    section = plans["configurations"][configuration]["diffusion"]
+    image_gb = section["cost"]["training_memory_gb"]["image_network"]
+    if BOUND * image_gb <= target_gb:
+        return []
+    entries = plan_entries(methods, PlansManager(plans), configuration, channels, heads, image_gb, target_gb)
+    section[KEY] = entries
+    return [
+        f"{configuration}, {trainer}: {sentence(entry)}"
+        for trainer, entry in entries.items()
+        if entry["planned"]["training_memory_gb"] > target_gb
+    ]
 
 
 def adapted_plans(plans: dict[str, Any], configuration: str, trainer: type) -> tuple[dict[str, Any], str | None]:

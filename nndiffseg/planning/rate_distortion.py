@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 CHANNELS = (1, 2, 4, 8, 16, 32)
 MAX_ELEMENTS = 30_000_000  # floats in one matrix of one-hot blocks (120 MB)
 MAX_BLOCKS = 20_000
-EXACT_DIMENSION = 1024  # larger covariances are handled by subspace iteration
+EXACT_DIMENSION = 1024  # larger covariances are handled by randomised subspace iteration
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,17 @@ def _one_hot(rows: np.ndarray, n_labels: int) -> np.ndarray:  # (n, voxels) -> (
 
 
 def _principal_components(rows: np.ndarray, n_labels: int, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mean ``(D,)`` and the first k principal components ``(D, k)`` of the one-hot blocks."""
+    """Mean ``(D,)`` and the first k principal components ``(D, k)`` of the one-hot blocks, fewer where there are fewer rows."""
     x = _one_hot(rows, n_labels)
-    mean = x.mean(0) if len(x) else np.zeros(x.shape[1], np.float32)
-    x -= mean
+    if len(x) < 2:
+        return (x[0] if len(x) else np.zeros(x.shape[1], np.float32)), np.zeros((x.shape[1], 0), np.float32)
     if x.shape[1] <= EXACT_DIMENSION:
-        return mean, np.ascontiguousarray(np.linalg.eigh(x.T @ x)[1][:, ::-1][:, :k])
-    # Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
-    basis = rng.standard_normal((x.shape[1], min(x.shape[1], k + 16))).astype(np.float32)
-    for _ in range(4):
-        basis = np.linalg.qr(x.T @ (x @ basis))[0]
-    rotation = np.linalg.svd(x @ basis, full_matrices=False)[2]
-    return mean, basis @ rotation.T[:, :k]
+        pca = PCA(min(k, len(x)), svd_solver="covariance_eigh")
+    else:
+        seed = int(rng.integers(2**31))
+        pca = PCA(min(k, len(x)), svd_solver="randomized", n_oversamples=16, iterated_power=4, random_state=seed)
+    pca.fit(x)
+    return pca.mean_, np.ascontiguousarray(pca.components_.T)
 
 
 def _case_dice(

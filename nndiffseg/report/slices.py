@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.images import find_reader, read_image
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.uncertainty.evaluation import read_array, uncertainty_map
 
 ANATOMICAL = ("axial", "coronal", "sagittal")
@@ -98,10 +99,17 @@ def full_scale(dataset_json: Mapping[str, Any]) -> float:
 
 
 def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
-    """The reader named in the model's plans, or else nnU-Net's choice for ``example``."""
-    plans = predictions / "plans.json"
-    if plans.is_file() and (name := json.loads(plans.read_text(encoding="utf8")).get("image_reader_writer")):
-        return recursive_find_reader_writer_by_name(name)()
+    """The reader named in the model's plans, or else nnU-Net's choice for ``example``.
+
+    Raises:
+        UserError: the plans are not as planners write them, or dataset.json names an unknown reader.
+    """
+    file = predictions / "plans.json"
+    if file.is_file():
+        plans = json.loads(file.read_text(encoding="utf8"))
+        check_plan_names(plans, str(file))
+        if name := plans.get("image_reader_writer"):
+            return recursive_find_reader_writer_by_name(name)()
     return find_reader(dataset_json, example)()
 
 

@@ -8,17 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
-import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.names import check_case_id
+from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
@@ -28,16 +27,15 @@ from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log
 from nndiffseg.training.average import WeightAverage
-from nndiffseg.training.budget import Budget, learning_rate
+from nndiffseg.training.budget import Budget
 from nndiffseg.training.loader import batches_from
-from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, mean_over_structures, score_patches
+from nndiffseg.training.loop import EpochLoop
+from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
-
-#: seconds between two checkpoints within an epoch
-CHECKPOINT_SECONDS = 240.0
+from nndiffseg.training.state import checkpoint_of, restore
 
 
-class DiffusionTrainer(nnUNetTrainer):
+class DiffusionTrainer(EpochLoop):
     """Base of the trainers; a trainer names its method.
 
     Everything random in a training step is a function of (seed, fold, iteration): a resumed training needs no saved
@@ -46,8 +44,6 @@ class DiffusionTrainer(nnUNetTrainer):
 
     method_class: type[Method]
     loss: Losses
-    current_epoch: int
-    _best_ema: float | None
 
     def __init__(
         self,
@@ -57,6 +53,7 @@ class DiffusionTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
+        check_plan_names(plans, "The plans")  # stock nnU-Net makes trainers too
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:
@@ -76,18 +73,10 @@ class DiffusionTrainer(nnUNetTrainer):
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.seed = 0
-        self.minutes: float | None = None
-        self.bound_by_time_only = False
         self.workers: int | None = None
-        self.iteration = 0  # iterations done in all epochs
-        self.show_progress = True
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the fusion weight that the validation fits
         self.calibration = Calibration()  # until a validation fits it
         self.average: WeightAverage | None = None
-        self.budget: Budget | None = None
-        self._epoch_terms: dict[str, list[float]] = {}
-        self._spent = 0.0
-        self._last_save = 0.0
 
     # ---- set-up ---------------------------------------------------------------------------------------------------
 
@@ -154,6 +143,17 @@ class DiffusionTrainer(nnUNetTrainer):
             batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
         )
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's; names of cases become names of files.
+
+        Raises:
+            UserError: a name in ``splits_final.json`` is no plain file name.
+        """
+        train, val = super().do_split()
+        for case in (*train, *val):
+            check_case_id(case, "splits_final.json")
+        return train, val
+
     def validation_batches(self) -> Iterator[dict]:
         """Random patches of the validation cases, made in this process, the same ones in every call."""
         _, val = self._plain_loaders()
@@ -193,64 +193,6 @@ class DiffusionTrainer(nnUNetTrainer):
         )
         if self.memory_note is not None:
             self.print_to_log_file(self.memory_note)
-
-    # ---- the loop -------------------------------------------------------------------------------------------------
-
-    def run_training(self) -> None:
-        self.on_train_start()
-        assert self.budget is not None
-        while self.budget.progress(self.iteration) < 1:
-            self.on_epoch_start()
-            self.on_train_epoch_start()
-            self._train_epoch()
-            self.on_train_epoch_end([])
-            with torch.no_grad():
-                self.on_validation_epoch_start()
-                self.on_validation_epoch_end(
-                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
-                )
-            self.on_epoch_end()
-        self.on_train_end()
-
-    def _train_epoch(self) -> None:
-        assert self.budget is not None
-        from tqdm import tqdm
-
-        end = (self.current_epoch + 1) * self.num_iterations_per_epoch
-        with tqdm(
-            total=self.num_iterations_per_epoch,
-            initial=self.iteration - end + self.num_iterations_per_epoch,
-            desc=f"epoch {self.current_epoch}",
-            disable=not self.show_progress or self.local_rank > 0,
-            leave=False,
-        ) as bar:
-            while self.iteration < end and self.budget.progress(self.iteration) < 1:
-                rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
-                for name, value in self.train_step(next(self.dataloader_train)).items():
-                    self._epoch_terms.setdefault(name, []).append(value)
-                self.iteration += 1
-                bar.update()
-                if self.iteration < end and time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
-                    self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-
-    def on_train_epoch_start(self) -> None:
-        assert self.budget is not None
-        self.network.train()
-        rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
-        self.print_to_log_file("")
-        self.print_to_log_file(f"Epoch {self.current_epoch}")
-        self._log("lrs", rate)
-
-    def _log(self, key: str, value: Any) -> None:
-        """Logs for the current epoch, replacing what an interrupted run of this epoch left."""
-        values = self.logger.local_logger.my_fantastic_logging[key]
-        del values[self.current_epoch :]
-        self.logger.log(key, value, self.current_epoch)
-
-    def on_epoch_start(self) -> None:
-        self._log("epoch_start_timestamps", time.time())
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """One optimiser step; returns every loss term."""
@@ -293,17 +235,6 @@ class DiffusionTrainer(nnUNetTrainer):
             [t.to(self.device, non_blocking=True) for t in batch["target"]],
         )
 
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        if not self._epoch_terms:
-            raise UserError("The time budget ended before the first training step; give more --minutes.")
-        self._log("train_losses", float(np.mean(self._epoch_terms["total"])))
-
-    # ---- validation of patches ------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        assert self.average is not None
-        self.average.network.eval()
-
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""
         assert self.average is not None
@@ -313,70 +244,6 @@ class DiffusionTrainer(nnUNetTrainer):
         heads = self.method.plan.heads
         return score_patches(logits, samples, heads.onehot(targets[0]), heads)
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        dice = dice_of_batches(val_outputs)
-        mean = {name: mean_over_structures(values) for name, values in dice.items()}
-        for key, value in (
-            ("mean_fg_dice", mean["fused"]),
-            ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
-            ("val_losses", float(np.mean([o["loss"] for o in val_outputs]))),
-        ):
-            self._drop_later(key)
-            self.logger.log(key, value, self.current_epoch)
-        assert self.budget is not None
-        self._row: dict[str, Any] = {
-            "epoch": self.current_epoch,
-            "iteration": self.iteration,
-            "seconds": round(self.budget.seconds, 1),
-            "losses": {name: float(np.mean(values)) for name, values in self._epoch_terms.items()},
-            "dice_deterministic": mean["deterministic"],
-            "dice_samples": mean["samples"],
-            "dice_fused": mean["fused"],
-            "spread": 1 - mean["seeds"],
-            "sample_error": 1 - mean["sample"],
-        }
-
-    def _drop_later(self, key: str) -> None:
-        logged = self.logger.local_logger.my_fantastic_logging
-        for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):
-            del logged[name][self.current_epoch :]
-
-    def on_epoch_end(self) -> None:
-        assert self.budget is not None
-        self._log("epoch_end_timestamps", time.time())
-        row = self._row
-        losses = ", ".join(f"{k} {v:.4f}" for k, v in row["losses"].items())
-        self.print_to_log_file(f"losses: {losses}")
-        self.print_to_log_file(
-            f"Dice: deterministic {row['dice_deterministic']:.4f}, mean of samples {row['dice_samples']:.4f}, fused "
-            f"{row['dice_fused']:.4f}; spread between seeds {row['spread']:.4f}, sample error {row['sample_error']:.4f}"
-        )
-        done = self.budget.progress(self.iteration)
-        self.print_to_log_file(f"{100 * done:.1f} % done after {row['seconds'] / 60:.1f} min")
-        if done > 0.2 and row["spread"] < DEAD_SPREAD * row["sample_error"]:
-            self.print_to_log_file(
-                "WARNING: the samples hardly differ between seeds although they are wrong more "
-                "often: the latent is dead, and the uncertainty maps of this model mean little."
-            )
-        if self.local_rank == 0:
-            log.append(self.output_folder, row)
-            log.plot(self.output_folder)
-            self.logger.plot_progress_png(self.output_folder)
-        self._epoch_terms = {}
-        ema = self.logger.get_value("ema_fg_dice", step=-1)
-        best = self._best_ema is None or ema > self._best_ema
-        self._best_ema = ema if best else self._best_ema
-        self.current_epoch += 1
-        if best:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
-        if self.current_epoch % self.save_every == 0 or time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
-
-    def on_train_end(self) -> None:
-        self.current_epoch += 1  # nnU-Net's on_train_end takes it back for its own epoch counting
-        super().on_train_end()
-        self.current_epoch -= 1
-
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
@@ -384,31 +251,7 @@ class DiffusionTrainer(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             return
         assert self.average is not None
-        save_atomically(
-            {
-                "network_weights": self.average.network.state_dict(),
-                "network_weights_raw": self.bare_network.state_dict(),
-                "optimizer_state": self.optimizer.state_dict(),
-                "grad_scaler_state": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
-                "logging": self.logger.get_checkpoint(),
-                "_best_ema": self._best_ema,
-                "current_epoch": self.current_epoch,
-                "init_args": self.my_init_kwargs,
-                "trainer_name": type(self).__name__,
-                "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-                "nndiffseg_version": nndiffseg.__version__,
-                "method": self.method.name,
-                "options": self.method.options.to_plan(),
-                "calibration": self.calibration.to_json(),
-                "iteration": self.iteration,
-                "ema_updates": self.average.updates,
-                "loss_state": self.loss.state_dict(),
-                "epoch_terms": self._epoch_terms,
-                "seconds": self.budget.seconds if self.budget else self._spent,
-                "seed": self.seed,
-            },
-            filename,
-        )
+        save_atomically(checkpoint_of(self), filename)
         self._last_save = time.monotonic()
 
     def load_pretrained_weights(self, path: str) -> None:
@@ -435,37 +278,7 @@ class DiffusionTrainer(nnUNetTrainer):
             if isinstance(filename_or_checkpoint, str)
             else filename_or_checkpoint
         )
-        if checkpoint["trainer_name"] != type(self).__name__:
-            raise UserError(
-                f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(self).__name__}; "
-                f"choose -tr {checkpoint['trainer_name']}."
-            )
-        if checkpoint["options"] != self.method.options.to_plan():
-            raise UserError(
-                f"The checkpoint was trained with the options {json.dumps(checkpoint['options'])}, not "
-                f"{json.dumps(self.method.options.to_plan())}; give the same ones with --option."
-            )
-        assert self.average is not None
-        try:
-            self.bare_network.load_state_dict(checkpoint["network_weights_raw"])
-            self.average.network.load_state_dict(checkpoint["network_weights"])
-        except RuntimeError:
-            raise UserError(
-                "The checkpoint's network differs from the plans; the plans were changed after this training "
-                "began, so restore them or train anew without --c."
-            ) from None
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self.average.updates = checkpoint["ema_updates"]
-        self.loss.load_state_dict(checkpoint["loss_state"])
-        self.calibration = Calibration.from_json(checkpoint["calibration"])
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        self.current_epoch, self.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
-        self._epoch_terms = checkpoint["epoch_terms"]
-        self._spent, self.seed = checkpoint["seconds"], checkpoint["seed"]
+        restore(self, checkpoint)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         from nndiffseg.training.validation import validate_fold

@@ -28,7 +28,8 @@ from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import read_groups
-from nndiffseg.export.writer import CaseGeometry, ExportJob, export_case
+from nndiffseg.export.geometry import CaseGeometry
+from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage

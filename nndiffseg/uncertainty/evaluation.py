@@ -1,4 +1,4 @@
-"""Judges a prediction folder against reference labels: accuracy, uncertainty maps, probabilities and volumes.
+"""Evaluates a prediction folder against reference labels: accuracy, uncertainty maps, probabilities and volumes.
 
 What is measured:
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator, region_of_interest
 from nndiffseg.uncertainty.volumes import error_bars
@@ -119,6 +120,7 @@ class _Evaluator:
         self.predictions, self.references = predictions, references
         self.structures, self.ending = structures_of(dataset_json), dataset_json["file_ending"]
         self.ignore: int | None = dataset_json["labels"].get("ignore")
+        check_reader(dataset_json)
         example_file = str(references / f"{example}{self.ending}")
         self.reader = determine_reader_writer_from_dataset_json(dataset_json, example_file, verbose=False)()
         self.errors = ErrorHistogram()

@@ -48,9 +48,9 @@ def tiny_flags(tiny_folders: dict[str, Path], tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def tiny_data(tiny_flags: list[str]):
-    """:class:`benchmarks.methods_data.Data` of the tiny dataset."""
-    from benchmarks.methods_common import data_parser
-    from benchmarks.methods_data import data_from
+    """:class:`benchmarks.compare.data.Data` of the tiny dataset."""
+    from benchmarks.compare.data import data_from
+    from benchmarks.compare.flags import data_parser
 
     args: Namespace = data_parser("").parse_args(tiny_flags)
     return data_from(args)
@@ -58,14 +58,12 @@ def tiny_data(tiny_flags: list[str]):
 
 @pytest.fixture
 def results_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Tables and figures go to a temporary folder."""
+    """Tables and plots go to a temporary folder."""
     import benchmarks.common
-    import benchmarks.methods_common
-    import benchmarks.methods_figures
+    import benchmarks.compare.plots
 
     folder = tmp_path / "tables"
     folder.mkdir()
     monkeypatch.setattr(benchmarks.common, "RESULTS", folder)
-    monkeypatch.setattr(benchmarks.methods_common, "RESULTS", folder)
-    monkeypatch.setattr(benchmarks.methods_figures, "IMAGES", folder)
+    monkeypatch.setattr(benchmarks.compare.plots, "IMAGES", folder)
     return folder

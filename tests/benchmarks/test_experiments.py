@@ -18,7 +18,8 @@ from benchmarks import (
     sampling_steps,
     time_against_size,
 )
-from benchmarks.methods_common import class_name, find_class
+from benchmarks.compare.scores import means
+from benchmarks.compare.trainers import Entry, find_class
 from nndiffseg.calibration import Calibration
 from nndiffseg.errors import UserError
 
@@ -78,7 +79,7 @@ class NoisyModel:
         self.truth = truth
 
     def predict_case(self, _model, _case, options, _change=None):
-        from benchmarks.methods_prediction import CasePrediction
+        from benchmarks.compare.library import CasePrediction
 
         keep = np.random.default_rng(options.seed).random(self.truth.shape) < 0.67
         labels = np.where(keep, self.truth, 0).astype(np.uint8)
@@ -86,13 +87,13 @@ class NoisyModel:
         return CasePrediction(p, p, labels[None], 1.0)
 
 
-def test_fusing_more_samples_mends_independent_errors(tiny_data, monkeypatch):
-    from benchmarks import methods_prediction
-    from benchmarks.methods_data import references_of
+def test_fusing_more_samples_corrects_independent_errors(tiny_data, monkeypatch):
+    from benchmarks.compare import library
+    from benchmarks.compare.data import references_of
 
     case = tiny_data.cases[0]
     model = NoisyModel(references_of(tiny_data, case)[0][0])
-    monkeypatch.setattr(methods_prediction, "predict_case", model.predict_case)
+    monkeypatch.setattr(library, "predict_case", model.predict_case)
     row = ensemble_size.measure(tiny_data, model, case, [1, 3, 9], seed=0)
     assert row["mean"]["1"] == row["staple"]["1"] == pytest.approx(2 * 0.67 / 1.67, abs=0.03)
     for fusion in ("mean", "staple"):
@@ -102,11 +103,13 @@ def test_fusing_more_samples_mends_independent_errors(tiny_data, monkeypatch):
 # ---- ablation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trainer", [t for variants in component_ablation.VARIANTS.values() for t in variants.values()])
-def test_every_variant_can_be_found_and_built(trainer, tiny_data):
-    spec = component_ablation.spec_of(trainer)
-    assert find_class(spec) is trainer and class_name(spec) == trainer.__name__
-    manager = PlansManager(tiny_data.plans)
+ENTRIES = [entry for variants in component_ablation.VARIANTS.values() for entry in variants.values()]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
+def test_every_variant_can_be_found_and_built(entry: Entry, tiny_data):
+    data, trainer = entry.of(tiny_data), find_class(entry.trainer)
+    manager = PlansManager(data.plans)
     network = trainer.build_network_architecture(manager, manager.get_configuration("2d"), 1, 3).eval()
     with torch.no_grad():
         assert network.encode(torch.zeros(1, 1, *network_patch(manager)))[0].shape[1] == 3
@@ -116,10 +119,14 @@ def network_patch(manager: PlansManager) -> list[int]:
     return manager.get_configuration("2d").patch_size
 
 
-def test_variants_of_a_method_differ_in_their_networks_or_losses():
+def test_variants_differ_from_the_whole_method_in_options_or_class(tiny_data):
+    """An option that equals the default, or one that the method ignores in silence, would be no variant."""
     for variants in component_ablation.VARIANTS.values():
-        switches = [{k: v for k, v in vars(t).items() if not k.startswith("_")} for t in variants.values()]
-        assert all(a != b for i, a in enumerate(switches) for b in switches[:i])
+        options = [
+            (e.trainer, find_class(e.trainer).method_class.options_of(e.of(tiny_data).plans["configurations"]["2d"]))
+            for e in variants.values()
+        ]
+        assert all(a != b for i, a in enumerate(options) for b in options[:i])
 
 
 def test_without_the_latent_the_generator_ignores_the_vector(tiny_data):
@@ -140,7 +147,7 @@ def test_without_the_latent_the_generator_ignores_the_vector(tiny_data):
 
 def test_means_over_cases_ignore_what_is_absent_and_take_the_median_time():
     rows = [{"samples": 0.5, "seconds": 1.0}, {"samples": None, "seconds": 2.0}, {"samples": 0.7, "seconds": 30.0}]
-    assert sampling_steps.means(rows) == {"samples": pytest.approx(0.6), "seconds": 2.0}
+    assert means(rows) == {"samples": pytest.approx(0.6), "seconds": 2.0}
 
 
 def test_tables_of_steps_and_noise_have_a_row_per_method_and_level():
@@ -170,14 +177,14 @@ class VolumePredictor:
         return SimpleNamespace(volumes={s: {"sd_ml": v, "calibrated_sd_ml": v / 2, "mean_ml": 11.0} for s, v in sd.items()})
 
 
-def test_the_spread_of_phantoms_is_judged_with_the_fitted_scales_and_with_none(monkeypatch, tmp_path):
+def test_the_spread_of_phantoms_is_measured_with_the_fitted_scale_and_as_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(phantom_spread, "Predictor", VolumePredictor)
     known = {"front lobe": {"sd_ml": 2.0, "mean_ml": 10.0}, "rear lobe": {"sd_ml": 1.5, "mean_ml": 13.0}}
     (tmp_path / "imagesTs").mkdir()
     for case in ("a", "b"):
         (tmp_path / "imagesTs" / f"{case}_0000.nii.gz").touch()
     (tmp_path / "truth.json").write_text(json.dumps({"cases": {"a": known, "b": known}}))
-    fitted, without = (phantom_spread.judge(tmp_path, tmp_path, "cpu", f) for f in (True, False))
+    fitted, without = phantom_spread.evaluate(tmp_path, tmp_path, "cpu")
     assert fitted["spread_ratio"] == {"front lobe": pytest.approx(0.5), "rear lobe": pytest.approx(1.0)}
     assert without["spread_ratio"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}
     assert without["mean_volume_rms_error_ml"] == {"front lobe": pytest.approx(1.0), "rear lobe": pytest.approx(2.0)}

@@ -37,7 +37,7 @@ def test_ratios_of_every_configuration_are_measured(tiny_flags, tiny_folders, re
     planned = plans["configurations"]["2d"]["diffusion"]["cost"]
     assert only["time"] == pytest.approx(planned["samples_to_image_ratio"])
     assert only["measured"] > 0
-    assert only["operations"] < only["time"], "full resolution is dear in memory traffic"
+    assert only["operations"] < only["time"], "full resolution costs memory traffic"
     assert "operations per element" in capsys.readouterr().out
 
 

@@ -56,3 +56,13 @@ def test_a_single_group_gets_the_defaults_and_no_table_too():
 def test_the_record_says_how_many_groups_and_which_folds():
     calibration = fit([table("a", 0.3), table("b", 0.3), table("c", 0.3)], {"a": "x", "b": "x"}, ("2",))
     assert (calibration.groups, calibration.folds) == (2, ("2",)) and calibration.fusion_weight == pytest.approx(0.3)
+
+
+def test_groups_and_folds_reach_every_number_of_every_part():
+    """Far too wide samples of twelve cases: as cases of one group they say nothing about the volumes of another."""
+    rng, flat = np.random.default_rng(0), (np.ones((len(WEIGHTS), 1)), np.zeros(len(WEIGHTS)))
+    names = [f"case_{i:02d}" for i in range(12)]
+    wide = [CaseTable(c, *flat, 10 + 3 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for c in names]
+    assert fit(wide).volume_scale < 0.8
+    assert fit(wide, dict.fromkeys(names, "person")).volume_scale == 1.0
+    assert {c.folds for c in cross_fit(wide, folds=("4",)).values()} == {("4",)}

@@ -147,3 +147,14 @@ def test_the_prior_keeps_what_cases_do_not_tell(monkeypatch):
     usual = fit_volume_scale(cases)
     monkeypatch.setattr(volume_scale, "PRIOR_SD", 1e-3)
     assert usual < fit_volume_scale(cases) == 1.0
+
+
+def test_volumes_are_stretched_around_the_mean_of_their_structure():
+    volumes = np.array([[1.0, 2.0, 6.0], [10.0, 20.0, 30.0]])
+    np.testing.assert_allclose(stretched(volumes, 2.0), [[-1.0, 1.0, 9.0], [0.0, 20.0, 40.0]])
+    np.testing.assert_allclose(stretched(volumes, [[2.0], [0.5]]), [[-1.0, 1.0, 9.0], [15.0, 20.0, 25.0]])
+
+
+def test_voxels_of_a_structure_are_those_of_its_labels():
+    labels = np.array([[[0, 1], [2, 5]], [[0, 0], [0, 0]], [[1, 1], [2, 2]]])  # three samples; no structure has label 5
+    assert structure_voxels(labels, [(1,), (1, 2), (3,)]).tolist() == [[1, 0, 2], [2, 0, 4], [0, 0, 0]]

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.cli.plan_and_preprocess import main
 from nndiffseg.methods.ldseg.latent import ldseg_latent
+from nndiffseg.methods.ldseg.method import LDSegMethod
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 
 COMMAND = Path(sys.executable).with_name("nndiffseg_plan_and_preprocess")
@@ -243,8 +246,9 @@ def test_the_latent_that_ldseg_was_published_with_is_an_option(
     plans = json.loads((tmp_path / "preprocessed" / tiny.name / "nnDiffSegPlansS.json").read_text())
     report = " ".join(capsys.readouterr().out.split())
     for configuration in plans["configurations"].values():
-        assert configuration["diffusion"].get("ldseg_latent", "planned") == latent
-        sizes = ldseg_latent(configuration)
+        options = LDSegMethod.options_of(configuration)
+        assert options.latent == latent
+        sizes = ldseg_latent(MethodPlan.of(ConfigurationManager(configuration), 1, 3), options.latent)
         settings = DiffusionSettings.from_configuration(configuration)
         assert (sizes.channels == 1) == (latent == "paper")
         told = f"stride {'x'.join(map(str, sizes.stride))} with 1 channel; published are 16 voxels along every axis"

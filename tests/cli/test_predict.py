@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 from tiny_model import model_folder, raw_images, results  # noqa: F401
@@ -55,7 +58,7 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
         "--steps",
         3,
         "--sampler",
-        "ddim",
+        "ancestral",
         "--seed",
         9,
         "--save_samples",
@@ -78,7 +81,7 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
     wanted = {
         "samples": 2,
         "steps": 3,
-        "sampler": "ddim",
+        "sampler": "ancestral",
         "seed": 9,
         "step_size": 0.7,
         "mirror_axes": [],
@@ -113,7 +116,8 @@ def test_several_models_are_listed(call, model_folder, tmp_path):  # noqa: F811
         (["-f", "4"], "holds no fold_4/checkpoint_final.pth"),
         (["-chk", "checkpoint_best.pth"], "no checkpoint_best.pth"),
         (["--samples", "0"], "at least 1"),
-        (["--sampler", "euler"], "invalid choice"),
+        (["--sampler", "euler"], "no sampler 'euler'"),
+        (["--sampler", "ddim"], "is no sampler of nnDiffSegTrainer"),
         (["--sample", "2"], "nknown flag --sample, did you mean --samples?"),
         (["-num_parts", "2", "-part_id", "2"], "-part_id must lie between 0 and 1"),
     ],
@@ -144,3 +148,115 @@ def test_a_full_disk_leaves_no_part_of_a_case(call, tmp_path, monkeypatch):
     code, _, err = call("--samples", 2, "--disable_tta")
     assert code == 2 and "No space left" in err and err.count("\n") == 1
     assert not list((tmp_path / "out").rglob("case_*"))
+
+
+# ---- foreign models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign_model(model_folder, tmp_path):  # noqa: F811
+    """A copy of the model; the argument changes the architecture in its plans."""
+
+    def make(change):
+        folder = tmp_path / "foreign"
+        shutil.copytree(model_folder, folder)
+        plans = json.loads((folder / "plans.json").read_text())
+        for configuration in plans["configurations"].values():
+            change(configuration["architecture"])
+        (folder / "plans.json").write_text(json.dumps(plans))
+        return folder
+
+    return make
+
+
+def test_a_command_in_foreign_plans_is_not_run(call, foreign_model, tmp_path):
+    mark = tmp_path / "mark"
+
+    def attack(architecture):
+        architecture["arch_kwargs"] |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(mark)]}}
+
+    code, _, err = call("-m", foreign_model(attack))
+    time.sleep(0.5)  # a command would run beside this process
+    assert not mark.exists()
+    assert code == 2 and "subprocess.Popen" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["network_class_name", "conv_op", "dropout_op"])
+def test_a_module_that_foreign_plans_name_is_not_imported(call, foreign_model, tmp_path, monkeypatch, place):
+    mark = tmp_path / "mark"
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / f"planted_{place}.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Thing: ...\n")
+    monkeypatch.syspath_prepend(tmp_path / "planted")
+
+    def attack(architecture):
+        section = architecture if place == "network_class_name" else architecture["arch_kwargs"]
+        section[place] = f"planted_{place}.Thing"
+
+    code, _, err = call("-m", foreign_model(attack))
+    assert not mark.exists()
+    assert code == 2 and f"planted_{place}.Thing" in err and err.count("\n") == 1
+
+
+def test_a_foreign_model_cannot_attack_the_command_itself(foreign_model, raw_images, tmp_path):  # noqa: F811
+    mark = tmp_path / "mark"
+
+    def attack(architecture):
+        architecture["arch_kwargs"] |= {"nonlin": "subprocess.Popen", "nonlin_kwargs": {"args": ["touch", str(mark)]}}
+
+    words = ["-m", foreign_model(attack), "-i", raw_images, "-o", tmp_path / "out", "-device", "cpu"]
+    folders = [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
+    command = [sys.executable, "-m", "nndiffseg.cli.predict", *map(str, words), *folders]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert finished.returncode == 2 and finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
+    assert "subprocess.Popen" in finished.stderr and not mark.exists()
+
+
+# ---- foreign images ---------------------------------------------------------------------------------------------------
+
+
+def content_of(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("case", ["..", ".", "...", "._case_000"])
+def test_an_image_with_a_hidden_name_deletes_nothing(call, raw_images, tmp_path, case):  # noqa: F811
+    images, out = tmp_path / "in", tmp_path / "out"
+    for folder in (images, out / "sub", out / ".nndiffseg_tmp"):
+        folder.mkdir(parents=True)
+    for channel in range(2):
+        shutil.copy(raw_images / f"case_000_{channel:04d}.nii.gz", images / f"{case}_{channel:04d}.nii.gz")
+    for name in ("thesis.txt", "sub/years_of_work.txt", ".nndiffseg_tmp/of_another_run.txt"):
+        (out / name).write_text("precious")
+    before = content_of(out)
+    code, _, err = call("--samples", 2, i=images)
+    assert content_of(out) == before
+    assert code == 2 and "holds no images" in err and err.count("\n") == 1
+
+
+def test_hidden_images_beside_others_are_left_out(call, raw_images, tmp_path):  # noqa: F811
+    images, out = tmp_path / "in", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+    for channel in range(2):
+        for case in ("case_000", "..", "._case_000"):
+            shutil.copy(raw_images / f"case_000_{channel:04d}.nii.gz", images / f"{case}_{channel:04d}.nii.gz")
+    (out / "thesis.txt").write_text("precious")
+    code, text, err = call("--samples", 2, "--disable_tta", i=images)
+    assert code == 0, err
+    assert "1 cases" in text and (out / "case_000.nii.gz").is_file()
+    assert (out / "thesis.txt").read_text() == "precious"
+    assert not [f for f in out.rglob(".*")]
+
+
+def test_an_image_that_is_not_named_like_a_file_deletes_nothing(call, raw_images, tmp_path):  # noqa: F811
+    images, out = tmp_path / "in", tmp_path / "out"
+    for folder in (images, out):
+        folder.mkdir()
+    for channel in range(2):
+        shutil.copy(raw_images / f"case_000_{channel:04d}.nii.gz", images / f"..\\case_{channel:04d}.nii.gz")
+        shutil.copy(raw_images / f"case_000_{channel:04d}.nii.gz", images / f"a\\b_{channel:04d}.nii.gz")
+    (out / "thesis.txt").write_text("precious")
+    code, _, err = call("--samples", 2, i=images)
+    assert code == 2 and "a\\\\b" in err and err.count("\n") == 1
+    assert content_of(out) == {"thesis.txt": b"precious"}

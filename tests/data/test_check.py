@@ -16,6 +16,8 @@ from nndiffseg.data.check import check_dataset, read_dataset_json, training_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture
 def dataset(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:

@@ -56,7 +56,7 @@ def test_the_reader_is_nnunets_choice(tmp_path: Path, ending: str) -> None:
 def test_dataset_json_may_ask_for_a_reader(nifti: Path) -> None:
     asked = {"file_ending": ".nii.gz", "overwrite_image_reader_writer": "NibabelIO"}
     assert find_reader(asked, nifti) is NibabelIO
-    with pytest.raises(UserError, match="unknown reader NoSuchIO"):
+    with pytest.raises(UserError, match="unknown reader 'NoSuchIO'"):
         find_reader({**asked, "overwrite_image_reader_writer": "NoSuchIO"}, nifti)
 
 

@@ -15,6 +15,8 @@ import pytest
 from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order, map_cases
 from nndiffseg.errors import UserError
 
+pytestmark = pytest.mark.seconds
+
 FLAGS = "-np 1"
 both = pytest.mark.parametrize("processes", [1, 2])
 

@@ -24,6 +24,8 @@ from nndiffseg.data.phantom import (
 )
 from nndiffseg.errors import UserError
 
+pytestmark = pytest.mark.seconds
+
 
 def array(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

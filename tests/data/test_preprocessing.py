@@ -27,6 +27,8 @@ from nndiffseg.data.preprocessing import (
 )
 from nndiffseg.planners import DiffSegPlannerS
 
+pytestmark = pytest.mark.seconds
+
 Planned = tuple[list[TrainingCase], dict[str, Any], dict[str, Any], Path]
 
 

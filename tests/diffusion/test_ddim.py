@@ -32,6 +32,7 @@ def test_noise_is_needed_only_where_eta_is_positive(schedule):
     noise = torch.randn(1, 1, 4)
     with pytest.raises(ValueError, match="exactly one"):
         sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule, eta=0.5)
-    with pytest.raises(ValueError, match="eta"):
-        sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule, eta=-0.1)
+    for eta in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="eta"):
+            sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule, eta=eta, generator=torch.Generator())
     assert sample_ddim(lambda z, t, i: z, noise, timesteps(2), schedule=schedule).shape == noise.shape

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nndiffseg.diffusion.noise.field import NoiseField
-from nndiffseg.diffusion.noise.source import FieldNoise, NoiseSource, patch_noise
+from nndiffseg.diffusion.noise.source import ORIGINS, FieldNoise, NoiseSource, patch_noise
 
 GRID = (6, 9, 8)
 
@@ -98,3 +98,43 @@ def test_a_mirrored_window_sees_mirrored_noise_and_a_cache_keeps_it():
     assert torch.equal(mirrored(1, 2, 4), volume()(1, 2, 4).flip(3))
     assert torch.equal(FieldNoise(fields, GRID, flip=(1,), cache=cache)(1, 2, 4), mirrored(1, 2, 4)) and len(cache) == 1
     assert torch.equal(mirrored.vector(1, 5), volume().vector(1, 5)), "a vector has no place to mirror"
+
+
+@pytest.mark.parametrize("origin", [None, (9, 1, 4)])
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_every_sample_has_the_window_of_its_own_field(scale, origin):
+    source, fields = volume(5, origin=origin), [NoiseField(5, "case", n) for n in range(3)]
+    assert torch.equal(source(6, 3, scale), torch.stack([f.draw(6, 3, GRID, origin, scale) for f in fields]))
+    assert torch.equal(source.vector(6, 5), torch.stack([f.vector(6, 5) for f in fields]))
+    assert torch.equal(source(6, 3), source(6, 3, 1)), "cells are independent unless a scale is given"
+
+
+def test_a_cache_tells_all_draws_apart():
+    cache: dict = {}
+    fields = [NoiseField(0, "case", n) for n in range(3)]
+    cached, reversed_ = FieldNoise(fields, GRID, cache=cache), FieldNoise(fields[::-1], GRID, cache=cache)
+    for _ in range(2):  # the second time from the cache
+        for key in ((0, 2, 1), (1, 2, 1), (0, 3, 1), (0, 2, 4)):
+            assert torch.equal(cached(*key), volume()(*key))
+            assert torch.equal(reversed_(*key), volume()(*key).flip(0))
+    assert cached(0, 2) is FieldNoise(fields, GRID, cache=cache)(0, 2, 1) and len(cache) == 8
+
+
+def test_noise_is_drawn_on_the_asked_device():
+    for source in (FieldNoise([NoiseField(0, "case", 0)], GRID, device="meta"), patch_noise(0, 2, [0], GRID, "meta")):
+        assert source(0, 2).device.type == source(0, 2, 4).device.type == source.vector(0, 2).device.type == "meta"
+
+
+def test_items_of_a_batch_do_not_depend_on_its_size_and_share_nothing():
+    for draw in (lambda n: n(5, 2), lambda n: n(5, 2, 4), lambda n: n.vector(5, 2)):
+        noise = draw(patch_noise(4, 3, [0, 1], GRID))
+        assert torch.equal(draw(patch_noise(4, 2, [0], GRID)), noise[:2])
+        values = torch.cat([noise, draw(patch_noise(5, 3, [0, 1], GRID))]).flatten(1)
+        assert len(values.unique(dim=0)) == 12, "no two items, samples or seeds share their noise"
+
+
+def test_places_of_patches_are_uniform_in_the_field_with_axes_of_their_own():
+    origins = torch.tensor([patch_noise(seed, 1, [0], GRID).origin for seed in range(400)]).double()
+    assert origins.shape == (400, 3) and origins.min() >= 0 and origins.max() < ORIGINS
+    torch.testing.assert_close(origins.mean(0) / ORIGINS, torch.full((3,), 0.5).double(), atol=0.06, rtol=0)  # 4 errors
+    assert torch.corrcoef(origins.T).triu(1).abs().max() < 0.2

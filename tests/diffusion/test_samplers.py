@@ -51,9 +51,8 @@ def test_a_known_noise_is_followed_back_to_the_latent_it_was_added_to(name, samp
             torch.testing.assert_close(z, add_noise(schedule, z0, eps, torch.full((2,), t).double()))
 
 
-@pytest.mark.parametrize("grid", [(65536,), (256, 256)])
-def test_a_gaussian_keeps_its_mean_and_standard_deviation_in_many_steps(sample, schedule, target, grid):
-    noise = torch.randn(1, 1, *grid, generator=seeded(1))
+def test_a_gaussian_keeps_its_mean_and_standard_deviation_in_many_steps(sample, schedule, target):
+    noise = torch.randn(1, 1, 256, 256, generator=seeded(1))
     z0 = sample(target.posterior_mean, noise, timesteps(400), schedule=schedule, generator=seeded(2))
     assert z0.mean().item() == pytest.approx(target.mean, abs=0.01)  # standard error 0.0016
     assert z0.std().item() == pytest.approx(target.std, rel=0.03)
@@ -102,7 +101,7 @@ def test_only_stochastic_samplers_need_noise_and_they_need_one_source(name, samp
 def test_shape_and_dtype_are_kept_and_time_is_a_batch_of_at_least_single_precision(sample, schedule, dtype, shape):
     def denoise(z, t, i):
         assert z.shape == shape and z.dtype == dtype
-        assert t.shape == shape[:1] and t.dtype in (torch.float32, torch.float64)
+        assert t.shape == shape[:1] and t.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         return 0.5 * z
 
     z0 = sample(denoise, torch.randn(shape, dtype=dtype), timesteps(4), schedule=schedule, generator=seeded())
@@ -158,3 +157,23 @@ def test_a_cpu_generator_gives_the_same_sample_on_the_gpu(sample, schedule, targ
 def test_an_unknown_sampler_is_a_user_error():
     with pytest.raises(UserError, match="ancestral, ddim, dpmpp_2m"):
         sampler_of("euler")
+
+
+def test_a_function_is_a_sampler_itself(sample):
+    assert sampler_of(sample) is sample
+
+
+def test_the_denoiser_is_told_the_step(sample, schedule):
+    """Its own noise has a stream for each step."""
+    told = []
+    sample(lambda z, t, i: told.append(i) or z, torch.randn(1, 1, 4), timesteps(4), schedule=schedule, generator=seeded())
+    assert told == [0, 1, 2, 3]
+
+
+def test_everything_stays_on_the_device_of_the_noise(sample, schedule):
+    def denoise(z, t, i):
+        assert z.device.type == t.device.type == "meta"
+        return 0.5 * z
+
+    noise = torch.randn(2, 1, 4, device="meta")
+    assert sample(denoise, noise, timesteps(3), schedule=schedule, generator=seeded()).device.type == "meta"

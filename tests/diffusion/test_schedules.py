@@ -48,9 +48,17 @@ def test_linear_follows_ddpm_rescaled_to_zero_terminal_snr():
     torch.testing.assert_close(Linear(0.1, 20.0).alpha(t), root, rtol=0, atol=1e-4)
 
 
-def test_linear_refuses_rates_that_make_no_schedule():
+@pytest.mark.parametrize("rates", [(2.0, 1.0), (-0.1, 1.0), (0.0, 0.0)])
+def test_linear_refuses_rates_that_make_no_schedule(rates):
     with pytest.raises(ValueError, match="beta_min"):
-        Linear(2.0, 1.0)
+        Linear(*rates)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 1.0), (3.0, 3.0), (0.5, 1.0)])
+def test_linear_takes_a_rate_of_zero_and_a_constant_one(rates):
+    t = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    a = torch.exp(-0.5 * (rates[0] * t + 0.5 * (rates[1] - rates[0]) * t**2))  # eq. 33 of arXiv 2011.13456
+    torch.testing.assert_close(Linear(*rates).alpha(t), (a - a[2]) / (1 - a[2]), rtol=0, atol=1e-14)
 
 
 def test_add_noise_uses_each_batch_elements_own_time(schedule):
@@ -90,3 +98,21 @@ def test_training_times_are_uniform_and_evenly_spread_over_a_batch():
     assert drawn.min() == 1 / 1000 and drawn.max() == 1 and len(drawn.unique()) == 1000
     torch.testing.assert_close(drawn.mean(0), torch.full((5,), 0.5005), atol=0.02, rtol=0)  # four standard errors
     torch.testing.assert_close(drawn.sort(1).values.diff(dim=1), torch.full((4000, 4), 0.2), atol=1e-6, rtol=0)
+
+
+def test_training_times_come_from_their_generator_and_reach_every_step():
+    def drawn(seed: int, batch: int, steps: int) -> list[float]:
+        return training_times(batch, torch.Generator().manual_seed(seed), steps).tolist()
+
+    torch.manual_seed(0)
+    first = drawn(3, 4, 1000)
+    torch.manual_seed(1)  # the global generator must not matter
+    assert drawn(3, 4, 1000) == first and drawn(4, 4, 1000) != first
+    assert {round(3 * t, 4) for seed in range(50) for t in drawn(seed, 1, 3)} == {1, 2, 3}
+
+
+def test_training_times_are_whole_steps_in_ascending_order_around_the_clock():
+    for seed in range(20):
+        steps = 1000 * training_times(7, torch.Generator().manual_seed(seed)).double()
+        torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+        assert all(gap in (142, 143) for gap in (steps.round().diff() % 1000).tolist())

@@ -19,7 +19,10 @@ from sklearn.metrics import f1_score
 from nndiffseg.calibration import Calibration
 from nndiffseg.data.cases import preprocess
 from nndiffseg.errors import UserError
-from nndiffseg.export.writer import STAGING, CaseGeometry, ExportJob, case_summary, export_case, write_map
+from nndiffseg.export.geometry import CaseGeometry
+from nndiffseg.export.maps import write_map
+from nndiffseg.export.summary import case_summary
+from nndiffseg.export.writer import STAGING, ExportJob, export_case
 from nndiffseg.uncertainty import entropy
 from nndiffseg.uncertainty.statistics import CaseStatistics
 

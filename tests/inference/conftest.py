@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tiny_model import model_folder, model_folder_2d, raw_images, results  # noqa: F401
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,9 +69,3 @@ class TinyNetwork(nn.Module):
 def tiny_network():
     """The class of the small network."""
     return TinyNetwork
-
-
-@pytest.fixture
-def three_labels() -> LabelManager:
-    """Background and two structures."""
-    return LabelManager({"background": 0, "anterior": 1, "posterior": 2}, None)

@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 import torch
+from tiny_model import write_model
 
+from nndiffseg.calibration import Calibration
 from nndiffseg.errors import UserError
-from nndiffseg.inference.model_folder import available_folds, choose_model, load_model, trained_models
+from nndiffseg.inference.model_folder import available_folds, choose_model, load_model, trained_models, trainer_by_name
 
 
 @pytest.fixture
@@ -53,22 +55,27 @@ def test_models_of_others_and_untrained_ones_are_not_found(copy_of_model):
 def test_folds_default_to_the_trained_ones(copy_of_model):
     assert available_folds(copy_of_model, "checkpoint_final.pth") == ["0", "1"]
     shutil.copytree(copy_of_model / "fold_0", copy_of_model / "fold_all")
-    assert load_model(copy_of_model).folds == ["0", "1"]
-    assert load_model(copy_of_model, ["all"]).folds == ["all"]
+    assert [f.name for f in load_model(copy_of_model).folds] == ["0", "1"]
+    assert [f.name for f in load_model(copy_of_model, ["all"]).folds] == ["all"]
     shutil.rmtree(copy_of_model / "fold_0")
     shutil.rmtree(copy_of_model / "fold_1")
-    assert load_model(copy_of_model).folds == ["all"]
+    assert [f.name for f in load_model(copy_of_model).folds] == ["all"]
 
 
-def test_every_fold_has_its_own_weights(model_folder):
-    model = load_model(model_folder)
-    a, b = (
-        w["image_network.unet.encoder.stem.convs.0.conv.weight"]
-        if "image_network.unet.encoder.stem.convs.0.conv.weight" in w
-        else next(iter(w.values()))
-        for w in model.weights
-    )
-    assert not torch.equal(a, b) and model.mirror_axes == (0, 1, 2)
+def test_every_fold_has_its_own_weights_and_calibration(make_dataset, tmp_path):
+    folder = write_model(make_dataset, tmp_path, calibrations=[Calibration(0.25), Calibration(0.75, 2.0)])
+    first, second = load_model(folder).folds
+    key = "image_network.unet.encoder.stem.convs.0.conv.weight"
+    assert not torch.equal(first.network.state_dict()[key], second.network.state_dict()[key])
+    assert (first.calibration, second.calibration) == (Calibration(0.25), Calibration(0.75, 2.0))
+    assert not first.network.training
+
+
+def test_folds_with_other_options_are_not_pooled(copy_of_model):
+    file = copy_of_model / "fold_1" / "checkpoint_final.pth"
+    torch.save({**torch.load(file, weights_only=True), "options": {"steps": 3}}, file)
+    with pytest.raises(UserError, match=r"other options .* choose folds that belong together"):
+        load_model(copy_of_model)
 
 
 def test_missing_parts_are_told(copy_of_model, tmp_path):
@@ -106,3 +113,15 @@ def test_damaged_and_foreign_checkpoints_are_told(copy_of_model):
     torch.save({**checkpoint, "network_weights": weights}, file)
     with pytest.raises(UserError, match="do not fit"):
         load_model(copy_of_model, [0])
+
+
+@pytest.mark.parametrize(
+    "name", ["os", "Path", "annotations", "Union", "__builtins__", "subprocess.Popen", "../x", "a b", "", None, 3]
+)
+def test_only_a_trainer_is_found_by_the_name_of_a_trainer(name):
+    assert trainer_by_name(name) is None
+
+
+def test_trainers_of_nndiffseg_and_nnunet_are_found_by_name():
+    assert trainer_by_name("nnDiffSegTrainer").__name__ == "nnDiffSegTrainer"
+    assert trainer_by_name("nnUNetTrainer").__name__ == "nnUNetTrainer"

@@ -12,7 +12,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.inference import volume_sampler
-from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler, in_chunks, samples_of_fold
+from nndiffseg.inference.sampling import SamplingOptions, in_chunks, samples_of_fold
+from nndiffseg.inference.volume_sampler import VolumeSampler
 from nndiffseg.nn.tiling import Frame, common_multiple
 from nndiffseg.uncertainty.statistics import FusedSums, PartSums
 

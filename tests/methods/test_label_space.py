@@ -16,7 +16,8 @@ from nndiffseg.diffusion.ancestral import sample_ancestral
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.diffusion.schedules import Linear, timesteps
-from nndiffseg.inference.volume_sampler import SamplingOptions, VolumeSampler
+from nndiffseg.inference.sampling import SamplingOptions
+from nndiffseg.inference.volume_sampler import VolumeSampler
 from nndiffseg.methods.label_space import LabelSpaceNetwork
 from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.statistics import PartSums

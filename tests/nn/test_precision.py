@@ -46,6 +46,7 @@ def test_without_amx_the_default_stays(monkeypatch):
     assert training_precision(CPU, [(6, 112, 96)]) == default_precision(CPU)
 
 
+@pytest.mark.seconds
 def test_a_thin_volume_trains_without_destroying_its_memory(make_dataset, tmp_path):
     """In bfloat16 with AMX the process aborted or hung; on other processors this test says nothing."""
     dataset = make_dataset(tmp_path / "raw", shape=(6, 112, 96), spacing=(5.0, 1.0, 1.0))
@@ -55,11 +56,11 @@ def test_a_thin_volume_trains_without_destroying_its_memory(make_dataset, tmp_pa
     assert json.loads(plans.read_text())["configurations"]["3d_fullres"]["patch_size"] == [6, 112, 96]
     script = f"""
 import json, torch
-from benchmarks.rivals import Rivals
+from benchmarks.pair import Pair
 plans, dataset = (json.load(open(f)) for f in ({str(plans)!r}, {str(dataset / "dataset.json")!r}))
-rivals = Rivals(plans, "3d_fullres", dataset, torch.device("cpu"), sides=("nndiffseg",))
+pair = Pair(plans, "3d_fullres", dataset, torch.device("cpu"), sides=("nndiffseg",))
 for _ in range(3):
-    rivals.train_step("nndiffseg", rivals.batch())
+    pair.train_step("nndiffseg", pair.batch())
 print("alive")
 """
     root = Path(__file__).parents[2]

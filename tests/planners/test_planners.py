@@ -22,7 +22,8 @@ from nndiffseg.data.check import read_dataset_json, training_cases
 from nndiffseg.data.folders import Folders, configure_folders
 from nndiffseg.data.preprocessing import FINGERPRINT, extract_fingerprint
 from nndiffseg.errors import UserError
-from nndiffseg.methods.latent.build import build_latent_diffusion
+from nndiffseg.methods.latent.method import LatentDiffusion
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.planners import DiffSegPlanner, DiffSegPlannerL, DiffSegPlannerS
 from nndiffseg.planning import memory
@@ -131,7 +132,7 @@ def test_stock_nnunet_and_nndiffseg_build_the_planned_networks(tiny: str, folder
         3,
         deep_supervision=False,
     )
-    model = build_latent_diffusion(manager, 1, 3).eval()
+    model = LatentDiffusion(MethodPlan.of(manager, 1, 3)).network().eval()
     with torch.no_grad():
         assert stock(image).shape == model(image).shape == (1, 3, *manager.patch_size)
 

@@ -7,32 +7,44 @@ from typing import Any
 
 import pytest
 
-from nndiffseg.planning import cost
+from nndiffseg.planning.cost import Architecture
 from nndiffseg.planning.decisions import (
     MAX_LATENT_CHANNELS,
     THRESHOLD,
-    Architecture,
     Size,
     candidate,
     choose,
     curve_table,
     denoiser_levels,
     latent_stages,
+    price,
 )
 from nndiffseg.planning.rate_distortion import RateDistortion
 
-SIZE = Size(widths=((16, 48), (24, 96)), budget=1.0)
+
+def size_of(*widths: tuple[int, int], budget: float = 1.0) -> Size:
+    return Size("plans", memory_gb=8, widths=widths, budget=budget)
+
+
+SIZE = size_of((16, 48), (24, 96))
 
 
 def arch(dim: int = 3, stages: int = 5, features: int = 32, first: tuple[int, ...] | None = None) -> Architecture:
     kwargs: dict[str, Any] = {
+        "n_stages": stages,
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
         "features_per_stage": [min(320, features * 2**i) for i in range(stages)],
         "kernel_sizes": [[3] * dim] * stages,
         "strides": [[1] * dim, list(first or [2] * dim), *[[2] * dim] * (stages - 2)],
         "n_blocks_per_stage": [1, 3, 4, 6, 6, 6][:stages],
         "n_conv_per_stage_decoder": [1] * (stages - 1),
     }
-    return Architecture(kwargs, 1, 3, (96, 128, 128)[-dim:])
+    section = {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+        "arch_kwargs": kwargs,
+        "_kw_requires_import": ["conv_op"],
+    }
+    return Architecture(section, 1, 3, (96, 128, 128)[-dim:])
 
 
 def point(stride: tuple[int, ...], channels: int, p5: float) -> RateDistortion:
@@ -67,7 +79,7 @@ def test_without_any_good_latent_the_best_is_taken_and_said() -> None:
 
 
 def test_an_impossible_budget_gives_the_cheapest_and_says_so() -> None:
-    size = Size(widths=((16, 48), (24, 96)), budget=1e-6)
+    size = size_of((16, 48), (24, 96), budget=1e-6)
     settings, reason = decide(arch(), [point((2,) * 3, 4, 0.95), point((4,) * 3, 8, 0.9)], size)
     assert settings.latent_stride == (4, 4, 4)
     assert settings.denoiser_channels == (16, 48)
@@ -76,7 +88,7 @@ def test_an_impossible_budget_gives_the_cheapest_and_says_so() -> None:
 
 
 def test_beyond_the_budget_too_the_narrowest_good_latent_is_taken() -> None:
-    size = Size(widths=((16, 48), (24, 96)), budget=1e-6)
+    size = size_of((16, 48), (24, 96), budget=1e-6)
     settings, _ = decide(arch(), [point((4,) * 3, c, p5) for c, p5 in ((4, 0.8), (8, 0.9), (16, 0.99))], size)
     assert settings.latent_channels == 8
     settings, _ = decide(arch(), [point((4,) * 3, c, p5) for c, p5 in ((4, 0.5), (8, 0.6), (16, 0.7))], size)
@@ -86,8 +98,7 @@ def test_beyond_the_budget_too_the_narrowest_good_latent_is_taken() -> None:
 def test_memory_traffic_counts_beside_operations() -> None:
     a = arch()
     settings = candidate(a, 2, SIZE).settings
-    image = cost.image_network(a.arch_kwargs, a.input_channels, a.heads, a.patch)
-    decode = cost.label_decoder(settings, a.heads, a.grids)
+    image, decode = a.image, a.light(settings).decode
     assert decode.time / image.time > 2 * decode.flops / image.flops, "full resolution is dear in traffic"
     by_hand = (decode.flops + 300 * decode.elements) / (image.flops + 300 * image.elements)
     assert decode.time / image.time == pytest.approx(by_hand)
@@ -95,12 +106,12 @@ def test_memory_traffic_counts_beside_operations() -> None:
 
 @pytest.mark.parametrize("budget", [0.2, 0.3, 0.6, 2.0])
 def test_the_budget_holds_and_is_used(budget: float) -> None:
-    a, size = arch(), Size(widths=((8, 24), (16, 48), (24, 96)), budget=budget)
+    a, size = arch(), size_of((8, 24), (16, 48), (24, 96), budget=budget)
     chosen = candidate(a, 2, size)
     assert chosen.affordable
-    assert a.ratio(chosen.settings) == chosen.ratio <= budget
+    assert price(a, chosen.settings) == chosen.ratio <= budget
     wider = [w for w in size.widths if w > chosen.settings.denoiser_channels]
-    ratios = [a.ratio(replace(chosen.settings, denoiser_channels=w)) for w in wider]
+    ratios = [price(a, replace(chosen.settings, denoiser_channels=w)) for w in wider]
     assert all(ratio > budget for ratio in ratios), "a wider denoiser would break the budget"
 
 

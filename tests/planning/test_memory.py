@@ -14,11 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from nndiffseg import trainers
+from nndiffseg.methods import METHODS, Method
+from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.planning import memory
-from nndiffseg.trainers import nnDiffSegTrainerCDAL, nnDiffSegTrainerLDSeg, nnDiffSegTrainerMedSegDiffV2
+from nndiffseg.planning.cost import CountAttention, image_network_bytes, method_bytes, saved_bytes
+from nndiffseg.trainers import nnDiffSegTrainerCDAL
 
-METHODS = [nnDiffSegTrainerLDSeg, nnDiffSegTrainerCDAL, nnDiffSegTrainerMedSegDiffV2]
+CDAL = "nnDiffSegTrainerCDAL"
+#: all but the flagship
+OTHERS = {trainer: method for trainer, method in METHODS.items() if trainer != "nnDiffSegTrainer"}
 PATCH = {2: [48, 32], 3: [16, 24, 16]}
 
 
@@ -48,7 +53,7 @@ def plans(dim: int = 2, batch: int = 8) -> PlansManager:
                 "c": {
                     "patch_size": PATCH[dim],
                     "batch_size": batch,
-                    "diffusion": {"settings": settings.to_plan()},
+                    "diffusion": {"settings": settings.to_plan(), "regions": False},
                     "architecture": {
                         "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
                         "arch_kwargs": architecture,
@@ -71,27 +76,27 @@ def test_each_kept_tensor_counts_once_and_weights_do_not(device):
         y = layer(x)  # keeps x, and its own weight if x had a gradient
         return y * y, y.exp()  # keep y, once, and the exponential
 
-    assert memory.saved_bytes(layer, training_pass) == 4 * (5 * 4 + 5 * 3 + 5 * 3)
+    assert saved_bytes(layer, training_pass) == 4 * (5 * 4 + 5 * 3 + 5 * 3)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("trainer", METHODS)
-def test_the_meta_device_counts_what_the_cpu_keeps(trainer, dim):
-    manager = plans(dim)
-    configuration = manager.get_configuration("c")
-    network = trainer.build_network_architecture(manager, configuration, 2, 3, True)
+@pytest.mark.parametrize("method_class", METHODS.values())
+def test_the_meta_device_counts_what_the_cpu_keeps(method_class: type[Method], dim: int) -> None:
+    configuration = plans(dim).get_configuration("c")
+    method = method_class(MethodPlan.of(configuration, 2, 3))
+    network = method.network()
     image, onehot = torch.randn(3, 2, *PATCH[dim]), torch.zeros(3, 3, *PATCH[dim])
-    with memory._CountAttention():
-        real = memory.saved_bytes(network, lambda: trainer.training_pass(network, image, onehot))
-    assert 3 * memory.trainer_bytes(trainer, manager, configuration, 2, 3) == pytest.approx(real, rel=0.02)
+    with CountAttention():
+        real = saved_bytes(network, lambda: method.training_pass(network, image, onehot))
+    assert 3 * method_bytes(method_class, configuration, 2, 3) == pytest.approx(real, rel=0.02)
 
 
 def test_attention_counts_as_its_fused_kernel_keeps_it():
     def attention(device: str) -> int:
         q, k, v = (torch.randn(2, 4, 300, 16, device=device, requires_grad=True) for _ in range(3))
-        return memory.saved_bytes(nn.Identity(), lambda: F.scaled_dot_product_attention(q * 1, k * 1, v * 1))
+        return saved_bytes(nn.Identity(), lambda: F.scaled_dot_product_attention(q * 1, k * 1, v * 1))
 
-    with memory._CountAttention():
+    with CountAttention():
         counted = attention("meta")
     assert counted == pytest.approx(attention("cpu"), rel=0.03)
     assert attention("meta") > 4 * counted, "the formula would keep cells x cells"
@@ -143,28 +148,40 @@ def test_memory_that_is_not_proportional_to_the_patch_is_asked_for():
 
 @functools.cache
 def entries_for(target: float) -> dict[str, dict[str, Any]]:
-    methods = METHODS if target > 1e6 else [nnDiffSegTrainerCDAL]
+    methods = OTHERS if target > 1e6 else {CDAL: METHODS[CDAL]}
     return memory.plan_entries(methods, plans(), "c", 2, 3, 10.0, target)
 
 
 def fitted(share: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """Plans with an entry for cDAL that may have this share of the memory it needs, and this entry."""
-    entries = entries_for(share * entries_for(1e9)["nnDiffSegTrainerCDAL"]["training_memory_gb"])
+    entries = entries_for(share * entries_for(1e9)[CDAL]["training_memory_gb"])
     content = copy.deepcopy(plans().plans)
     content["configurations"]["c"]["diffusion"]["trainers"] = copy.deepcopy(entries)
-    return content, copy.deepcopy(entries["nnDiffSegTrainerCDAL"])
+    return content, copy.deepcopy(entries[CDAL])
 
 
 def test_entries_state_the_memory_relative_to_the_image_network():
     entries = entries_for(1e9)
-    assert list(entries) == [m.__name__ for m in METHODS]
+    assert list(entries) == list(OTHERS)
     configuration = plans().get_configuration("c")
-    image = memory.image_network_bytes(configuration, 2, 3)
-    for method in METHODS:
-        entry = entries[method.__name__]
-        own = memory.trainer_bytes(method, plans(), configuration, 2, 3)
+    image = image_network_bytes(configuration, 2, 3)
+    for trainer, method_class in OTHERS.items():
+        entry = entries[trainer]
+        own = method_bytes(method_class, configuration, 2, 3)
         assert entry["training_memory_gb"] == pytest.approx(10 * own / image)
         assert (entry["patch_size"], entry["batch_size"]) == ([48, 32], 8)
+
+
+@pytest.mark.parametrize(("target", "told"), [(1e9, None), (50.0, 0), (10.0, 1)])
+def test_entries_are_added_where_memory_is_scarce_and_trainers_that_do_not_fit_are_told(target, told):
+    """The image network needs 10 GB; of the methods, only cDAL is asked."""
+    content = copy.deepcopy(plans().plans)
+    section = content["configurations"]["c"]["diffusion"]
+    section["cost"] = {"training_memory_gb": {"image_network": 10.0}}
+    notes = memory.add_entries({CDAL: METHODS[CDAL]}, content, "c", 2, 3, target)
+    assert (memory.KEY in section) == (told is not None)
+    assert len(notes) == (told or 0)
+    assert all(note.startswith(f"c, {CDAL}: With the patch") for note in notes)
 
 
 def test_only_the_trainer_with_an_entry_changes_the_plans_and_says_so():

@@ -1,4 +1,4 @@
-"""The closed-form curve against the design's measurement, an independent PCA and cases with a known answer."""
+"""The curve against the design's measurement, independent decompositions and cases with a known answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from sklearn.decomposition import PCA
 
 from nndiffseg.planning import rate_distortion as module
 from nndiffseg.planning.labels import load_labels, resample_label
@@ -63,19 +62,38 @@ def test_boundaries_on_the_block_grid_cost_nothing() -> None:
     assert point.dice_mean == 1.0
 
 
-def test_reconstruction_equals_an_independent_pca() -> None:
-    """Two identical cases: the halves are the same data, so scikit-learn's PCA of one case gives the same code."""
+def test_reconstruction_equals_an_independent_decomposition() -> None:
+    """Two identical cases: the halves are the same data, so the singular vectors of one case give the same code."""
     (label,) = balls(1)
     (point,) = rate_distortion([label, label], (4, 4, 4), STRUCTURES, channels=(5,))
     blocks = label.reshape(6, 4, 6, 4, 6, 4).transpose(0, 2, 4, 1, 3, 5).reshape(216, 64)
     boundary = blocks.max(1) != blocks.min(1)
     onehot = np.eye(3)[blocks[boundary]].reshape(boundary.sum(), -1)
-    pca = PCA(5, svd_solver="full").fit(onehot)
+    mean = onehot.mean(0)
+    vectors = np.linalg.svd(onehot - mean, full_matrices=False)[2][:5]
     decoded = blocks.copy()
-    decoded[boundary] = pca.inverse_transform(pca.transform(onehot)).reshape(-1, 64, 3).argmax(-1)
+    decoded[boundary] = (mean + (onehot - mean) @ vectors.T @ vectors).reshape(-1, 64, 3).argmax(-1)
     dice = [2 * ((blocks == c) & (decoded == c)).sum() / ((blocks == c).sum() + (decoded == c).sum()) for c in (1, 2)]
     assert point.dice_mean == pytest.approx(np.mean(dice), abs=2e-3)
     assert point.worst_mean == pytest.approx(min(dice), abs=4e-3)
+
+
+def test_principal_components_are_the_eigenvectors_of_the_covariance() -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.random((400, 27)) < np.linspace(0.1, 0.9, 27)).astype(np.int16) + (rng.random((400, 1)) < 0.3)
+    mean, components = module._principal_components(rows, 3, 6, rng)
+    x = np.eye(3)[rows].reshape(400, -1)
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-6)
+    expected = np.linalg.eigh(np.cov(x.T))[1][:, ::-1][:, :6]
+    np.testing.assert_allclose(components @ components.T, expected @ expected.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_few_blocks_have_few_components(number: int) -> None:
+    rows = np.arange(number * 8).reshape(number, 8) % 3
+    mean, components = module._principal_components(rows, 3, 16, np.random.default_rng(0))
+    assert mean.shape == (24,) and len(components) == 24 and components.shape[1] <= number
+    assert np.isfinite(components).all()
 
 
 def test_subspace_iteration_agrees_with_the_exact_components(monkeypatch: pytest.MonkeyPatch) -> None:

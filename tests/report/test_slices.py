@@ -10,7 +10,8 @@ import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nndiffseg.report.slices import find_planes, full_scale, max_samples_drawn, read_views, sample_files
+from nndiffseg.errors import UserError
+from nndiffseg.report.slices import find_planes, full_scale, max_samples_drawn, read_views, report_reader, sample_files
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
@@ -140,3 +141,17 @@ def test_a_photograph_gives_one_slice_of_all_of_it(photograph, file_ending):
     assert [(v.name, v.image.shape, sorted(v.maps)) for v in views] == [("", (48, 64), ["aleatoric", "epistemic", "total"])]
     total = sitk.ReadImage(str(out / "uncertainty" / "case_000_total.nii.gz"))
     np.testing.assert_allclose(views[0].maps["total"], sitk.GetArrayFromImage(total))
+
+
+@pytest.mark.parametrize(("named", "reader"), [("NibabelIO", NibabelIO), ("SimpleITKIO", SimpleITKIO), (None, SimpleITKIO)])
+def test_the_reader_is_the_one_of_the_plans_else_the_first_of_nnunet(predictions, image_files, named, reader):
+    plans = {"configurations": {}} | ({"image_reader_writer": named} if named else {})
+    (predictions / "plans.json").write_text(json.dumps(plans))
+    dataset_json = json.loads((predictions / "dataset.json").read_text())
+    assert type(report_reader(predictions, dataset_json, image_files["phantom_008"][0])) is reader
+
+
+def test_a_reader_that_is_none_of_nnunets_is_refused(predictions, image_files):
+    (predictions / "plans.json").write_text(json.dumps({"configurations": {}, "image_reader_writer": "os.system"}))
+    with pytest.raises(UserError, match="image_reader_writer"):
+        report_reader(predictions, {"file_ending": ".nii.gz"}, image_files["phantom_008"][0])

@@ -21,7 +21,7 @@ from nndiffseg.methods.cdal.method import CDAL
 from nndiffseg.planning import memory
 from nndiffseg.trainers.nnDiffSegTrainerCDAL import nnDiffSegTrainerCDAL
 from nndiffseg.training import epoch_log as log
-from nndiffseg.training import trainer
+from nndiffseg.training import loop
 
 PLANS, NAME = "nnDiffSegPlansS", "nnDiffSegTrainerCDAL"
 DATASETS = {"Dataset901_Tiny": False, "Dataset902_Regions": True}
@@ -192,7 +192,7 @@ def test_an_interrupted_training_resumes_exactly_with_its_discriminator(folders,
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0)  # a checkpoint after every iteration
+        patch.setattr(loop, "CHECKPOINT_SECONDS", 0)  # a checkpoint after every iteration
         patch.setattr(nnDiffSegTrainerCDAL, "train_step", interrupted)
         assert train.main(arguments(folders, "stopped", *length)) != 0
     assert load_checkpoint(fold(folders, "stopped") / "checkpoint_latest.pth")["iteration"] == 6

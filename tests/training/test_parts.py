@@ -55,7 +55,7 @@ def test_checkpoints_load_without_running_code(tmp_path):
         "network_weights": {"w": torch.ones(2)},
         "nndiffseg_version": "0",
         "log": [np.float64(0.5), np.arange(2)],
-        "init_args": {"device": torch.device("cpu"), "fold": "all"},
+        "init_args": {"device": torch.device("cpu"), "fold": "all", "configuration": "2d"},
         "trainer_name": "nnDiffSegTrainer",
         "options": {},
         "calibration": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,9 +56,23 @@ def fold(base: Path, results: str) -> Path:
     return base / results / "Dataset901_Tiny" / f"nnDiffSegTrainer__{PLANS}__3d_fullres" / "fold_0"
 
 
-def test_training_learns_and_writes_nnunets_files(folders):
-    assert train.main(arguments(folders, "learn", "--epochs", "3", "--iterations_per_epoch", "12")) == 0
-    out = fold(folders, "learn")
+@pytest.fixture(scope="module")
+def trained(folders):
+    """The fold of one short training, validated; to be read only."""
+    assert train.main(arguments(folders, "trained", "--epochs", "3", "--iterations_per_epoch", "12")) == 0
+    return fold(folders, "trained")
+
+
+@pytest.fixture
+def copy_of_trained(folders, trained):
+    """A copy of that training under the results folder ``copy``, for a test that validates it once more."""
+    shutil.copytree(folders / "trained", folders / "copy")
+    yield fold(folders, "copy")
+    shutil.rmtree(folders / "copy")
+
+
+def test_training_learns_and_writes_nnunets_files(trained):
+    out = trained
     for name in (
         "checkpoint_final.pth",
         "checkpoint_best.pth",
@@ -89,33 +104,32 @@ def test_training_learns_and_writes_nnunets_files(folders):
     assert not (out / "validation" / ".parts").exists()
 
 
-def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders):
-    """Runs after the training above, on its checkpoints."""
-    out = fold(folders, "learn")
+def test_validating_the_best_checkpoint_leaves_the_final_one_alone(folders, copy_of_trained):
+    out = copy_of_trained
     final = (out / "checkpoint_final.pth").read_bytes()
     best = load_checkpoint(out / "checkpoint_best.pth")
-    assert train.main(arguments(folders, "learn", "--val", "--val_best")) == 0
+    assert train.main(arguments(folders, "copy", "--val", "--val_best")) == 0
     assert (out / "checkpoint_final.pth").read_bytes() == final
     after = load_checkpoint(out / "checkpoint_best.pth")
     same = [torch.equal(best["network_weights"][k], v) for k, v in after["network_weights"].items()]
     assert all(same) and after["iteration"] == best["iteration"]
 
 
-def test_siblings_alone_teach_the_fit_of_the_volumes_nothing(folders):
-    """Runs after the trainings above: all three validation cases are of one patient, so there is nobody to compare with."""
+def test_siblings_alone_teach_the_fit_of_the_volumes_nothing(folders, copy_of_trained):
+    """All three validation cases are of one patient, so there is nobody to compare with."""
     file = folders / "preprocessed" / "Dataset901_Tiny" / "cases.csv"
     file.write_text("case,group\n" + "".join(f"case_{i:03d},{i // 3}\n" for i in range(6)))
     try:
-        assert train.main(arguments(folders, "learn", "--val")) == 0
+        assert train.main(arguments(folders, "copy", "--val")) == 0
     finally:
         file.unlink()
-    calibration = json.loads((fold(folders, "learn") / "calibration.json").read_text())
+    calibration = json.loads((copy_of_trained / "calibration.json").read_text())
     assert (calibration["volume_scale"], calibration["groups"]) == (1.0, 1)
 
 
-def test_pretrained_weights_are_where_a_training_begins(folders, capsys):
-    """Runs after the training above. One step leaves the weights where they began."""
-    source = fold(folders, "learn") / "checkpoint_final.pth"
+def test_pretrained_weights_are_where_a_training_begins(folders, trained, capsys):
+    """One step leaves the weights where they began."""
+    source = trained / "checkpoint_final.pth"
     short = ("--epochs", "1", "--iterations_per_epoch", "1", "--seed", "5", "-pretrained_weights", str(source))
     assert train.main(arguments(folders, "finetuned", *short)) == 0
     began, ended = (
@@ -138,8 +152,8 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     out = fold(folders, "killed")
     # The real command; it saves after every iteration within an epoch, and is killed at the start of the ninth.
     script = (
-        "import nndiffseg.training.trainer as t, nndiffseg.cli.train as c, os, signal, sys;"
-        "t.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
+        "import nndiffseg.training.trainer as t, nndiffseg.training.loop as l, nndiffseg.cli.train as c, os, signal, sys;"
+        "l.CHECKPOINT_SECONDS = 0; step = t.DiffusionTrainer.train_step;"
         "t.DiffusionTrainer.train_step = lambda self, batch: "
         "os.kill(os.getpid(), signal.SIGKILL) if self.iteration == 8 else step(self, batch);"
         "sys.exit(c.main(sys.argv[1:]))"

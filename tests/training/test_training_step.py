@@ -134,3 +134,23 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     trainer.network.bias.data.fill_(float("nan"))
     with pytest.raises(RuntimeError, match="not finite at iteration 0"):
         trainer.train_step(next(trainer.dataloader_train))
+
+
+def test_the_two_samples_that_watch_a_training_are_two():
+    """The network's samples are the noise itself: the first and the second draw of the same source."""
+    trainer = make()
+    trainer.method = SimpleNamespace(steps_while_training=3)
+    asked = []
+
+    def sample(maps: list[Tensor], noise, *, steps: int) -> Tensor:
+        asked.append(steps)
+        return noise(0, 2)
+
+    network = SimpleNamespace(
+        stride=(2, 2), encode=lambda image: [image.repeat(1, 2, 1, 1)], sample=sample, decode=lambda latent, maps: latent
+    )
+    image = torch.zeros(3, 1, 8, 8)
+    logits, samples = trainer.predict_patch(network, image)
+    assert logits.shape == (3, 2, 8, 8) and samples.shape == (2, 3, 2, 4, 4) and asked == [3, 3]
+    assert (samples[0] - samples[1]).abs().mean() > 0.5
+    assert torch.equal(trainer.predict_patch(network, image)[1], samples), "the same in every call of an epoch"

@@ -69,7 +69,7 @@ def trainer(tmp_path):
             "network_weights": {"w": torch.ones(1)},
             "nndiffseg_version": "0",
             "trainer_name": "x",
-            "init_args": {},
+            "init_args": {"configuration": "3d_fullres"},
             "options": {},
             "calibration": Calibration().to_json(),
         },

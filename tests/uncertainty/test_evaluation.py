@@ -19,6 +19,8 @@ from nndiffseg.uncertainty.evaluation import (
     format_table,
 )
 
+pytestmark = pytest.mark.seconds
+
 
 @pytest.fixture(scope="module")
 def dataset_json(phantom_dataset):

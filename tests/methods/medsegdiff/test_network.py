@@ -98,6 +98,7 @@ def test_evaluation_mode_gives_the_condition_models_logits():
     torch.testing.assert_close(model.encode(image)[0], model(image))
 
 
+@pytest.mark.seconds
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("switches", [{}, {"uncertain_attention": False, "ss_former": False}])
 def test_samples_have_the_volumes_shape_and_depend_on_image_and_noise(dim, switches):

@@ -1,0 +1,280 @@
+"""Predicts a fold's validation cases with every side of a comparison, and evaluates all sides on the same voxels.
+
+A side is a column of the table: a trained model, a model's deterministic head alone, or an ensemble. All of them take the
+same way: prediction cache, cross-fitted calibration (:mod:`benchmarks.compare.fits`), metrics
+(:mod:`benchmarks.compare.metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.compare import predictions
+from benchmarks.compare.data import Data, is_flat, references_of
+from benchmarks.compare.fits import (
+    case_table,
+    cross_fitted,
+    cross_fitted_calibrations,
+    fit_temperature,
+    likelihoods,
+    tempered,
+)
+from benchmarks.compare.library import CasePrediction, Options, independent_samples, labels_of
+from benchmarks.compare.metrics import (
+    Agreement,
+    Reliability,
+    agreement,
+    dice_of,
+    error_histogram,
+    nanmean_rows,
+    reliability,
+    surface_dice,
+)
+from benchmarks.compare.trainers import Entry
+from nndiffseg.calibration import Calibration, CaseTable
+from nndiffseg.data.groups import read_groups
+from nndiffseg.data.seeds import seed_of
+from nndiffseg.uncertainty import entropy, region_of_interest
+from nndiffseg.uncertainty.evaluation import DILATION, ErrorHistogram
+
+
+@dataclass(frozen=True)
+class Source:
+    """One trained model: the fold in the results folder that holds it, and its trainer with options."""
+
+    data: Data
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    Attributes:
+        name: in JSON files.
+        label: in tables.
+        sources: one model, or the members of an ensemble.
+        head_alone: only the deterministic part of the model counts; samples are then independent per-voxel draws from it.
+        steps: also predict with these numbers of sampling steps, for the mean of the samples.
+    """
+
+    name: str
+    label: str
+    sources: tuple[Source, ...]
+    head_alone: bool = False
+    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class SideMetrics:
+    """Metrics of one case and side.
+
+    Attributes:
+        dice, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is absent
+            from both.
+        parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one), ``steps_N``.
+        plain, scaled: probabilities without and with the fitted temperature.
+        errors: of the segmentation, against the entropy.
+        agreement: of the samples; those of an ensemble are its members.
+        seconds: of the prediction.
+    """
+
+    dice: NDArray[np.float64]
+    nsd: NDArray[np.float64]
+    parts: dict[str, NDArray[np.float64]]
+    plain: Reliability
+    scaled: Reliability
+    errors: ErrorHistogram
+    agreement: Agreement
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """One case: its group, the number of its annotations, and the metrics of every side by name."""
+
+    group: str
+    annotations: int
+    sides: dict[str, SideMetrics]
+
+
+@dataclass
+class Comparison:
+    """The sides of a comparison on one fold.
+
+    Attributes:
+        sides: what is compared.
+        options: of the prediction; the same mirroring for all.
+        tolerance: of the surface distance, in mm (pixels where images have no spacing).
+        raters: evaluate against all annotations in ``ratersTr`` where there are some, else against the label alone.
+        calibrations, temperatures: side -> case -> numbers that were fitted without the case's group.
+    """
+
+    sides: Sequence[Side]
+    options: Options
+    tolerance: float = 1.0
+    raters: bool = True
+    calibrations: dict[str, dict[str, Calibration]] = field(default_factory=dict)
+    temperatures: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.data = self.sides[0].sources[0].data
+        self.foreground = [self.data.heads.index(labels) for labels in self.data.structures.values()]
+        self.regions = self.data.label_manager.has_regions
+        self.groups = read_groups(self.data.preprocessed)
+
+    # ---- predictions ----------------------------------------------------------------------------------------------
+
+    def predict(self, device: torch.device) -> None:
+        """Predicts what is not in the cache yet."""
+        for side in self.sides:
+            for source in side.sources:
+                for steps in (None, *side.steps):
+                    predictions.predict_missing(source.data, source.entry, replace(self.options, steps=steps), device)
+
+    def prediction(self, side: Side, case: str) -> CasePrediction:
+        """A side's prediction of a case."""
+        members = [predictions.load(s.data, s.entry, self.options, case) for s in side.sources]
+        first = members[0]
+        if len(members) > 1:
+            mean = np.stack([m.deterministic for m in members]).mean(axis=0)
+            labels = np.stack([labels_of(self.data, m.deterministic) for m in members])
+            return CasePrediction(mean, mean, labels, sum(m.seconds for m in members))
+        if side.head_alone:
+            p, seed = first.deterministic, seed_of(self.options.seed, case, side.name)
+            return CasePrediction(p, p, independent_samples(self.data, p, self.options.samples, seed), first.seconds)
+        return first
+
+    def references(self, case: str) -> tuple[NDArray, tuple[float, ...]]:
+        """Annotations ``(M, *image)`` and spacing in mm."""
+        return references_of(self.data, case, self.raters)
+
+    # ---- fits -----------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Gives every side a calibration and a temperature for each case, cross-fitted over groups."""
+        tables: dict[str, dict[str, CaseTable]] = {side.name: {} for side in self.sides}
+        for case in self.data.cases:
+            references, spacing = self.references(case)
+            for side in self.sides:
+                prediction = self.prediction(side, case)
+                tables[side.name][case] = case_table(self.data, case, prediction, references, spacing)
+        self.calibrations = {name: cross_fitted_calibrations(t, self.groups) for name, t in tables.items()}
+        self.temperatures = {side.name: self._temperatures(side) for side in self.sides}
+
+    def _temperatures(self, side: Side) -> dict[str, float]:
+        """The temperature of a case belongs to the fusion weight that was fitted without it, on all cases it was fitted to."""
+        weight_of = {case: c.fusion_weight for case, c in self.calibrations[side.name].items()}
+        curves: dict[float, dict[str, NDArray]] = {weight: {} for weight in set(weight_of.values())}
+        for case in self.data.cases:
+            prediction, (references, _) = self.prediction(side, case), self.references(case)
+            frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.data.heads])
+            for weight, found in curves.items():
+                p = fused(prediction, weight)
+                region = self.region(references, [labels_of(self.data, p)])
+                found[case] = likelihoods(p[:, region], frequency[:, region], self.regions)
+        fitted = {
+            weight: cross_fitted(self.data.cases, self.groups, lambda others, of=of: fit_temperature([of[c] for c in others]))
+            for weight, of in curves.items()
+        }
+        return {case: fitted[weight][case] for case, weight in weight_of.items()}
+
+    @staticmethod
+    def region(references: NDArray, segmentations: Iterable[NDArray]) -> NDArray[np.bool_]:
+        """Foreground of any annotation ``(M, *image)`` or segmentation ``(*image)``, dilated ``(*image)``."""
+        return region_of_interest(np.any([*references, *segmentations], axis=0), DILATION)
+
+    # ---- metrics --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, case: str) -> CaseMetrics:
+        """All metrics of one case."""
+        references, spacing = self.references(case)
+        found = {side.name: self.prediction(side, case) for side in self.sides}
+        p = {name: fused(f, self.calibrations[name][case].fusion_weight) for name, f in found.items()}
+        region = self.region(references, [labels_of(self.data, values) for values in p.values()])
+        sides = {
+            side.name: self._side(side, case, found[side.name], p[side.name], region, references, spacing)
+            for side in self.sides
+        }
+        return CaseMetrics(self.groups.get(case, case), len(references), sides)
+
+    def _side(
+        self,
+        side: Side,
+        case: str,
+        found: CasePrediction,
+        p: NDArray,
+        region: NDArray[np.bool_],
+        references: NDArray,
+        spacing: Sequence[float],
+    ) -> SideMetrics:
+        hard = labels_of(self.data, p)
+        frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.data.structures.values()])
+        scaled = np.zeros(p.shape)
+        scaled[:, region] = tempered(p[:, region], self.temperatures[side.name][case], self.regions)
+        uncertainty = np.asarray(entropy(p, regions=self.regions))
+        return SideMetrics(
+            self._dice([hard], references),
+            self._nsd(hard, references, spacing),
+            self._parts(side, case, found, references),
+            reliability(p[self.foreground], frequency, region),
+            reliability(scaled[self.foreground], frequency, region),
+            error_histogram(uncertainty, [hard != r for r in references], region),
+            agreement(
+                found.labels,
+                references,
+                list(self.data.structures.values()),
+                self.calibrations[side.name][case].volume_scale,
+            ),
+            found.seconds,
+        )
+
+    def _parts(self, side: Side, case: str, found: CasePrediction, references: NDArray) -> dict[str, NDArray[np.float64]]:
+        parts = {
+            "head": self._dice([labels_of(self.data, found.deterministic)], references),
+            "samples": self._dice([labels_of(self.data, found.sampled)], references),
+            "sample": self._dice(found.labels, references),
+        }
+        for steps in side.steps:
+            source = side.sources[0]
+            other = predictions.load(source.data, source.entry, replace(self.options, steps=steps), case)
+            parts[f"steps_{steps}"] = self._dice([labels_of(self.data, other.sampled)], references)
+        return parts
+
+    def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
+        """Mean over all pairs of a label map and an annotation ``(K,)``."""
+        return nanmean_rows(np.stack([dice_of(p, r, self.data.structures.values()) for p in labels for r in references]))
+
+    def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
+        if is_flat(references, spacing):
+            labels, references, spacing = labels[0], references[:, 0], spacing[1:]
+        structures = self.data.structures.values()
+        values = [
+            [surface_dice(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance) for s in structures] for r in references
+        ]
+        return nanmean_rows(np.array(values))
+
+    def fits(self) -> dict[str, dict[str, Any]]:
+        """Smallest and largest of every side's fitted numbers, JSON-ready."""
+        found: dict[str, dict[str, Any]] = {}
+        for name, of_case in self.calibrations.items():
+            numbers = {
+                "fusion_weight": [c.fusion_weight for c in of_case.values()],
+                "volume_scale": [c.volume_scale for c in of_case.values()],
+                "temperature": list(self.temperatures[name].values()),
+            }
+            found[name] = {k: [round(min(v), 3), round(max(v), 3)] for k, v in numbers.items()}
+        return found
+
+
+def fused(prediction: CasePrediction, weight: float) -> NDArray[np.float32]:
+    """Deterministic and sampled part mixed ``(heads, *image)``."""
+    if prediction.sampled is prediction.deterministic:
+        return prediction.deterministic
+    return weight * prediction.deterministic + (1 - weight) * prediction.sampled

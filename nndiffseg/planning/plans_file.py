@@ -1,0 +1,93 @@
+"""The plans file among those that lie in a dataset's preprocessed folder already."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.errors import UserError
+
+STANDARD = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+#: what the preprocessed data of a configuration depends on
+PREPROCESSING_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
+PREPROCESSING_KEYS_OF_PLANS = (
+    "transpose_forward",
+    "image_reader_writer",
+    "foreground_intensity_properties_per_channel",
+)
+
+
+def check_plans_name(name: str) -> None:
+    """Checks a name for plans.
+
+    Raises:
+        UserError: it is not a file name, would break the names of result folders, or is one of nnU-Net's.
+    """
+    if not re.fullmatch(r"[\w.-]+", name) or "__" in name or name.startswith("."):
+        raise UserError(f"{name} cannot name plans; use letters, digits, dots, dashes and single underscores.")
+    if name.startswith("nnUNet"):
+        raise UserError(f"The plans name {name} belongs to nnU-Net; choose another -overwrite_plans_name.")
+
+
+def custom_configurations(plans_file: Path) -> dict[str, Any]:
+    """Configurations that a user added to an earlier plans file; planning again keeps them.
+
+    Raises:
+        UserError: nndiffseg did not make this file, or it names what no planner writes.
+    """
+    if not plans_file.is_file():
+        return {}
+    plans = json.loads(plans_file.read_text())
+    check_plan_names(plans, str(plans_file))
+    configurations = plans["configurations"]
+    if not any("diffusion" in c for c in configurations.values()):
+        raise UserError(f"{plans_file} was not made by nndiffseg; choose another -overwrite_plans_name.")
+    return {name: c for name, c in configurations.items() if name not in STANDARD}
+
+
+def drop_cascade(plans: dict[str, Any]) -> list[str]:
+    """Takes nnU-Net's cascade out of new plans; returns a sentence about it, or nothing where there is no cascade."""
+    configurations = plans["configurations"]
+    if configurations.pop("3d_cascade_fullres", None) is None:
+        return []
+    configurations["3d_lowres"].pop("next_stage", None)
+    return ["No 3d_cascade_fullres: nndiffseg has no cascade; 3d_lowres and 3d_fullres stand alone."]
+
+
+def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
+    """Gives a configuration its own data folder where other plans preprocess into the shared one differently.
+
+    Args:
+        plans: new plans, changed in place.
+        folder: the dataset's preprocessed folder.
+    """
+    own = plans["plans_name"]
+    for file in folder.glob("*.json"):
+        if file.stem == own:
+            continue
+        other = json.loads(file.read_text())
+        if not isinstance(other, dict) or "configurations" not in other:
+            continue
+        for name, configuration in plans["configurations"].items():
+            for theirs in other["configurations"].values():
+                if theirs.get("data_identifier") != configuration["data_identifier"]:
+                    continue
+                if _preprocessing(plans, configuration) != _preprocessing(other, theirs):
+                    configuration["data_identifier"] = f"{own}_{name}"
+
+
+def _preprocessing(plans: dict[str, Any], configuration: dict[str, Any]) -> str:
+    relevant = [configuration.get(k) for k in PREPROCESSING_KEYS] + [plans.get(k) for k in PREPROCESSING_KEYS_OF_PLANS]
+    return json.dumps(relevant, sort_keys=True)

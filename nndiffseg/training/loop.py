@@ -1,0 +1,183 @@
+"""The loop of a training: epochs within a budget, what is logged after each, and when a checkpoint is due."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tqdm import tqdm
+
+from nndiffseg.errors import UserError
+from nndiffseg.training import epoch_log as log
+from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.budget import Budget, learning_rate
+from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, mean_over_structures
+
+#: seconds between two checkpoints within an epoch
+CHECKPOINT_SECONDS = 240.0
+
+
+class EpochLoop(nnUNetTrainer):
+    """nnU-Net's trainer with epochs that a resumed training can enter anywhere.
+
+    Attributes:
+        minutes, bound_by_time_only: wall-clock bound, and whether it alone ends the training.
+        iteration: iterations done in all epochs.
+        show_progress: show a progress bar.
+        average: averaged copy of the network.
+        budget: progress through the training; None until it starts.
+    """
+
+    current_epoch: int
+    _best_ema: float | None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.minutes: float | None = None
+        self.bound_by_time_only = False
+        self.iteration = 0
+        self.show_progress = True
+        self.average: WeightAverage | None = None
+        self.budget: Budget | None = None
+        self._epoch_terms: dict[str, list[float]] = {}
+        self._spent = 0.0
+        self._last_save = 0.0
+
+    def run_training(self) -> None:
+        self.on_train_start()
+        assert self.budget is not None
+        while self.budget.progress(self.iteration) < 1:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            self._train_epoch()
+            self.on_train_epoch_end([])
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                self.on_validation_epoch_end(
+                    [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+                )
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def _train_epoch(self) -> None:
+        assert self.budget is not None
+
+        end = (self.current_epoch + 1) * self.num_iterations_per_epoch
+        with tqdm(
+            total=self.num_iterations_per_epoch,
+            initial=self.iteration - end + self.num_iterations_per_epoch,
+            desc=f"epoch {self.current_epoch}",
+            disable=not self.show_progress or self.local_rank > 0,
+            leave=False,
+        ) as bar:
+            while self.iteration < end and self.budget.progress(self.iteration) < 1:
+                rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                for name, value in self.train_step(next(self.dataloader_train)).items():
+                    self._epoch_terms.setdefault(name, []).append(value)
+                self.iteration += 1
+                bar.update()
+                if self.iteration < end and time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
+                    self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+
+    def on_train_epoch_start(self) -> None:
+        assert self.budget is not None
+        self.network.train()
+        rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+        self.print_to_log_file("")
+        self.print_to_log_file(f"Epoch {self.current_epoch}")
+        self._log("lrs", rate)
+
+    def _log(self, key: str, value: Any) -> None:
+        """Logs for the current epoch, replacing what an interrupted run of this epoch left."""
+        values = self.logger.local_logger.my_fantastic_logging[key]
+        del values[self.current_epoch :]
+        self.logger.log(key, value, self.current_epoch)
+
+    def on_epoch_start(self) -> None:
+        self._log("epoch_start_timestamps", time.time())
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        if not self._epoch_terms:
+            raise UserError("The time budget ended before the first training step; give more --minutes.")
+        self._log("train_losses", float(np.mean(self._epoch_terms["total"])))
+
+    def on_validation_epoch_start(self) -> None:
+        assert self.average is not None
+        self.average.network.eval()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        dice = dice_of_batches(val_outputs)
+        mean = {name: mean_over_structures(values) for name, values in dice.items()}
+        for key, value in (
+            ("mean_fg_dice", mean["fused"]),
+            ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
+            ("val_losses", float(np.mean([o["loss"] for o in val_outputs]))),
+        ):
+            self._drop_later(key)
+            self.logger.log(key, value, self.current_epoch)
+        assert self.budget is not None
+        self._row: dict[str, Any] = {
+            "epoch": self.current_epoch,
+            "iteration": self.iteration,
+            "seconds": round(self.budget.seconds, 1),
+            "losses": {name: float(np.mean(values)) for name, values in self._epoch_terms.items()},
+            "dice_deterministic": mean["deterministic"],
+            "dice_samples": mean["samples"],
+            "dice_fused": mean["fused"],
+            "spread": 1 - mean["seeds"],
+            "sample_error": 1 - mean["sample"],
+        }
+
+    def _drop_later(self, key: str) -> None:
+        logged = self.logger.local_logger.my_fantastic_logging
+        for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):
+            del logged[name][self.current_epoch :]
+
+    def on_epoch_end(self) -> None:
+        assert self.budget is not None
+        self._log("epoch_end_timestamps", time.time())
+        row = self._row
+        losses = ", ".join(f"{k} {v:.4f}" for k, v in row["losses"].items())
+        self.print_to_log_file(f"losses: {losses}")
+        self.print_to_log_file(
+            f"Dice: deterministic {row['dice_deterministic']:.4f}, mean of samples {row['dice_samples']:.4f}, fused "
+            f"{row['dice_fused']:.4f}; spread between seeds {row['spread']:.4f}, sample error {row['sample_error']:.4f}"
+        )
+        done = self.budget.progress(self.iteration)
+        self.print_to_log_file(f"{100 * done:.1f} % done after {row['seconds'] / 60:.1f} min")
+        if done > 0.2 and row["spread"] < DEAD_SPREAD * row["sample_error"]:
+            self.print_to_log_file(
+                "WARNING: the samples hardly differ between seeds although they are wrong more "
+                "often: the latent is dead, and the uncertainty maps of this model mean little."
+            )
+        if self.local_rank == 0:
+            log.append(self.output_folder, row)
+            log.plot(self.output_folder)
+            self.logger.plot_progress_png(self.output_folder)
+        self._epoch_terms = {}
+        ema = self.logger.get_value("ema_fg_dice", step=-1)
+        best = self._best_ema is None or ema > self._best_ema
+        self._best_ema = ema if best else self._best_ema
+        self.current_epoch += 1
+        if best:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
+        if self.current_epoch % self.save_every == 0 or time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
+            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+
+    def on_train_end(self) -> None:
+        self.current_epoch += 1  # nnU-Net's on_train_end takes it back for its own epoch counting
+        super().on_train_end()
+        self.current_epoch -= 1

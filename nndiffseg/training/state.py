@@ -1,0 +1,82 @@
+"""What a checkpoint of a training holds, and how a training takes it up again."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import nndiffseg
+from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.errors import UserError
+
+
+def checkpoint_of(trainer: Any) -> dict[str, Any]:
+    """All that a prediction and an exact resume need.
+
+    ``network_weights`` are the averaged ones, so that nnU-Net's own tools predict with them.
+    """
+    return {
+        "network_weights": trainer.average.network.state_dict(),
+        "network_weights_raw": trainer.bare_network.state_dict(),
+        "optimizer_state": trainer.optimizer.state_dict(),
+        "grad_scaler_state": None if trainer.grad_scaler is None else trainer.grad_scaler.state_dict(),
+        "logging": trainer.logger.get_checkpoint(),
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.current_epoch,
+        "init_args": trainer.my_init_kwargs,
+        "trainer_name": type(trainer).__name__,
+        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "nndiffseg_version": nndiffseg.__version__,
+        "method": trainer.method.name,
+        "options": trainer.method.options.to_plan(),
+        "calibration": trainer.calibration.to_json(),
+        "iteration": trainer.iteration,
+        "ema_updates": trainer.average.updates,
+        "loss_state": trainer.loss.state_dict(),
+        "epoch_terms": trainer._epoch_terms,
+        "seconds": trainer.budget.seconds if trainer.budget else trainer._spent,
+        "seed": trainer.seed,
+    }
+
+
+def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Weights, optimiser, average, log and position of a checkpoint.
+
+    Args:
+        trainer: an initialised :class:`nndiffseg.training.trainer.DiffusionTrainer`.
+        checkpoint: from :func:`checkpoint_of`.
+
+    Raises:
+        UserError: it comes from another trainer, other options or other plans.
+    """
+    if checkpoint["trainer_name"] != type(trainer).__name__:
+        raise UserError(
+            f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(trainer).__name__}; "
+            f"choose -tr {checkpoint['trainer_name']}."
+        )
+    if checkpoint["options"] != trainer.method.options.to_plan():
+        raise UserError(
+            f"The checkpoint was trained with the options {json.dumps(checkpoint['options'])}, not "
+            f"{json.dumps(trainer.method.options.to_plan())}; give the same ones with --option."
+        )
+    assert trainer.average is not None
+    try:
+        trainer.bare_network.load_state_dict(checkpoint["network_weights_raw"])
+        trainer.average.network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError:
+        raise UserError(
+            "The checkpoint's network differs from the plans; the plans were changed after this training "
+            "began, so restore them or train anew without --c."
+        ) from None
+    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    trainer.average.updates = checkpoint["ema_updates"]
+    trainer.loss.load_state_dict(checkpoint["loss_state"])
+    trainer.calibration = Calibration.from_json(checkpoint["calibration"])
+    trainer.logger.load_checkpoint(checkpoint["logging"])
+    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
+    trainer._epoch_terms = checkpoint["epoch_terms"]
+    trainer._spent, trainer.seed = checkpoint["seconds"], checkpoint["seed"]

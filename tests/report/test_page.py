@@ -73,7 +73,7 @@ def test_links_lead_to_the_cases():
 def test_cases_without_pictures_are_counted():
     assert "Below are pictures of" not in parsed([case("x")]).words
     page = parsed([case("x"), case("y"), case("z", picture=None)])
-    assert "pictures of the 2 least certain of 3 cases. The maps of the other 1 are in the folder uncertainty." in page.words
+    assert "pictures of the 2 least certain of 3 cases. The maps of all cases are in the folder uncertainty." in page.words
 
 
 def test_table_of_all_cases():

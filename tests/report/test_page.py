@@ -63,6 +63,16 @@ def test_page_fits_a_phone():
     assert viewport == ["width=device-width, initial-scale=1"]
 
 
+def test_every_colour_of_the_light_scheme_has_a_dark_one():
+    style = re.search("<style>(.*)</style>", render(Page("t", "s", [], [], True, True)), re.DOTALL)
+    assert style is not None
+    light, dark = re.findall(r":root \{(.*?)\}", style[1], re.DOTALL)
+    assert "prefers-color-scheme: dark" in style[1]
+    names = set(re.findall("(--[a-z]+): #", light))
+    assert set(re.findall("(--[a-z]+): #", dark)) == names
+    assert set(re.findall(r"var\((--[a-z]+)\)", style[1])) == names
+
+
 def test_links_lead_to_the_cases():
     page = parsed([case("x"), case("y"), case("z", picture=None)])
     assert page.attributes("a", "href") == ["#case-1", "#case-2"]

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from PIL import Image
 
 from nndiffseg.errors import UserError
 from nndiffseg.report.slices import find_planes, full_scale, max_samples_drawn, read_views, report_reader, sample_files
@@ -79,6 +80,13 @@ def test_field_of_view_holds_structure_truth_and_doubt_and_stays_inside():
     assert box[1].stop - box[1].start < 100  # a cut-out, not the whole image
 
 
+def test_field_of_view_of_a_thin_structure_is_not_thin():
+    segmentation = np.zeros((100, 100, 100), np.uint8)
+    segmentation[20:80, 50, 50] = 1
+    lengths = [b.stop - b.start for b in planes_of(segmentation).box]
+    assert lengths == [90, 63, 63]  # half as much again, and 0.7 of that
+
+
 @pytest.mark.parametrize(("labels", "scale"), [
     ({"background": 0, "a": 1}, 1.0),
     ({"background": 0, "a": 1, "b": 2, "c": 3}, 0.5),
@@ -127,11 +135,20 @@ def test_with_one_fold_the_aleatoric_map_is_not_read_again(predictions, image_fi
     assert views[0].reference is None
 
 
-def test_samples_of_a_case_with_a_longer_name_are_not_taken(tmp_path):
+def test_files_other_than_the_samples_of_a_case_are_not_taken(tmp_path):
     (tmp_path / "samples").mkdir()
     for name in ("a_s01", "a_s00", "ab_s00", "a_s00_s00", "a_sx"):
         (tmp_path / "samples" / f"{name}.nii.gz").touch()
+    (tmp_path / "samples" / "a_s02.nii.gz.tmp").touch()
     assert [f.name for f in sample_files(tmp_path, "a", ".nii.gz")] == ["a_s00.nii.gz", "a_s01.nii.gz"]
+
+
+def test_a_colour_photograph_is_shown_as_the_mean_of_its_colours(photograph):
+    out, image = photograph(".png")
+    colours = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(colours).save(image)
+    (view,) = read_views(out, "case_000", image, json.loads((out / "dataset.json").read_text()))
+    np.testing.assert_allclose(view.image, colours.mean(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("file_ending", [".png", ".tif"])

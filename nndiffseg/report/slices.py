@@ -1,4 +1,4 @@
-"""What a report shows of a case: slices through the middle of its segmentation, of the image and of all that was written."""
+"""What a report shows of a case: slices through its segmentation, image, uncertainty maps and samples."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from nibabel.orientations import io_orientation
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from numpy.typing import NDArray
 
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.images import find_reader, read_image
 from nndiffseg.data.plan_names import check_plan_names
-from nndiffseg.uncertainty.evaluation import read_array, structures_of, uncertainty_map
+from nndiffseg.uncertainty.evaluation import read_array, uncertainty_map
 
 ANATOMICAL = ("axial", "coronal", "sagittal")
-#: Samples are read whole for a few slices of each, so large volumes show fewer of them.
+#: A whole sample is read for a few slices of it, so fewer samples of a large volume are drawn.
 MAX_SAMPLES = 16
 SAMPLE_VOXELS = 64_000_000
 
 
 @dataclass(frozen=True)
 class View:
-    """One slice of a case, every array ``(H, W)``.
+    """One slice of a case; every array is ``(H, W)``.
 
     Attributes:
-        name: ``axial``, ``coronal`` or ``sagittal``; ``axis 1`` and so on where the file does not tell its
+        name: ``axial``, ``coronal`` or ``sagittal``; ``axis 1`` and so on where the file does not state its
             orientation; empty for a 2D image.
         spacing: height and width of a pixel; in mm for the anatomical planes.
         image: grey values.
         segmentation: labels.
-        maps: ``total`` and, where several folds were used, ``aleatoric`` and ``epistemic``; in [0, 1].
-        samples: labels of each sample that was saved.
-        reference: true labels, where they are known.
+        maps: ``total`` and, if several folds were used, ``aleatoric`` and ``epistemic`` uncertainty, in [0, 1].
+        samples: labels of each saved sample.
+        reference: true labels, if they are known.
     """
 
     name: str
@@ -51,47 +53,56 @@ class View:
 
 @dataclass(frozen=True)
 class Planes:
-    """Where a volume ``(*spatial)`` is cut: after transposition and flips, at ``position`` within ``box``."""
+    """Where to cut a volume ``(*spatial)`` into one slice per axis.
+
+    Attributes:
+        names: of the slices, see :class:`View`.
+        order: the volume is first transposed to this order of axes.
+        flipped: these axes of the transposed volume are then flipped. What follows refers to the result.
+        spacing: of each axis, in mm for anatomical planes.
+        position: index of the slice along each axis.
+        box: field of view of the slices.
+    """
 
     names: tuple[str, ...]
     order: tuple[int, ...]
     flipped: tuple[int, ...]
-    spacing: tuple[float, ...]  # of the oriented axes
+    spacing: tuple[float, ...]
     position: tuple[int, ...]
     box: tuple[slice, ...]
 
     def cut(self, volume: NDArray) -> list[NDArray]:
-        """One slice per plane, copied so that the volume can go."""
+        """One slice ``(H, W)`` per plane, copied so that the volume can be freed."""
         oriented, slices = _orient(volume, self.order, self.flipped), []
         for axis in range(len(self.names)):
-            index: list[Any] = list(self.box)
+            index: list[int | slice] = list(self.box)
             index[axis] = self.position[axis]
             slices.append(oriented[tuple(index)].copy())
         return slices
 
-    def pixel(self, plane: int) -> tuple[float, float]:
+    def pixel_spacing(self, plane: int) -> tuple[float, float]:
         """Height and width of a pixel."""
         height, width = (s for axis, s in enumerate(self.spacing) if axis != plane)
         return height, width
 
 
 def full_scale(dataset_json: Mapping[str, Any]) -> float:
-    """The uncertainty of a voxel that two labels share equally: the bright end of the colour scale.
+    """Uncertainty of a voxel with two equally probable labels: the bright end of the colour scale.
 
-    The maps are entropies normalised by log C, where two labels at 1/2 give log 2 / log C; for R regions, whose binary
-    entropies are averaged, one undecided region gives 1 / R (:func:`nndiffseg.uncertainty.maps.entropy`).
+    The maps are entropies divided by log C, so two labels at 1/2 give log 2 / log C. For R regions the maps average R
+    binary entropies, so one undecided region gives 1 / R (:func:`nndiffseg.uncertainty.maps.entropy`).
     """
-    structures = structures_of(dict(dataset_json))
+    structures = structures_of(dataset_json)
     if any(len(labels) > 1 for labels in structures.values()):
         return 1 / len(structures)
     return float(np.log(2) / np.log(1 + len(structures)))
 
 
 def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: Path) -> BaseReaderWriter:
-    """The reader that the model's plans name, else nnU-Net's choice for ``example``.
+    """The reader named in the model's plans, or else nnU-Net's choice for ``example``.
 
     Raises:
-        UserError: the plans or dataset.json name what is none of nnU-Net's.
+        UserError: the plans are not as planners write them, or dataset.json names an unknown reader.
     """
     file = predictions / "plans.json"
     if file.is_file():
@@ -105,71 +116,67 @@ def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: P
 def read_views(
     predictions: Path, case: str, image_file: Path, dataset_json: Mapping[str, Any], reference_file: Path | None = None
 ) -> list[View]:
-    """Reads the slices of one case; holds no more than a few volumes at a time.
+    """Reads the slices of one case, with no more than a few volumes in memory at a time.
 
     Args:
-        predictions: folder that ``nndiffseg_predict`` wrote.
+        predictions: folder written by ``nndiffseg_predict``.
         case: its id.
-        image_file: its first channel. Of a photograph the mean of its colours is shown.
+        image_file: its first channel. A photograph is shown as the mean of its colours.
         dataset_json: of the dataset.
-        reference_file: its true label, where there is one.
+        reference_file: its true labels, if there are any.
 
     Returns:
-        Three orthogonal slices, cropped around the segmentation; of a 2D image, the whole of it.
+        Three orthogonal slices, cropped around the segmentation; a 2D image gives one slice, uncropped.
 
     Raises:
         UserError: a file is missing, truncated or not an image.
     """
-    reader = report_reader(predictions, dataset_json, image_file)
-    ending = dataset_json["file_ending"]
+    reader, ending = report_reader(predictions, dataset_json, image_file), dataset_json["file_ending"]
     labels, properties = read_image(reader, predictions / f"{case}{ending}", label=True)
-    reference = None if reference_file is None else read_image(reader, reference_file, label=True)[0][0]
+    reference = None if reference_file is None else _read_labels(reader, reference_file)
     total_file = uncertainty_map(predictions, case, "total")
     total = np.zeros(labels.shape[1:], np.float32) if total_file is None else read_array(total_file, reader)
     planes = find_planes(labels[0], total, reference, properties, full_scale(dataset_json))
-    maps = {"total": planes.cut(total)} if total_file is not None else {}
+    maps = {} if total_file is None else {"total": planes.cut(total)}
     del total
-    maps |= _further_maps(predictions, case, reader, planes)
-    samples = [
-        planes.cut(read_image(reader, file, label=True)[0][0])
-        for file in sample_files(predictions, case, ending)[: samples_shown(labels.size)]
-    ]
-    image, _ = read_image(reader, image_file)
-    colour = len(image) == 3 and image.shape[1] == 1
-    grey = planes.cut(image.mean(0) if colour else image[0])
-    truth = None if reference is None else planes.cut(reference)
-    segmentation = planes.cut(labels[0])
-    return [
-        View(
-            name,
-            planes.pixel(i),
-            grey[i],
-            segmentation[i],
-            {kind: m[i] for kind, m in maps.items()},
-            [s[i] for s in samples],
-            None if truth is None else truth[i],
-        )
-        for i, name in enumerate(planes.names)
-    ]
+    maps |= {kind: planes.cut(read_array(file, reader)) for kind, file in _parts_of_total(predictions, case).items()}
+    drawn = sample_files(predictions, case, ending)[: max_samples_drawn(labels.size)]
+    samples = [planes.cut(_read_labels(reader, file)) for file in drawn]
+    image, segmentation = planes.cut(_read_grey(reader, image_file)), planes.cut(labels[0])
+    truth = [None] * len(planes.names) if reference is None else planes.cut(reference)
+    views = []
+    for i, name in enumerate(planes.names):
+        maps_here, samples_here = {kind: slices[i] for kind, slices in maps.items()}, [slices[i] for slices in samples]
+        views.append(View(name, planes.pixel_spacing(i), image[i], segmentation[i], maps_here, samples_here, truth[i]))
+    return views
 
 
-def _further_maps(predictions: Path, case: str, reader: BaseReaderWriter, planes: Planes) -> dict[str, list[NDArray]]:
-    """Aleatoric and epistemic maps; none with one fold, whose aleatoric map equals the total."""
-    if uncertainty_map(predictions, case, "epistemic") is None:
-        return {}
+def _read_labels(reader: BaseReaderWriter, file: Path) -> NDArray:
+    return read_image(reader, file, label=True)[0][0]
+
+
+def _read_grey(reader: BaseReaderWriter, file: Path) -> NDArray:
+    """First channel ``(*spatial)``, or the mean of the three colours of a 2D image."""
+    image, _ = read_image(reader, file)
+    photograph = len(image) == 3 and image.shape[1] == 1
+    return image.mean(0) if photograph else image[0]
+
+
+def _parts_of_total(predictions: Path, case: str) -> dict[str, Path]:
+    """Files of the aleatoric and the epistemic map; none with one fold, since then the aleatoric map equals the total."""
     files = {kind: uncertainty_map(predictions, case, kind) for kind in ("aleatoric", "epistemic")}
-    return {kind: planes.cut(read_array(file, reader)) for kind, file in files.items() if file is not None}
+    return {} if files["epistemic"] is None else {kind: file for kind, file in files.items() if file is not None}
 
 
 def sample_files(predictions: Path, case: str, ending: str) -> list[Path]:
-    """The label maps of a case's samples, in order."""
+    """Label maps of a case's samples, in order."""
     name = re.compile(re.escape(case) + r"_s\d+" + re.escape(ending))
     folder = predictions / "samples"
     return sorted(f for f in folder.iterdir() if name.fullmatch(f.name)) if folder.is_dir() else []
 
 
-def samples_shown(voxels: int) -> int:
-    """How many samples of a volume this large are drawn at most."""
+def max_samples_drawn(voxels: int) -> int:
+    """At most so many samples of a volume of this size are drawn."""
     return min(MAX_SAMPLES, max(4, SAMPLE_VOXELS // voxels))
 
 
@@ -178,65 +185,60 @@ def find_planes(
 ) -> Planes:
     """Chooses the slices.
 
-    Each lies at the median of the foreground along its axis, so that it cuts the foreground even where that is hollow
-    or scattered. Without any foreground the most uncertain voxel, and without that the image's middle, takes its place.
+    Each slice lies at the median of the foreground along its axis, so it cuts the foreground even if that is hollow or
+    scattered. If the segmentation is empty, the true foreground takes its place. If that is empty or unknown, the most
+    uncertain voxels do, and if no voxel is uncertain, the whole image does.
 
     Args:
-        segmentation, total: labels and total uncertainty, ``(*spatial)`` in the order of nnU-Net's readers.
-        reference: true labels, or None.
-        properties: as the reader gave them.
-        scale: uncertainty of an undecided voxel; voxels above half of it belong into the picture.
+        segmentation: labels ``(*spatial)``, axes in the order of nnU-Net's readers.
+        total: total uncertainty ``(*spatial)``, in [0, 1].
+        reference: true labels ``(*spatial)``, or None.
+        properties: of the segmentation, from its reader.
+        scale: uncertainty of an undecided voxel. The field of view includes the voxels above half of it.
     """
     spacing = tuple(float(s) for s in properties["spacing"])
-    if segmentation.shape[0] == 1:  # the field of view of a 2D image is kept
+    if segmentation.shape[0] == 1:  # a 2D image is not cropped
         whole = tuple(slice(0, n) for n in segmentation.shape)
         return Planes(("",), (0, 1, 2), (), spacing, (0, 0, 0), whole)
-    orientation = _orientation(properties)
-    names, order, flipped = (ANATOMICAL, *orientation) if orientation else (("axis 1", "axis 2", "axis 3"), (0, 1, 2), ())
+    anatomical = _anatomical_order(properties)
+    names, order, flipped = (ANATOMICAL, *anatomical) if anatomical else (("axis 1", "axis 2", "axis 3"), (0, 1, 2), ())
     foreground = segmentation != 0
-    seen = foreground if reference is None else foreground | (reference != 0)
+    visible = foreground if reference is None else foreground | (reference != 0)
     if not foreground.any():
-        foreground = seen if seen.any() else (total >= total.max())
-    seen = _orient(seen | foreground | (total > scale / 2), order, flipped)
-    foreground = _orient(foreground, order, flipped)
+        foreground = visible if visible.any() else (total >= total.max())
+    visible = _orient(visible | foreground | (total > scale / 2), order, flipped)
     spacing = tuple(spacing[axis] for axis in order)
-    position = tuple(_median(_profile(foreground, axis)) for axis in range(3))
-    return Planes(names, order, flipped, spacing, position, _field_of_view(seen, spacing))
+    position = _median_position(_orient(foreground, order, flipped))
+    return Planes(names, order, flipped, spacing, position, _field_of_view(visible, spacing))
 
 
 def _orient(volume: NDArray, order: tuple[int, ...], flipped: tuple[int, ...]) -> NDArray:
     return np.flip(volume.transpose(order), flipped)
 
 
-def _profile(mask: NDArray, axis: int) -> NDArray:
-    return np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
+def _median_position(mask: NDArray[np.bool_]) -> tuple[int, ...]:
+    """Per axis of ``(*spatial)``, the index up to which half of the mask's voxels lie."""
+    profiles = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    return tuple(int(np.searchsorted(profile.cumsum(), profile.sum() / 2)) for profile in profiles)
 
 
-def _median(profile: NDArray) -> int:
-    return int(np.searchsorted(profile.cumsum(), profile.sum() / 2))
-
-
-def _field_of_view(mask: NDArray, spacing: tuple[float, ...]) -> tuple[slice, ...]:
-    """The mask's bounding box with a margin, not too slim, inside the image."""
-    lows, highs = [], []
-    for axis in range(3):
-        where = np.flatnonzero(_profile(mask, axis))
-        lows.append(int(where[0]))
-        highs.append(int(where[-1]) + 1)
-    sizes = [1.5 * (h - low) * s for low, h, s in zip(lows, highs, spacing, strict=True)]  # mm
+def _field_of_view(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[slice, ...]:
+    """The mask's bounding box with a margin, not too narrow, within the image ``(*spatial)``."""
+    bounds = get_bbox_from_mask(mask)
+    sizes = [1.5 * (high - low) * s for (low, high), s in zip(bounds, spacing, strict=True)]  # mm
     box = []
-    for axis, n in enumerate(mask.shape):
-        wanted = max(sizes[axis], 0.7 * max(sizes), 24 * min(spacing)) / spacing[axis]
+    for (low, high), size, s, n in zip(bounds, sizes, spacing, mask.shape, strict=True):
+        wanted = max(size, 0.7 * max(sizes), 24 * min(spacing)) / s
         length = min(n, int(np.ceil(wanted)))
-        start = min(max(0, round((lows[axis] + highs[axis] - length) / 2)), n - length)
+        start = min(max(0, round((low + high - length) / 2)), n - length)
         box.append(slice(start, start + length))
     return tuple(box)
 
 
-def _orientation(properties: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Order and flips that make the axes of a reader's array point to inferior, posterior and left; None if unknown.
+def _anatomical_order(properties: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Order of axes and flips that make a reader's array point to inferior, posterior and left; None if unknown.
 
-    Pictures then stand upright, with the patient's left on their right, as radiologists look at them.
+    Slices are then upright, with the patient's left on the right: the radiological convention.
     """
     affine = np.eye(4)
     if "nibabel_stuff" in properties:

@@ -58,6 +58,16 @@ def test_an_exception_keeps_the_old_file_and_leaves_nothing_behind(tmp_path: Pat
     assert [f.name for f in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_writers_of_the_same_file_do_not_share_a_temporary_one(tmp_path: Path) -> None:
+    """Also not in containers, which number their processes alike."""
+    file = tmp_path / "x.txt"
+    with write_atomically(file) as first, write_atomically(file) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert [f.name for f in tmp_path.iterdir()] == ["x.txt"]
+
+
 def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_text("old")

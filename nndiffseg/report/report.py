@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,8 +121,15 @@ class _Source:
             views = read_views(self.predictions, case, self.images[case], self.dataset_json, self.references.get(case))
             figure = case_figure(views, structures_of(self.dataset_json), scale=full_scale(self.dataset_json))
         except (UserError, FileNotFoundError) as error:  # a finished prediction gets its report without this picture
-            return Picture(problem=str(error))
+            return Picture(problem=self._without_folders(str(error)))
         return Picture(as_data_uri(figure), samples_drawn=len(views[0].samples), samples_saved=len(self._sample_files(case)))
+
+    def _without_folders(self, message: str) -> str:
+        """A report is passed on: files are named without the folders of this machine."""
+        files = [*self.images.values(), *self.references.values()]
+        for folder in sorted({self.predictions, *(file.parent for file in files)}, key=lambda f: -len(str(f))):
+            message = message.replace(f"{folder}{os.sep}", "")
+        return message
 
     def _sample_files(self, case: str) -> list[Path]:
         return sample_files(self.predictions, case, self.dataset_json["file_ending"])

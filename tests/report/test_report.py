@@ -128,6 +128,8 @@ def test_a_broken_file_costs_its_picture_not_the_report(predictions, image_files
     page = parsed(write_prediction_report(predictions, image_files))
     assert set(page.attributes("img", "alt")) == {f"Slices of {CASES[1]}", f"Slices of {CASES[2]}"}
     assert page.text.count("No picture:") == 1
+    assert f"No picture: {CASES[0]}.nii.gz cannot be read" in page.words
+    assert str(predictions.parent) not in page.text
 
 
 def test_a_folder_without_dataset_json_is_no_prediction(tmp_path):

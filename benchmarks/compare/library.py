@@ -26,6 +26,7 @@ from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import MethodPlan
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.precision import default_precision
 from nndiffseg.uncertainty.statistics import CaseParts, label_map
 
@@ -155,10 +156,10 @@ class Model:
             self._stock = stock_predictor(self.network, self.data, self.mirror_axes, self.device)
         self._stock.use_mirroring = options.mirroring
         logits = self._stock.predict_logits_from_preprocessed_data(torch.as_tensor(image)).float()
-        regions = self.data.label_manager.has_regions
-        p = logits.sigmoid() if regions else logits.softmax(0)
+        heads = Heads(len(self.data.heads), self.data.label_manager.has_regions)
+        p = heads.probabilities(logits, 0)
         labels = independent_samples(self.data, p.numpy(), options.samples, seed_of(options.seed, case))
-        return CaseParts(p, p, labels, regions)
+        return CaseParts(p, p, labels, heads.regions)
 
 
 def stock_predictor(network: Any, data: Data, mirror_axes: tuple[int, ...], device: torch.device) -> Any:

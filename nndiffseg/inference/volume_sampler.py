@@ -13,6 +13,7 @@ from torch import Tensor
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.inference.sampling import SamplingOptions, Window, in_chunks
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.precision import DTYPES, autocast_for, default_precision
 from nndiffseg.nn.sample_network import SampleNetwork
 from nndiffseg.nn.tiling import Frame, common_multiple, encode_tiled, tile_starts
@@ -64,6 +65,7 @@ class VolumeSampler:
             raise ValueError(f"The patch {tuple(patch_size)} is not a multiple of the network's strides {multiple}.")
         self.network, self.patch, self.multiple = network, tuple(patch_size), multiple
         self.label_manager, self.device, self.options = label_manager, device, options
+        self.heads = Heads(label_manager.num_segmentation_heads, label_manager.has_regions)
         self.slice_batch, self.on_tile = slice_batch, on_tile
         self.memory = options.memory or default_memory(device)
         self.batch_memory = self.memory if device.type != "cpu" else min(self.memory, CPU_BATCH_BYTES)
@@ -149,8 +151,7 @@ class VolumeSampler:
         """logits ``(N, heads, *window)`` -> first row and probabilities ``(N, heads, rows, ...)`` of some rows after others."""
         rows = max(1, self.probability_bytes * logits.shape[2] // (4 * logits.numel()))
         for start in range(0, logits.shape[2], rows):
-            part = logits[:, :, start : start + rows].float()
-            yield start, part.sigmoid() if self.label_manager.has_regions else part.softmax(1)
+            yield start, self.heads.probabilities(logits[:, :, start : start + rows])
 
     def _add_deterministic(self, logits: Tensor, window: Window, sums: Sums, share: float) -> None:
         for start, part in self._probabilities(logits):

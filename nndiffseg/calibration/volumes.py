@@ -24,7 +24,7 @@ from nndiffseg.calibration.tables import CaseTable
 
 #: r lies between these
 SMALLEST, LARGEST = 0.25, 4.0
-#: standard deviation of log r that is expected before any case is seen. CaseTable of first trainings (phantoms, hippocampus,
+#: standard deviation of log r that is expected before any case is seen. Volumes of first trainings (phantoms, hippocampus,
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
 

@@ -61,7 +61,12 @@ def _parser() -> Parser:
         help="processes for preprocessing, one number or one for each "
         "configuration; 1 starts none; default: the number of processors, at most 8",
     )
-    add("-npfp", type=int, metavar="N", help="processes for the check and the fingerprint; default as -np")
+    add(
+        "-npfp",
+        type=int,
+        metavar="N",
+        help="processes for the check and the fingerprint; as many as cores and memory allow by default",
+    )
     add(
         "--verify_dataset_integrity",
         action="store_true",

@@ -74,9 +74,8 @@ class DiffusionTrainer(EpochLoop):
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.seed = 0
         self.workers: int | None = None
-        self.validated_checkpoint = "checkpoint_final.pth"  # gets the fusion weight that the validation fits
+        self.validated_checkpoint = "checkpoint_final.pth"  # gets the calibration that the validation fits
         self.calibration = Calibration()  # until a validation fits it
-        self.average: WeightAverage | None = None
 
     # ---- set-up ---------------------------------------------------------------------------------------------------
 

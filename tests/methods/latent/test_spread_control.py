@@ -1,4 +1,4 @@
-"""The spread weight follows the measured ratio of spread to error, and a trained sampler ends at ratio 1."""
+"""The spread weight follows the measured ratio of spread to error."""
 
 from __future__ import annotations
 

@@ -19,8 +19,6 @@ from benchmarks.compare import predictions
 from benchmarks.compare.data import Data, is_flat, references_of
 from benchmarks.compare.fits import (
     case_table,
-    cross_fitted,
-    cross_fitted_calibrations,
     fit_temperature,
     likelihoods,
     tempered,
@@ -37,7 +35,7 @@ from benchmarks.compare.metrics import (
     surface_dice,
 )
 from benchmarks.compare.trainers import Entry
-from nndiffseg.calibration import Calibration, CaseTable
+from nndiffseg.calibration import Calibration, CaseTable, cross_fit, cross_fitted
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.uncertainty import entropy, region_of_interest
@@ -165,7 +163,7 @@ class Comparison:
             for side in self.sides:
                 prediction = self.prediction(side, case)
                 tables[side.name][case] = case_table(self.data, case, prediction, references, spacing)
-        self.calibrations = {name: cross_fitted_calibrations(t, self.groups) for name, t in tables.items()}
+        self.calibrations = {name: cross_fit(list(t.values()), self.groups) for name, t in tables.items()}
         self.temperatures = {side.name: self.temperatures_of(side) for side in self.sides}
 
     def temperatures_of(self, side: Side) -> dict[str, float]:

@@ -7,8 +7,7 @@ another case of its group, helped to choose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,8 +17,7 @@ from scipy.optimize import minimize_scalar
 
 from benchmarks.compare.data import Data, is_flat
 from benchmarks.compare.library import CasePrediction
-from nndiffseg.calibration import Calibration, CaseTable, fit
-from nndiffseg.calibration.fit import PARTS
+from nndiffseg.calibration import CaseTable
 from nndiffseg.calibration.fusion import fusion_scores
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.nn.heads import Heads
@@ -29,31 +27,6 @@ from nndiffseg.uncertainty.volumes import MM3_PER_ML
 LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(16.0), 33)
 #: probabilities below this count as this
 FLOOR = 1e-7
-
-Fitted = TypeVar("Fitted")
-
-
-def cross_fitted(cases: Sequence[str], groups: Mapping[str, str], fit_to: Callable[[list[str]], Fitted]) -> dict[str, Fitted]:
-    """For each case what ``fit_to(other cases)`` gives without the case's group.
-
-    Groups are left out one at a time, with many of them a tenth at a time, as
-    :func:`nndiffseg.calibration.cross_fit` does it.
-
-    Args:
-        cases: names.
-        groups: case -> group; a case that is not in it is a group of its own.
-        fit_to: called once for each part that is left out.
-    """
-    group_of = {case: groups.get(case, case) for case in cases}
-    part_of = {group: i % PARTS for i, group in enumerate(sorted(set(group_of.values())))}
-    parts = {case: part_of[group] for case, group in group_of.items()}
-    without = {part: fit_to([c for c in cases if parts[c] != part]) for part in sorted(set(parts.values()))}
-    return {case: without[part] for case, part in parts.items()}
-
-
-def cross_fitted_calibrations(tables: Mapping[str, CaseTable], groups: Mapping[str, str]) -> dict[str, Calibration]:
-    """Fusion weight and volume scale of each case, from tables by case."""
-    return cross_fitted(list(tables), groups, lambda others: fit([tables[c] for c in others], groups))
 
 
 # ---- tables of one case -------------------------------------------------------------------------------------------

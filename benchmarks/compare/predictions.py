@@ -6,7 +6,6 @@ python -m benchmarks.compare.predictions --dataset 4 --configuration 2d --traine
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from benchmarks.compare.flags import add_entry_flags, check_positive, data_parse
 from benchmarks.compare.library import FINAL, CasePrediction, Options, check_trained, load_model, predict_case
 from benchmarks.compare.trainers import Entry, class_name
 from nndiffseg.cli.common import pick_device, run
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import write_atomically, write_json
 
 FOLDER = "benchmark_predictions"
 #: how the predictions of a folder were made, and what they took
@@ -75,10 +74,8 @@ def save(prediction: CasePrediction, path: Path) -> None:
     arrays = prediction._asdict()
     if prediction.sampled is prediction.deterministic:
         del arrays["sampled"]
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def load(data: Data, entry: Entry, options: Options, case: str) -> CasePrediction:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.compare.flags import Budget
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import write_atomically, write_json
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.training.loader import batches_from
 
@@ -113,10 +113,9 @@ class StockTraining:
     def save(self, path: Path) -> None:
         """nnU-Net's checkpoint, whole or not at all."""
         self.trainer.current_epoch = self.iteration - 1  # nnU-Net writes the number plus one
-        temporary = path.with_suffix(".partial")
-        self.trainer.save_checkpoint(str(temporary))
-        write_json(json.loads(self.record.read_text()) | {"seconds": self.seconds}, self.record)
-        os.replace(temporary, path)
+        with write_atomically(path) as temporary:
+            self.trainer.save_checkpoint(str(temporary))
+            write_json(json.loads(self.record.read_text()) | {"seconds": self.seconds}, self.record)
 
 
 class InFloat32(nn.Module):

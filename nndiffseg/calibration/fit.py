@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.fusion import fit_fusion_weight
@@ -11,6 +12,8 @@ from nndiffseg.calibration.volumes import fit_volume_scale
 
 #: most parts that cross-fitting divides the groups into
 PARTS = 10
+
+Fitted = TypeVar("Fitted")
 
 
 def fit(tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None, folds: Sequence[str] = ()) -> Calibration:
@@ -30,14 +33,25 @@ def fit(tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None, fo
 def cross_fit(
     tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None, folds: Sequence[str] = ()
 ) -> dict[str, Calibration]:
-    """For each case a calibration that was fitted without its group.
+    """For each case a calibration that was fitted without its group; with a single group these are the defaults."""
+    table_of = {t.case: t for t in tables}
+    return cross_fitted(list(table_of), groups, lambda others: fit([table_of[c] for c in others], groups, folds))
 
-    Groups are left out one at a time, with many of them a tenth at a time. With a single group these are the defaults.
+
+def cross_fitted(
+    cases: Sequence[str], groups: Mapping[str, str] | None, fit_to: Callable[[list[str]], Fitted]
+) -> dict[str, Fitted]:
+    """For each case what ``fit_to(other cases)`` gives without the case's group.
+
+    Groups are left out one at a time, with many of them a tenth at a time.
+
+    Args:
+        cases: names.
+        groups: case -> group; a case that is not in it is a group of its own.
+        fit_to: called once for each part that is left out.
     """
-    group_of = {t.case: (groups or {}).get(t.case, t.case) for t in tables}
-    names = sorted(set(group_of.values()))
-    part_of = {group: i % PARTS for i, group in enumerate(names)}
-    without = {
-        part: fit([t for t in tables if part_of[group_of[t.case]] != part], groups, folds) for part in set(part_of.values())
-    }
-    return {case: without[part_of[group]] for case, group in group_of.items()}
+    group_of = {case: (groups or {}).get(case, case) for case in cases}
+    part_of_group = {group: i % PARTS for i, group in enumerate(sorted(set(group_of.values())))}
+    part_of = {case: part_of_group[group] for case, group in group_of.items()}
+    without = {part: fit_to([c for c in cases if part_of[c] != part]) for part in sorted(set(part_of.values()))}
+    return {case: without[part] for case, part in part_of.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit
+from nndiffseg.calibration import Calibration, CaseTable, cross_fit, cross_fitted, fit
 from nndiffseg.calibration.fusion import WEIGHTS
 
 
@@ -66,3 +66,13 @@ def test_groups_and_folds_reach_every_number_of_every_part():
     assert fit(wide).volume_scale < 0.8
     assert fit(wide, dict.fromkeys(names, "person")).volume_scale == 1.0
     assert {c.folds for c in cross_fit(wide, folds=("4",)).values()} == {("4",)}
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 25])
+def test_a_case_is_fitted_on_all_cases_of_other_parts_and_none_of_its_group(number):
+    cases = [f"c{i}" for i in range(2 * number)]
+    groups = {c: f"g{i // 2}" for i, c in enumerate(cases)}
+    seen = cross_fitted(cases, groups, set)
+    for case, others in seen.items():
+        assert not any(groups[o] == groups[case] for o in others)
+        assert len(others) >= len(cases) - 2 * -(-number // 10)  # at most a tenth is left out beside it

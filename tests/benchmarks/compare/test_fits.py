@@ -9,34 +9,11 @@ from scipy.special import expit, softmax
 from benchmarks.compare.fits import (
     LOG_TEMPERATURES,
     case_table,
-    cross_fitted,
-    cross_fitted_calibrations,
     fit_temperature,
     likelihoods,
     tempered,
 )
 from benchmarks.compare.library import CasePrediction
-from nndiffseg.calibration import CaseTable, cross_fit
-
-
-@pytest.mark.parametrize("number", [1, 2, 7, 25])
-def test_a_case_is_fitted_on_all_cases_of_other_parts_and_none_of_its_group(number):
-    cases = [f"c{i}" for i in range(2 * number)]
-    groups = {c: f"g{i // 2}" for i, c in enumerate(cases)}
-    seen = cross_fitted(cases, groups, set)
-    for case, others in seen.items():
-        assert not any(groups[o] == groups[case] for o in others)
-        assert len(others) >= len(cases) - 2 * -(-number // 10)  # at most a tenth is left out beside it
-
-
-def test_calibrations_are_those_of_the_library():
-    rng = np.random.default_rng(0)
-    tables = {
-        f"c{i}": CaseTable(f"c{i}", rng.random((11, 2)), rng.random(11), rng.normal(10, 2, (2, 8)), rng.normal(10, 1, (2, 1)))
-        for i in range(23)
-    }
-    groups = {f"c{i}": f"g{i // 3}" for i in range(12)}
-    assert cross_fitted_calibrations(tables, groups) == cross_fit(list(tables.values()), groups)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -93,16 +93,31 @@ class MethodPlan:
         Raises:
             UserError: the plans name what no planner writes.
         """
-        check_architecture(self.configuration.configuration["architecture"], "The plans")
-        return get_network_from_plans(
-            self.configuration.network_arch_class_name,
-            self.arguments,
-            self.configuration.network_arch_init_kwargs_req_import,
-            self.input_channels,
-            self.heads.number,
-            allow_init=True,
-            deep_supervision=True,
-        )
+        return planned_network(self.configuration.configuration["architecture"], self.input_channels, self.heads.number)
+
+
+def planned_network(architecture: Mapping[str, Any], input_channels: int, heads: int, *, initialise: bool = True) -> nn.Module:
+    """nnU-Net's planned network.
+
+    Args:
+        architecture: of one configuration of the plans.
+        input_channels: of the image.
+        heads: channels of the segmentation.
+        initialise: as nnU-Net does; False leaves the layers' own values.
+
+    Raises:
+        UserError: the plans name what no planner writes.
+    """
+    check_architecture(architecture, "The plans")
+    return get_network_from_plans(
+        architecture["network_class_name"],
+        architecture["arch_kwargs"],
+        architecture["_kw_requires_import"],
+        input_channels,
+        heads,
+        allow_init=initialise,
+        deep_supervision=True,
+    )
 
 
 class SegmentationLoss(NamedTuple):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
-from nndiffseg.methods.protocol import Method, MethodPlan
+from nndiffseg.methods.protocol import Method, MethodPlan, planned_network
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.image_network import ImageNetwork, ImageOutput
@@ -207,22 +205,9 @@ class Architecture:
 
 
 def _unet(section: Mapping[str, Any], input_channels: int, heads: int) -> nn.Module:
-    """nnU-Net's planned network on the meta device.
-
-    Raises:
-        UserError: the plans name what no planner writes.
-    """
-    check_architecture(section, "The plans")
+    """nnU-Net's planned network on the meta device."""
     with torch.device("meta"):
-        return get_network_from_plans(
-            section["network_class_name"],
-            section["arch_kwargs"],
-            section["_kw_requires_import"],
-            input_channels,
-            heads,
-            allow_init=False,
-            deep_supervision=True,
-        )
+        return planned_network(section, input_channels, heads, initialise=False)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 
@@ -146,7 +147,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
     if not path.is_file():
         found = ", ".join(sorted(p.stem for p in base.glob("*Plans*.json"))) or "none"
         raise UserError(f"There are no plans {args.p} for {dataset} (found: {found}); run {command} or choose with -p.")
-    plans = json.loads(path.read_text(encoding="utf8"))
+    plans = read_json(path, f"make it again with {command}")
     check_plan_names(plans, str(path))
     if args.configuration not in plans["configurations"]:
         found = ", ".join(plans["configurations"])
@@ -156,7 +157,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         raise UserError(f"The plans {args.p} hold no diffusion settings; make some with {command}, or choose with -p.")
     if not (base / configuration["data_identifier"]).is_dir():
         raise UserError(f"{dataset} is not preprocessed for {args.configuration}; run {command} -c {args.configuration}.")
-    return plans, json.loads((base / "dataset.json").read_text(encoding="utf8"))
+    return plans, read_json(base / "dataset.json", f"make it again with {command}")
 
 
 def find_trainer(name: str) -> type[DiffusionTrainer]:

@@ -15,6 +15,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.dataset_json import channel_names
+from nndiffseg.data.files import read_json
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.data.names import check_case_id, check_file_ending
 from nndiffseg.data.parallel import map_cases
@@ -82,10 +83,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{file} is missing; nnU-Net's dataset format needs it ({', '.join(REQUIRED_KEYS)}).")
-    try:
-        content = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}.") from None
+    content = read_json(file, "correct it")
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold a JSON object with the keys {', '.join(REQUIRED_KEYS)}.")
     if "channel_names" not in content and "modality" in content:  # nnU-Net still reads the old name

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nndiffseg.errors import UserError
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -32,6 +34,22 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str], remedy: str = "copy or make it again") -> Any:
+    """The content of a JSON file that somebody else may have written.
+
+    Args:
+        path: of an existing file.
+        remedy: what to do, the end of the message.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
 
 
 def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = True) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.check import TrainingCase
 from nndiffseg.data.dataset_json import channel_names
-from nndiffseg.data.files import write_atomically, write_json
+from nndiffseg.data.files import read_json, write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_plan_names
@@ -52,7 +51,7 @@ def extract_fingerprint(
     """
     file = folder / FINGERPRINT
     if file.is_file() and not clean:
-        known = len(json.loads(file.read_text())["spacings"])
+        known = len(read_json(file, "plan again with --clean")["spacings"])
         if known == len(cases):
             return
         print(f"The fingerprint is of {known} cases and the dataset has {len(cases)}, so it is made anew.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.data.files import read_json
 from nndiffseg.data.names import check_file_ending
 from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
 from nndiffseg.errors import UserError
@@ -47,10 +47,10 @@ def trained_models(results: Path) -> list[TrainedModel]:
         folder = plans_file.parent
         trainer, plans, configuration = folder.name.split("__", 2)
         try:
-            content = json.loads(plans_file.read_text(encoding="utf8"))
+            content = read_json(plans_file)
             check_plan_names(content, str(plans_file))
             has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
-        except (UserError, json.JSONDecodeError, KeyError, RuntimeError, ValueError):
+        except (UserError, KeyError, RuntimeError, ValueError):
             continue  # not a model of ours, half-copied, or with foreign names in its plans: it cannot be chosen
         if has_diffusion and any(folder.glob("fold_*/checkpoint_*.pth")):
             models.append(TrainedModel(folder, folder.parent.name, trainer, plans, configuration))
@@ -185,11 +185,9 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; give one that nndiffseg_train wrote with -m.")
     try:
-        return json.loads((folder / name).read_text(encoding="utf8"))
+        return read_json(folder / name, "copy the model folder again")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no {name}, so it is not a model folder; give the one above fold_0.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / name} is not valid JSON ({error}); copy the model folder again.") from None
 
 
 def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:

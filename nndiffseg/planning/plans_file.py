@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 
@@ -49,7 +50,7 @@ def custom_configurations(plans_file: Path) -> dict[str, Any]:
     """
     if not plans_file.is_file():
         return {}
-    plans = json.loads(plans_file.read_text())
+    plans = read_json(plans_file, "remove it, or choose another -overwrite_plans_name")
     check_plan_names(plans, str(plans_file))
     configurations = plans["configurations"]
     if not any("diffusion" in c for c in configurations.values()):
@@ -77,7 +78,7 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
     for file in folder.glob("*.json"):
         if file.stem == own:
             continue
-        other = json.loads(file.read_text())
+        other = read_json(file, "remove it and plan again")
         if not isinstance(other, dict) or "configurations" not in other:
             continue
         for name, configuration in plans["configurations"].items():

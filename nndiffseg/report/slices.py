@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
+from nndiffseg.data.files import read_json
 from nndiffseg.data.images import find_reader, read_image
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.uncertainty.evaluation import read_array, uncertainty_map
@@ -106,7 +106,7 @@ def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: P
     """
     file = predictions / "plans.json"
     if file.is_file():
-        plans = json.loads(file.read_text(encoding="utf8"))
+        plans = read_json(file, "predict again")
         check_plan_names(plans, str(file))
         if name := plans.get("image_reader_writer"):
             return recursive_find_reader_writer_by_name(name)()

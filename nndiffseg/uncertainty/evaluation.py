@@ -31,7 +31,7 @@ from nnunetv2.imageio.reader_writer_registry import (
 from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import read_json, write_json
 from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator, region_of_interest
@@ -89,7 +89,7 @@ def evaluate_predictions(
     """
     predictions, references = Path(predictions), Path(references)
     names = matching_cases(predictions, references, dataset_json["file_ending"])
-    known = json.loads(Path(truth).read_text())["cases"] if truth is not None else {}
+    known = read_json(truth)["cases"] if truth is not None else {}
     evaluator = _Evaluator(predictions, references, dataset_json, example=names[0])
     cases = {name: evaluator.case(name, known.get(name, {})) for name in names}
     result = {"summary": evaluator.summary(cases), "cases": cases}

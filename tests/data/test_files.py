@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nndiffseg.data.files import write_atomically, write_json
+from nndiffseg.data.files import read_json, write_atomically, write_json
+from nndiffseg.errors import UserError
 
 
 def test_json_is_strict(tmp_path):
@@ -80,3 +81,11 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     process = subprocess.run([sys.executable, "-c", script, str(file)], env=environment, check=False)
     assert process.returncode == -signal.SIGKILL
     assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b""])
+def test_a_file_that_is_no_json_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json is not valid JSON \(.*\); plan again\."):
+        read_json(file, "plan again")

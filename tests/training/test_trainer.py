@@ -234,6 +234,20 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(folders, capsys, change, s
     assert not (folders / "bad").exists()
 
 
+def test_a_half_copied_plans_file_is_one_sentence(folders, capsys):
+    (base,) = (folders / "preprocessed").glob("Dataset901_*")
+    file = base / "halfPlans.json"
+    file.write_text((base / f"{PLANS}.json").read_text()[:100])
+    args = arguments(folders, "bad")
+    args[4] = "halfPlans"
+    try:
+        assert train.main(args) == 2
+    finally:
+        file.unlink()
+    error = capsys.readouterr().err
+    assert "halfPlans.json is not valid JSON" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

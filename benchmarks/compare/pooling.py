@@ -70,14 +70,6 @@ def mean_of_columns(statistic: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, np.nansum(statistic, 1) / np.maximum(count, 1), np.nan)
 
 
-def paired_bootstrap(a: NDArray[np.float64], b: NDArray[np.float64], *, count: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Interval of mean(a) - mean(b), both of the same cases ``(cases,)``; cases where one is NaN are left out."""
-    both = np.isfinite(a) & np.isfinite(b)
-    if not both.any():
-        return Interval(np.nan, np.nan, np.nan)
-    return interval(means(resamples([str(i) for i in np.flatnonzero(both)], count, seed), (a - b)[both][:, None])[:, 0])
-
-
 # ---- pooled voxels ------------------------------------------------------------------------------------------------
 
 

@@ -127,26 +127,6 @@ def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
     return None
 
 
-def grouped(cases: Iterable[str], groups: Mapping[str, str]) -> list[list[str]]:
-    """The cases, sorted, each group together, in the order of its first case."""
-    members: dict[str, list[str]] = {}
-    for case in sorted(cases):
-        members.setdefault(groups.get(case, case), []).append(case)
-    return list(members.values())
-
-
-def halves_of(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Two halves that divide no group; the second one is empty with a single group."""
-    members = grouped(cases, groups)
-    return [c for m in members[0::2] for c in m], [c for m in members[1::2] for c in m]
-
-
-def others(case: str, cases: Sequence[str], groups: Mapping[str, str]) -> list[str]:
-    """The cases of other groups."""
-    own = groups.get(case, case)
-    return [c for c in cases if groups.get(c, c) != own]
-
-
 def contiguous_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
     """Cuts a sequence into blocks of nearly equal length, one for each fold, never inside a group.
 

@@ -1,4 +1,4 @@
-"""Cases that belong together stay together: the file, the folds, the halves."""
+"""Cases that belong together stay together: the file and the folds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from nndiffseg.data.groups import (
     contiguous_folds,
     copy_groups,
     divided_group,
-    grouped,
     grouped_folds,
-    halves_of,
-    others,
     read_groups,
 )
 from nndiffseg.errors import UserError
@@ -90,19 +87,6 @@ def test_folds_that_divide_a_group_are_found(tmp_path):
     sentence = divided_group(splits, PAIRS)
     assert sentence is not None and "fold 1" in sentence and "trains on eye_01 and validates eye_00" in sentence
     assert divided_group(splits, {}) is None
-
-
-def test_halves_and_others_keep_groups_together():
-    cases, groups = list("edcba"), {"a": "x", "c": "x", "b": "y", "d": "y"}
-    assert grouped(cases, groups) == [["a", "c"], ["b", "d"], ["e"]]
-    assert halves_of(cases, groups) == (["a", "c", "e"], ["b", "d"])
-    assert halves_of("ab", {"a": "x", "b": "x"}) == (["a", "b"], [])
-    assert others("a", cases, groups) == ["e", "d", "b"] and others("e", cases, groups) == list("dcba")
-
-
-def test_without_groups_every_case_is_its_own():
-    assert halves_of("badce", {}) == (["a", "c", "e"], ["b", "d"])
-    assert others("a", "abc", {}) == ["b", "c"]
 
 
 def test_the_copy_follows_the_raw_dataset(tmp_path):

@@ -8,10 +8,10 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.compare.metrics import error_histogram, reliability
 from benchmarks.compare.pooling import (
+    Interval,
     interval,
     mean_of_columns,
     means,
-    paired_bootstrap,
     pooled_auroc,
     pooled_brier,
     pooled_ece,
@@ -19,6 +19,14 @@ from benchmarks.compare.pooling import (
     resamples,
 )
 from nndiffseg.uncertainty import ReliabilityAccumulator
+
+
+def paired_bootstrap(a: np.ndarray, b: np.ndarray, *, count: int = 2000, seed: int = 0) -> Interval:
+    """Interval of mean(a) - mean(b), both of the same cases ``(cases,)``; cases where one is NaN are left out."""
+    both = np.isfinite(a) & np.isfinite(b)
+    if not both.any():
+        return Interval(np.nan, np.nan, np.nan)
+    return interval(means(resamples([str(i) for i in np.flatnonzero(both)], count, seed), (a - b)[both][:, None])[:, 0])
 
 
 def test_the_interval_of_a_mean_has_the_width_of_the_central_limit_theorem():

@@ -13,6 +13,13 @@ from nndiffseg.data.files import write_atomically
 from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
 
+_SCALAR = np.float64(0).__reduce__()[0]
+#: what nnU-Net's own checkpoints hold besides tensors; numpy 1 and 2 name it differently
+NUMPY_TYPES: list[Any] = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
 #: what a prediction needs of a checkpoint
 KEYS = {"network_weights", "nndiffseg_version", "trainer_name", "init_args", "options", "calibration"}
 
@@ -63,6 +70,29 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             "0.2 needs; train the fold again."
         )
     _check_names(checkpoint, path)
+    return checkpoint
+
+
+def load_any_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint of nndiffseg or of nnU-Net without executing code from it.
+
+    Returns:
+        At least ``network_weights``, name -> tensor, on the CPU.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint of either.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
+    try:
+        with torch.serialization.safe_globals(NUMPY_TYPES):
+            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError):
+        raise UserError(f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net; choose another file.") from None
+    weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not weights:
+        raise UserError(f"{path} holds no network weights; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
     return checkpoint
 
 

@@ -8,26 +8,16 @@ because the labels differ.
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
+from nndiffseg.data.checkpoint import load_any_checkpoint
 from nndiffseg.errors import UserError
 
 #: nnU-Net's name for the layers that make logits
 SEGMENTATION_LAYERS = ".seg_layers."
 #: A checkpoint of which less fits was made for another architecture.
 LEAST_SHARE = 0.9
-_SCALAR = np.float64(0).__reduce__()[0]
-#: what nnU-Net's own checkpoints hold besides tensors; numpy 1 and 2 name it differently
-NUMPY_TYPES: list[Any] = [
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    np.dtype,
-    *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
-]
 
 
 def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
@@ -43,7 +33,7 @@ def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
     Raises:
         UserError: the file is absent or no checkpoint, or less than :data:`LEAST_SHARE` of the weights that should fit do.
     """
-    weights = _read(Path(path))
+    weights = load_any_checkpoint(path)["network_weights"]
     own = network.state_dict()
     prefix = _prefix(weights, own)
     if prefix is None:
@@ -72,20 +62,6 @@ def load_pretrained_weights(network: nn.Module, path: str | Path) -> str:
         + (f" and {fresh} tensors of another shape" if fresh else "")
         + " start anew."
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"There is no checkpoint {path}; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
-    try:
-        with torch.serialization.safe_globals(NUMPY_TYPES):
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError):
-        raise UserError(f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net; choose another file.") from None
-    weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise UserError(f"{path} holds no network weights; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
-    return weights
 
 
 def _prefix(weights: dict[str, Tensor], own: dict[str, Tensor]) -> str | None:

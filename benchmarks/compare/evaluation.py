@@ -17,12 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.compare import predictions
 from benchmarks.compare.data import Data, is_flat, references_of
-from benchmarks.compare.fits import (
-    case_table,
-    fit_temperature,
-    likelihoods,
-    tempered,
-)
+from benchmarks.compare.fits import case_table, near
 from benchmarks.compare.library import CasePrediction, Options, independent_samples, labels_of
 from benchmarks.compare.metrics import (
     Agreement,
@@ -35,11 +30,13 @@ from benchmarks.compare.metrics import (
     surface_dice,
 )
 from benchmarks.compare.trainers import Entry
-from nndiffseg.calibration import Calibration, CaseTable, cross_fit, cross_fitted
+from nndiffseg.calibration import Calibration, CaseTable, cross_fit
+from nndiffseg.calibration.temperature import tempered
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.seeds import seed_of
-from nndiffseg.uncertainty import entropy, region_of_interest
-from nndiffseg.uncertainty.evaluation import DILATION, ErrorHistogram
+from nndiffseg.nn.heads import Heads
+from nndiffseg.uncertainty import entropy
+from nndiffseg.uncertainty.evaluation import ErrorHistogram
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class Comparison:
         options: of the prediction; the same mirroring for all.
         tolerance: of the surface distance, in mm (pixels where images have no spacing).
         raters: evaluate against all annotations in ``ratersTr`` where there are some, else against the label alone.
-        calibrations, temperatures: side -> case -> numbers that were fitted without the case's group.
+        calibrations: side -> case -> numbers that were fitted without the case's group.
     """
 
     sides: Sequence[Side]
@@ -119,7 +116,6 @@ class Comparison:
     tolerance: float = 1.0
     raters: bool = True
     calibrations: dict[str, dict[str, Calibration]] = field(default_factory=dict)
-    temperatures: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.data = self.sides[0].sources[0].data
@@ -156,7 +152,7 @@ class Comparison:
     # ---- fits -----------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
-        """Gives every side a calibration and a temperature for each case, cross-fitted over groups."""
+        """Gives every side a calibration for each case, cross-fitted over groups."""
         tables: dict[str, dict[str, CaseTable]] = {side.name: {} for side in self.sides}
         for case in self.data.cases:
             references, spacing = self.references(case)
@@ -164,29 +160,6 @@ class Comparison:
                 prediction = self.prediction(side, case)
                 tables[side.name][case] = case_table(self.data, case, prediction, references, spacing)
         self.calibrations = {name: cross_fit(list(t.values()), self.groups) for name, t in tables.items()}
-        self.temperatures = {side.name: self.temperatures_of(side) for side in self.sides}
-
-    def temperatures_of(self, side: Side) -> dict[str, float]:
-        """The temperature of a case belongs to the fusion weight that was fitted without it, on all cases it was fitted to."""
-        weight_of = {case: c.fusion_weight for case, c in self.calibrations[side.name].items()}
-        curves: dict[float, dict[str, NDArray]] = {weight: {} for weight in set(weight_of.values())}
-        for case in self.data.cases:
-            prediction, (references, _) = self.prediction(side, case), self.references(case)
-            frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.data.heads])
-            for weight, found in curves.items():
-                p = fused(prediction, weight)
-                region = self.region(references, [labels_of(self.data, p)])
-                found[case] = likelihoods(p[:, region], frequency[:, region], self.regions)
-        fitted = {
-            weight: cross_fitted(self.data.cases, self.groups, lambda others, of=of: fit_temperature([of[c] for c in others]))
-            for weight, of in curves.items()
-        }
-        return {case: fitted[weight][case] for case, weight in weight_of.items()}
-
-    @staticmethod
-    def region(references: NDArray, segmentations: Iterable[NDArray]) -> NDArray[np.bool_]:
-        """Foreground of any annotation ``(M, *image)`` or segmentation ``(*image)``, dilated ``(*image)``."""
-        return region_of_interest(np.any([*references, *segmentations], axis=0), DILATION)
 
     # ---- metrics --------------------------------------------------------------------------------------------------
 
@@ -195,7 +168,7 @@ class Comparison:
         references, spacing = self.references(case)
         found = {side.name: self.prediction(side, case) for side in self.sides}
         p = {name: fused(f, self.calibrations[name][case].fusion_weight) for name, f in found.items()}
-        region = self.region(references, [labels_of(self.data, values) for values in p.values()])
+        region = near(references, [labels_of(self.data, values) for values in p.values()])
         sides = {
             side.name: self._side(side, case, found[side.name], p[side.name], region, references, spacing)
             for side in self.sides
@@ -215,7 +188,8 @@ class Comparison:
         hard = labels_of(self.data, p)
         frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.data.structures.values()])
         scaled = np.zeros(p.shape)
-        scaled[:, region] = tempered(p[:, region], self.temperatures[side.name][case], self.regions)
+        temperature, heads = self.calibrations[side.name][case].temperature, Heads(len(p), self.regions)
+        scaled[:, region] = tempered(torch.from_numpy(p[:, region]), temperature, heads).numpy()
         uncertainty = np.asarray(entropy(p, regions=self.regions))
         return SideMetrics(
             self._dice([hard], references),
@@ -265,7 +239,7 @@ class Comparison:
             numbers = {
                 "fusion_weight": [c.fusion_weight for c in of_case.values()],
                 "volume_scale": [c.volume_scale for c in of_case.values()],
-                "temperature": list(self.temperatures[name].values()),
+                "temperature": [t for c in of_case.values() for t in c.temperature],
             }
             found[name] = {k: [round(min(v), 3), round(max(v), 3)] for k, v in numbers.items()}
         return found

@@ -1,35 +1,34 @@
-"""The numbers that every side of a comparison is corrected by, fitted on the cases of other groups.
+"""The table of one case of one side, from which the side's calibration is fitted on the cases of other groups.
 
-Every side gets the same fits on the same out-of-fold cases: the weight that fuses a deterministic and a sampled part (where
-a side has two), the scale of its samples' volumes, and one temperature. No case is evaluated with a number that it, or
-another case of its group, helped to choose.
+Every side gets the same fits on the same out-of-fold cases (:mod:`nndiffseg.calibration`): the weight that fuses a
+deterministic and a sampled part (where a side has two), the temperature, and scale and quantiles of its samples' volumes. No
+case is evaluated with a number that it, or another case of its group, helped to choose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
-from scipy.optimize import minimize_scalar
 
 from benchmarks.compare.data import Data, is_flat
-from benchmarks.compare.library import CasePrediction
+from benchmarks.compare.library import CasePrediction, labels_of
 from nndiffseg.calibration import CaseTable
 from nndiffseg.calibration.fusion import fusion_scores
+from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.nn.heads import Heads
+from nndiffseg.uncertainty import region_of_interest
+from nndiffseg.uncertainty.agreement import pairwise_dice
+from nndiffseg.uncertainty.evaluation import DILATION
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
-#: logarithms of the temperatures that a case's likelihood is tabulated at
-LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(16.0), 33)
-#: probabilities below this count as this
-FLOOR = 1e-7
 
-
-# ---- tables of one case -------------------------------------------------------------------------------------------
+def near(references: NDArray, segmentations: Iterable[NDArray]) -> NDArray[np.bool_]:
+    """Foreground of any annotation ``(M, *image)`` or segmentation ``(*image)``, dilated ``(*image)``."""
+    return region_of_interest(np.any([*references, *segmentations], axis=0), DILATION)
 
 
 def case_table(data: Data, case: str, prediction: CasePrediction, references: NDArray, spacing: Sequence[float]) -> CaseTable:
@@ -52,48 +51,8 @@ def case_table(data: Data, case: str, prediction: CasePrediction, references: ND
     dice = np.where(present > 0, np.nansum(dice, 0) / np.maximum(present, 1), np.nan)
     ml = float(np.prod(spacing[1:] if is_flat(references, spacing) else spacing)) / MM3_PER_ML
     sampled, true = (ml * structure_voxels(m, data.structures.values()) for m in (prediction.labels, references))
-    return CaseTable(case, dice, np.mean([score[1] for score in scores], 0), sampled, true)
-
-
-# ---- temperature --------------------------------------------------------------------------------------------------
-
-
-def tempered(probabilities: NDArray, temperature: float, regions: bool) -> NDArray[np.float64]:
-    """softmax(z / T), for regions sigmoid(z / T), of probabilities ``(heads, *any)`` with logits z."""
-    p = np.clip(probabilities.astype(np.float64), FLOOR, 1 - FLOOR if regions else 1)
-    if regions:
-        return 1 / (1 + ((1 - p) / p) ** (1 / temperature))
-    q = (p / p.max(0)) ** (1 / temperature)
-    return q / q.sum(0)
-
-
-def likelihoods(probabilities: NDArray, frequency: NDArray, regions: bool) -> NDArray[np.float64]:
-    """Negative log-likelihood of a case at each of :data:`LOG_TEMPERATURES`, summed over voxels, in nats ``(T,)``.
-
-    Args:
-        probabilities: ``(heads, voxels)``.
-        frequency: how often annotators chose each head, in [0, 1] ``(heads, voxels)``.
-        regions: whether the heads are regions.
-    """
-    values = []
-    for log_temperature in LOG_TEMPERATURES:
-        p = tempered(probabilities, float(np.exp(log_temperature)), regions)
-        value = -(frequency * np.log(np.maximum(p, FLOOR))).sum()
-        if regions:
-            value -= ((1 - frequency) * np.log(np.maximum(1 - p, FLOOR))).sum()
-        values.append(float(value))
-    return np.array(values)
-
-
-def fit_temperature(curves: Sequence[NDArray]) -> float:
-    """The temperature with the best summed likelihood; 1 without any case.
-
-    Args:
-        curves: of each case, see :func:`likelihoods`.
-    """
-    if not curves or not np.any(curves):
-        return 1.0
-    total = CubicSpline(LOG_TEMPERATURES, np.sum(curves, 0))
-    start = int(np.clip(np.argmin(np.sum(curves, 0)), 1, len(LOG_TEMPERATURES) - 2))
-    found = minimize_scalar(total, bounds=(LOG_TEMPERATURES[start - 1], LOG_TEMPERATURES[start + 1]), method="bounded")
-    return float(np.exp(found.x))
+    region = torch.from_numpy(near(references, [labels_of(data, prediction.deterministic)]))
+    frequency = torch.from_numpy(np.stack([np.isin(references, list(labels)).mean(0) for labels in data.heads]))
+    curves = fused_curves(d[:, region], s[:, region], frequency[:, region], kind)
+    agreement = pairwise_dice(prediction.labels, data.structures.values())
+    return CaseTable(case, dice, np.mean([score[1] for score in scores], 0), sampled, true, curves, agreement)

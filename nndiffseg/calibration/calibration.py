@@ -7,25 +7,39 @@ from typing import Any
 
 from pydantic.dataclasses import dataclass
 
+from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.data.files import write_json
-from nndiffseg.data.schema import CONFIG, Index, Positive, Share, to_json, validated
+from nndiffseg.data.schema import CONFIG, Index, Positive, Share, Weight, to_json, validated
 
 FILE = "calibration.json"
 
 
 @dataclass(frozen=True, config=CONFIG)
 class Calibration:
-    """What one fold's predictions are corrected by. It stands in the checkpoint and in ``fold_K/calibration.json``.
+    """What predictions are corrected by.
+
+    It stands in the checkpoint and in ``fold_K/calibration.json``; the one that was fitted on all folds stands in
+    ``calibration.json`` beside ``plans.json``.
 
     Attributes:
         fusion_weight: w of the deterministic head in the fused probability, w p_head + (1 - w) mean of the samples'.
+        temperature: T of the fused probabilities, softmax(z / T); one for all labels, or one for each region.
+        length_weights: of the coherent sampler's correlation lengths (:data:`nndiffseg.diffusion.coherent.LENGTHS`); empty
+            where samples are a trained network's.
         volume_scale: r by which samples' volumes are stretched around their mean, where volumes are reported.
-        groups: number of groups of cases that both were fitted on; 0 where nothing was fitted.
+        volume_quantiles: of each structure, half the width of the 90 % interval in standard deviations of the samples'
+            volumes (:mod:`nndiffseg.calibration.volumes`); None where the groups are too few to promise one.
+        dice: from the samples' agreement to the expected Dice; None where the cases are too few.
+        groups: number of groups of cases that all of this was fitted on; 0 where nothing was fitted.
         folds: whose validation cases these were.
     """
 
     fusion_weight: Share = 0.5
+    temperature: tuple[Positive, ...] = (1.0,)
+    length_weights: tuple[Share, ...] = ()
     volume_scale: Positive = 1.0
+    volume_quantiles: tuple[Weight | None, ...] = ()
+    dice: DiceMap | None = None
     groups: Index = 0
     folds: tuple[str, ...] = ()
 
@@ -40,8 +54,8 @@ class Calibration:
         Raises:
             UserError: unknown names, wrong types or values out of range.
         """
-        return validated(cls, values, "The calibration's numbers", "calibrate anew with nndiffseg_train --val")
+        return validated(cls, values, "The calibration's numbers", "calibrate anew with nndiffseg_calibrate")
 
     def write(self, folder: Path) -> None:
-        """Writes ``calibration.json`` into a fold's folder."""
+        """Writes ``calibration.json`` into the folder of a fold or of a model."""
         write_json(self.to_json(), folder / FILE)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nndiffseg.calibration.calibration import Calibration
-from nndiffseg.calibration.fusion import fit_fusion_weight
+from nndiffseg.calibration.expected_dice import fit_dice_map
+from nndiffseg.calibration.fusion import WEIGHTS, fit_fusion_weight
 from nndiffseg.calibration.tables import CaseTable
-from nndiffseg.calibration.volumes import fit_volume_scale
+from nndiffseg.calibration.temperature import fit_temperature
+from nndiffseg.calibration.volumes import fit_volume_quantiles, fit_volume_scale
 
 #: most parts that cross-fitting divides the groups into
 PARTS = 10
@@ -26,8 +31,27 @@ def fit(tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None, fo
     """
     if not tables:
         return Calibration(folds=tuple(folds))
-    number = len({(groups or {}).get(t.case, t.case) for t in tables})
-    return Calibration(fit_fusion_weight(tables), fit_volume_scale(tables, groups), number, tuple(folds))
+    names = [(groups or {}).get(t.case, t.case) for t in tables]
+    weight = fit_fusion_weight(tables)
+    at = int(np.argmin(np.abs(WEIGHTS - weight)))
+    agreement, dice = (_mean_over_structures(x) for x in ([t.agreement for t in tables], [t.dice[at] for t in tables]))
+    return Calibration(
+        fusion_weight=weight,
+        temperature=fit_temperature([t.curves[at] for t in tables]),
+        volume_scale=fit_volume_scale(tables, groups),
+        volume_quantiles=fit_volume_quantiles(tables, names),
+        dice=fit_dice_map(agreement, dice, names),
+        groups=len(set(names)),
+        folds=tuple(folds),
+    )
+
+
+def _mean_over_structures(values: Sequence[NDArray]) -> NDArray[np.float64]:
+    """Of each case ``(K,)``, NaN for absent structures -> ``(cases,)``, NaN where all are absent."""
+    table = np.stack(values)
+    present = np.isfinite(table)
+    total = np.where(present, table, 0).sum(1)
+    return np.where(present.any(1), total / np.maximum(present.sum(1), 1), np.nan)
 
 
 def cross_fit(

@@ -27,6 +27,9 @@ class CaseTable:
         nll: mean negative log-likelihood of the reference per voxel under each weight, in nats ``(weights,)``.
         sampled_ml: volume of each structure in each sample, in ml ``(K, N)``.
         true_ml: volume of each structure in each annotation, in ml ``(K, M)``.
+        curves: mean negative log-likelihood near the structures under each weight at each of
+            :data:`~nndiffseg.calibration.temperature.LOG_TEMPERATURES`, in nats ``(weights, 1 or regions, temperatures)``.
+        agreement: mean Dice of two samples, of each structure ``(K,)``; 1 where both are empty, NaN with one sample.
     """
 
     case: str
@@ -34,6 +37,8 @@ class CaseTable:
     nll: NDArray[np.floating]
     sampled_ml: NDArray[np.floating]
     true_ml: NDArray[np.floating]
+    curves: NDArray[np.floating]
+    agreement: NDArray[np.floating]
 
 
 def write_table(table: CaseTable, folder: Path) -> None:

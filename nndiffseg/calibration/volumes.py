@@ -9,6 +9,10 @@ For a calibrated r the mean distance of two volumes equals that of a volume and 
 :mod:`nndiffseg.methods.latent.scores`, with d = |a - b|). Within a structure distances are summed in ml, so that what counts
 are cases where a volume may be far off. Over structures the log ratios are averaged, so that structures of very different size
 count alike. r is the MAP estimate of :mod:`nndiffseg.calibration.shrinkage`.
+
+Where groups of cases are enough, the reported 90 % interval is conformal (:mod:`nndiffseg.calibration.conformal`): the mean
+plus and minus q standard deviations, with q a quantile of |true - mean| / sd over validation cases. A case's standard deviation
+counts as at least :data:`FLOOR` of its mean, since samples that agree by chance would make the ratio infinite.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nndiffseg.calibration.conformal import conformal_quantile
 from nndiffseg.calibration.shrinkage import candidates, map_log_scale
 from nndiffseg.calibration.tables import CaseTable
 
@@ -27,6 +32,10 @@ SMALLEST, LARGEST = 0.25, 4.0
 #: standard deviation of log r that is expected before any case is seen. Volumes of first trainings (phantoms, hippocampus,
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
+#: least standard deviation of a volume, as a share of its mean
+FLOOR = 0.01
+#: An interval of so many standard deviations says nothing.
+LARGEST_QUANTILE = 1e6
 
 
 def stretched(volumes: NDArray, scale: ArrayLike) -> NDArray[np.float64]:
@@ -70,6 +79,34 @@ def fit_volume_scale(tables: Sequence[CaseTable], groups: Mapping[str, str] | No
     ratios = _log_ratios(each.sum(0)[..., known]).mean(1)  # (candidates,)
     left_out = _log_ratios(without[..., known])[:, log_r == 0][:, 0].mean(1)  # (groups,), at r = 1
     return math.exp(map_log_scale(log_r, ratios, left_out, PRIOR_SD))
+
+
+def floored_sd(volumes: NDArray) -> NDArray[np.float64]:
+    """Standard deviation of the volumes ``(..., N)`` of N samples, at least :data:`FLOOR` of their mean ``(...)``."""
+    return np.maximum(volumes.std(-1, ddof=1), FLOOR * volumes.mean(-1))
+
+
+def fit_volume_quantiles(tables: Sequence[CaseTable], groups: Sequence[str]) -> tuple[float | None, ...]:
+    """q of each structure, such that mean +- q sd holds the volume of 90 % of new cases.
+
+    Args:
+        tables: one for each case; of several annotations each is a truth of its own.
+        groups: of the cases.
+
+    Returns:
+        None where no interval can be promised; nothing with one sample.
+    """
+    if not tables or tables[0].sampled_ml.shape[1] < 2:
+        return ()
+    scores, names = [], []
+    for table, group in zip(tables, groups, strict=True):
+        error = np.abs(table.true_ml - table.sampled_ml.mean(1, keepdims=True))  # (K, M)
+        sd = floored_sd(table.sampled_ml)[:, None]
+        ratio = np.full(error.shape, np.inf)  # a structure that no sample has and the truth does
+        scores.append(np.divide(error, sd, out=np.where(error > 0, ratio, 0.0), where=sd > 0))
+        names += [group] * error.shape[1]
+    quantiles = (conformal_quantile(row, names) for row in np.concatenate(scores, 1))
+    return tuple(q if q is not None and q < LARGEST_QUANTILE else None for q in quantiles)
 
 
 def _distances(table: CaseTable, r: NDArray) -> NDArray:

@@ -18,6 +18,7 @@ Index = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
 Positive = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+Real = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
 Switch = Annotated[bool, Field(strict=True)]
 
 T = TypeVar("T")
@@ -50,9 +51,11 @@ def validated(record: type[T], values: Any, what: str, remedy: str = "") -> T:
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """A JSON-ready dictionary, the inverse of :func:`validated`; tuples become lists."""
-    return {k: _lists(v) for k, v in dataclasses.asdict(record).items()}
+    """A JSON-ready dictionary, the inverse of :func:`validated`; tuples become lists, records dictionaries."""
+    return _plain(dataclasses.asdict(record))
 
 
-def _lists(value: Any) -> Any:
-    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nndiffseg.export.staple import consensus_of
@@ -79,14 +80,27 @@ class CaseGeometry:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """nnU-Net's own export, fed with ``log p`` (regions: ``logit p``): its softmax (sigmoid) gives p back.
 
-        ``fuse="staple"`` puts the consensus of the samples in the place of nnU-Net's labels.
+        A stock nnU-Net's segmentation comes from its own logits. ``fuse="staple"`` puts the consensus of the samples in the
+        place of nnU-Net's labels.
 
         Returns:
             Labels ``(*image)``, and probabilities ``(heads, *image)`` if asked for.
         """
         manager = self.plans.get_label_manager(dataset_json)
-        p = statistics.probabilities.clamp(EPSILON, 1 - EPSILON)
-        logits = torch.logit(p) if statistics.regions else p.log_()
+        segmentation, probabilities = None, None
+        if statistics.logits is not None:
+            segmentation, _ = self._export(statistics.logits, manager, False)
+        if segmentation is None or with_probabilities:
+            p = statistics.probabilities.clamp(EPSILON, 1 - EPSILON)
+            logits = torch.logit(p) if statistics.regions else p.log_()
+            made, probabilities = self._export(logits, manager, with_probabilities)
+            segmentation = made if segmentation is None else segmentation
+        if fuse == "staple":
+            segmentation = self.labels_to_image(consensus_of(statistics, manager))
+        return segmentation, probabilities
+
+    def _export(self, logits: torch.Tensor, manager: LabelManager, with_probabilities: bool) -> tuple[Any, Any]:
+        """Logits ``(heads, *grid)`` -> labels ``(*image)`` and probabilities ``(heads, *image)`` or None, by nnU-Net."""
         result = convert_predicted_logits_to_segmentation_with_correct_shape(
             logits.numpy(),
             self.plans,
@@ -96,7 +110,4 @@ class CaseGeometry:
             return_probabilities=with_probabilities,
             num_threads_torch=torch.get_num_threads(),
         )
-        segmentation, probabilities = result if with_probabilities else (result, None)
-        if fuse == "staple":
-            segmentation = self.labels_to_image(consensus_of(statistics, manager))
-        return segmentation, probabilities
+        return result if with_probabilities else (result, None)

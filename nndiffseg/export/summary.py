@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from nndiffseg.calibration import Calibration
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.export.geometry import CaseGeometry
-from nndiffseg.uncertainty import PairwiseOverlap, expected_dice, volume_statistics
+from nndiffseg.uncertainty import PairwiseOverlap, volume_statistics
+from nndiffseg.uncertainty.agreement import expected_dice as agreement_of
 from nndiffseg.uncertainty.agreement import mean_pairwise_dice
 from nndiffseg.uncertainty.statistics import CaseStatistics
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
@@ -29,8 +32,10 @@ def case_summary(
         dataset_json: of the model.
 
     Returns:
-        ``samples``; ``expected_dice``, the mean pairwise Dice of the samples, mean over structures; and per structure
-        ``segmentation_ml``, ``expected_dice`` and what :func:`nndiffseg.uncertainty.volume_statistics` returns.
+        ``samples``; ``agreement``, the mean pairwise Dice of the samples, mean over structures; ``expected_dice`` of the
+        segmentation, which is the agreement where the calibration has no map to it, and its ``expected_dice_interval_90`` or
+        None; and per structure ``segmentation_ml``, ``agreement`` and what
+        :func:`nndiffseg.uncertainty.volume_statistics` returns.
     """
     structures = structures_of(dataset_json)
     overlap = PairwiseOverlap(len(statistics.labels), list(structures.values()))
@@ -38,18 +43,40 @@ def case_summary(
         overlap.add(part)
     counts = dict(zip(structures, overlap.counts, strict=True))
     scales = [c.volume_scale for c in statistics.calibrations]
-    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]), scales)
+    quantiles = dict(zip(structures, _quantiles(statistics.calibrations, len(structures)), strict=True))
+    volumes = volume_statistics(counts, geometry.voxel_volume(statistics.labels.shape[1:]), scales, quantiles)
     per_structure = mean_pairwise_dice(overlap)
     for i, (name, labels) in enumerate(structures.items()):
         voxels = int(np.isin(segmentation, labels).sum())
         own = {"segmentation_ml": voxels * geometry.voxel_volume() / MM3_PER_ML}
-        agreement = {"expected_dice": None if per_structure is None else float(per_structure[i])}
+        agreement = {"agreement": None if per_structure is None else float(per_structure[i])}
         volumes[name] = own | volumes[name] | agreement
     summary: dict[str, Any] = {
         "samples": len(statistics.labels),
-        "expected_dice": expected_dice(overlap),
+        **_expected_dice(agreement_of(overlap), statistics.calibrations),
         "structures": volumes,
     }
     if geometry.is_2d:
         summary["note"] = "2D image: volumes assume a thickness of 1 mm."
     return summary
+
+
+def _quantiles(calibrations: Sequence[Calibration], structures: int) -> list[float | None]:
+    """Of each structure the largest of the folds' conformal quantiles; None where a fold has none."""
+    columns = zip(*(c.volume_quantiles or (None,) * structures for c in calibrations), strict=True)
+    return [None if any(q is None for q in column) else max(q for q in column if q is not None) for column in columns]
+
+
+def _expected_dice(agreement: float | None, calibrations: Sequence[Calibration]) -> dict[str, Any]:
+    """Mean over the folds' maps; the interval is the union of theirs."""
+    maps = [c.dice for c in calibrations if c.dice is not None]
+    if agreement is None or len(maps) < len(calibrations):
+        return {"agreement": agreement, "expected_dice": agreement, "expected_dice_interval_90": None}
+    intervals = [i for m in maps if (i := m.interval(agreement)) is not None]
+    return {
+        "agreement": agreement,
+        "expected_dice": float(np.mean([m.expected(agreement) for m in maps])),
+        "expected_dice_interval_90": (
+            [min(i[0] for i in intervals), max(i[1] for i in intervals)] if len(intervals) == len(maps) else None
+        ),
+    }

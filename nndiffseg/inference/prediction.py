@@ -23,7 +23,7 @@ class Prediction:
         epistemic: the same, or None with one fold.
         volumes: per structure ``segmentation_ml``, ``mean_ml``, ``calibrated_sd_ml``, ``calibrated_interval_90_ml`` and more,
             see :func:`nndiffseg.export.summary.case_summary`.
-        expected_dice: mean pairwise Dice of the samples, or None with one sample.
+        expected_dice: of the segmentation, see :func:`nndiffseg.export.summary.case_summary`; None with one sample.
         samples: label map of every sample ``(N, *image)``, or None unless asked for.
     """
 

@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.temperature import tempered
 from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
@@ -27,6 +28,7 @@ from nndiffseg.inference.prediction import Prediction, array_of, without_slice_a
 from nndiffseg.inference.sampling import SamplingOptions, samples_of_fold
 from nndiffseg.inference.volume_sampler import VolumeSampler
 from nndiffseg.methods.protocol import Method
+from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.precision import default_precision
 from nndiffseg.uncertainty import Decomposition
 from nndiffseg.uncertainty.statistics import CaseParts, CaseStatistics, FusedSums, PartSums
@@ -238,9 +240,10 @@ class Predictor:
                 sampler = self._sampler(network, on_tile)
                 sums = FusedSums(heads, tuple(data.shape[1:]), sampler.sums_device(data), fold.calibration.fusion_weight)
                 sampler.run(data, case_id, samples_of_fold(self.options.samples, index, len(folds)), sums, labels)
+            fused = tempered(sums.fused, fold.calibration.temperature, Heads(heads, regions))
             if len(folds) == 1:
-                return CaseStatistics.of_one_fold(sums.fused, labels, fold.calibration, regions)
-            decomposition.add(sums.fused)
+                return CaseStatistics.of_one_fold(fused, labels, fold.calibration, regions)
+            decomposition.add(fused)
         return CaseStatistics.of_folds(decomposition, labels, [fold.calibration for fold in folds])
 
     def predict_parts(self, data: np.ndarray | torch.Tensor, case_id: str) -> CaseParts:

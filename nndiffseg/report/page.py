@@ -73,7 +73,7 @@ class Case:
     @property
     def least_certain_structure(self) -> str:
         """The one with the lowest expected Dice."""
-        known = {name: s["expected_dice"] for name, s in self.structures.items() if s.get("expected_dice") is not None}
+        known = {name: s["agreement"] for name, s in self.structures.items() if s.get("agreement") is not None}
         return min(known, key=lambda name: known[name]) if known else NONE
 
 

@@ -23,6 +23,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
 from nndiffseg.calibration.fusion import fusion_scores, mean_dice
 from nndiffseg.calibration.tables import FOLDER
+from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.dataset_json import structures_of
@@ -33,7 +34,8 @@ from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
-from nndiffseg.uncertainty.evaluation import evaluate_predictions
+from nndiffseg.uncertainty.agreement import pairwise_dice
+from nndiffseg.uncertainty.evaluation import dilated_foreground, evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -145,11 +147,13 @@ def _table(
 ) -> CaseTable:
     geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
     ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
-    dice, nll = fusion_scores(
-        parts.deterministic, parts.sampled, reference_onehot(trainer, reference), trainer.method.plan.heads
-    )
+    onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
+    dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads)
+    predicted = heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0)
+    near = torch.from_numpy(dilated_foreground(reference[None], predicted[None].numpy()))
+    curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
     sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
-    return CaseTable(case, dice, nll, sampled, true)
+    return CaseTable(case, dice, nll, sampled, true, curves, pairwise_dice(parts.labels, structures))
 
 
 def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
@@ -226,6 +230,7 @@ def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -
     trainer.print_to_log_file(
         f"Mean Validation Dice:  {dice['dice_fused_cross_fitted']:.4f} (deterministic head alone "
         f"{dice['dice_deterministic']:.4f}, mean of samples alone {dice['dice_samples']:.4f}); calibration: fusion weight "
-        f"{calibration.fusion_weight:.2f}, volume scale {calibration.volume_scale:.2f}",
+        f"{calibration.fusion_weight:.2f}, temperature {', '.join(f'{t:.2f}' for t in calibration.temperature)}, volume scale "
+        f"{calibration.volume_scale:.2f}",
         also_print_to_console=True,
     )

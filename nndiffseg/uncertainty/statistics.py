@@ -12,6 +12,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.temperature import tempered
+from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.maps import Decomposition, entropy
 
 
@@ -78,6 +80,7 @@ class CaseParts:
     def statistics(self, calibration: Calibration) -> CaseStatistics:
         """The case's statistics with this calibration."""
         fused = torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight)
+        fused = tempered(fused, calibration.temperature, Heads(len(fused), self.regions))
         return CaseStatistics.of_one_fold(fused, self.labels, calibration, self.regions)
 
 
@@ -86,14 +89,16 @@ class CaseStatistics:
     """One case on the grid of the preprocessed image, before export. Tensors are float32 on the CPU.
 
     Attributes:
-        probabilities: fused probability, mean over folds ``(heads, *spatial)``. With labels the heads are all labels
-            and sum to 1; with regions each head is a region's own probability.
+        probabilities: fused and temperature-scaled probability, mean over folds ``(heads, *spatial)``. With labels the heads
+            are all labels and sum to 1; with regions each head is a region's own probability.
         maps: ``total``, ``aleatoric`` and, with two or more folds, ``epistemic`` uncertainty, each ``(*spatial)`` in
             [0, 1]; see :class:`nndiffseg.uncertainty.Decomposition`.
         labels: label map of every sample ``(N, *spatial)``, uint8 (uint16 with labels above 255); with F folds, 0, F, 2F, ...
             are the first fold's.
         calibrations: of each fold.
         regions: whether the heads are regions.
+        logits: of a stock nnU-Net, ``(heads, *spatial)``: the segmentation is made of them by nnU-Net's own export, to the last
+            voxel. None where it is made of ``probabilities``.
     """
 
     probabilities: Tensor
@@ -101,6 +106,7 @@ class CaseStatistics:
     labels: np.ndarray
     calibrations: tuple[Calibration, ...]
     regions: bool = False
+    logits: Tensor | None = None
 
     @classmethod
     def of_one_fold(cls, fused: Tensor, labels: np.ndarray, calibration: Calibration, regions: bool) -> CaseStatistics:

@@ -7,14 +7,33 @@ import json
 import pytest
 
 from nndiffseg.calibration import Calibration
+from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.errors import UserError
 
 
 def test_it_round_trips_through_its_file(tmp_path):
-    calibration = Calibration(0.3, 1.7, 12, ("0", "all"))
+    calibration = Calibration(
+        fusion_weight=0.3,
+        temperature=(1.5, 2.0),
+        length_weights=(0.25, 0.0, 0.75, 0.0),
+        volume_scale=1.7,
+        volume_quantiles=(2.1, None),
+        dice=DiceMap(0.1, 0.9, 0.2),
+        groups=12,
+        folds=("0", "all"),
+    )
     calibration.write(tmp_path)
     content = json.loads((tmp_path / "calibration.json").read_text())
-    assert content == {"fusion_weight": 0.3, "volume_scale": 1.7, "groups": 12, "folds": ["0", "all"]}
+    assert content == {
+        "fusion_weight": 0.3,
+        "temperature": [1.5, 2.0],
+        "length_weights": [0.25, 0.0, 0.75, 0.0],
+        "volume_scale": 1.7,
+        "volume_quantiles": [2.1, None],
+        "dice": {"intercept": 0.1, "slope": 0.9, "margin": 0.2},
+        "groups": 12,
+        "folds": ["0", "all"],
+    }
     assert Calibration.from_json(content) == calibration
 
 
@@ -28,13 +47,16 @@ def test_it_round_trips_through_its_file(tmp_path):
         ({"volume_scale": float("inf")}, "invalid volume_scale"),
         ({"groups": -1}, "invalid groups"),
         ({"folds": "0"}, "invalid folds"),
-        ({"temperature": 1.0}, "have no temperature"),
+        ({"temperature": [0.0]}, "invalid temperature"),
+        ({"dice": {"slope": 1.0}}, "invalid dice"),
+        ({"volume_quantiles": [float("inf")]}, "invalid volume_quantiles"),
+        ({"detail_scale": 1.0}, "have no detail_scale"),
     ],
 )
 def test_what_is_out_of_range_is_refused_in_one_sentence(change, message):
     with pytest.raises(UserError, match=message) as error:
         Calibration.from_json(Calibration().to_json() | change)
-    assert "\n" not in str(error.value) and "nndiffseg_train --val" in str(error.value)
+    assert "\n" not in str(error.value) and "nndiffseg_calibrate" in str(error.value)
 
 
 def test_something_else_is_refused():

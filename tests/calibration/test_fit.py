@@ -8,11 +8,14 @@ import pytest
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, cross_fitted, fit
 from nndiffseg.calibration.fusion import WEIGHTS
 
+#: the same likelihood at every temperature
+FLAT = np.zeros((len(WEIGHTS), 1, 33))
+
 
 def table(case: str, best: float) -> CaseTable:
     """A case whose Dice is best with this fusion weight, by far."""
     dice = 1 - np.abs(WEIGHTS - best)[:, None] * 10
-    return CaseTable(case, dice, np.zeros(len(WEIGHTS)), np.array([[1.0, 1.2]]), np.array([[1.1]]))
+    return CaseTable(case, dice, np.zeros(len(WEIGHTS)), np.array([[1.0, 1.2]]), np.array([[1.1]]), FLAT, np.ones(1))
 
 
 def test_no_case_has_a_part_in_its_own_calibration():
@@ -62,7 +65,10 @@ def test_groups_and_folds_reach_every_number_of_every_part():
     """Far too wide samples of twelve cases: as cases of one group they say nothing about the volumes of another."""
     rng, flat = np.random.default_rng(0), (np.ones((len(WEIGHTS), 1)), np.zeros(len(WEIGHTS)))
     names = [f"case_{i:02d}" for i in range(12)]
-    wide = [CaseTable(c, *flat, 10 + 3 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1))) for c in names]
+    wide = [
+        CaseTable(c, *flat, 10 + 3 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1)), FLAT, np.ones(1))
+        for c in names
+    ]
     assert fit(wide).volume_scale < 0.8
     assert fit(wide, dict.fromkeys(names, "person")).volume_scale == 1.0
     assert {c.folds for c in cross_fit(wide, folds=("4",)).values()} == {("4",)}

@@ -20,7 +20,7 @@ from nndiffseg.calibration.volumes import (
 
 def table(case: str, sampled: np.ndarray, true: np.ndarray) -> CaseTable:
     """Volumes alone."""
-    return CaseTable(case, np.zeros((0, 0)), np.zeros(0), sampled, true)
+    return CaseTable(case, np.zeros((0, 0)), np.zeros(0), sampled, true, np.zeros(0), np.zeros(0))
 
 
 def ratio_of(tables: list[CaseTable], scale: float) -> float:

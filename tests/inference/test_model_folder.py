@@ -63,11 +63,11 @@ def test_folds_default_to_the_trained_ones(copy_of_model):
 
 
 def test_every_fold_has_its_own_weights_and_calibration(make_dataset, tmp_path):
-    folder = write_model(make_dataset, tmp_path, calibrations=[Calibration(0.25), Calibration(0.75, 2.0)])
+    folder = write_model(make_dataset, tmp_path, calibrations=[Calibration(0.25), Calibration(0.75, volume_scale=2.0)])
     first, second = load_model(folder).folds
     key = "image_network.unet.encoder.stem.convs.0.conv.weight"
     assert not torch.equal(first.network.state_dict()[key], second.network.state_dict()[key])
-    assert (first.calibration, second.calibration) == (Calibration(0.25), Calibration(0.75, 2.0))
+    assert (first.calibration, second.calibration) == (Calibration(0.25), Calibration(0.75, volume_scale=2.0))
     assert not first.network.training
 
 

@@ -105,10 +105,10 @@ def test_parts_that_are_fused_afterwards_equal_the_streamed_prediction(predictor
     data = torch.from_numpy(image)
     parts = predictor.predict_parts(data, "x")
     for weight in (0.0, 0.5, 1.0):
-        fused = parts.statistics(Calibration(weight, 2.5))
+        fused = parts.statistics(Calibration(weight, volume_scale=2.5))
         expected = weight * parts.deterministic + (1 - weight) * parts.sampled
         torch.testing.assert_close(fused.probabilities, expected, atol=1e-6, rtol=0)
-        assert fused.calibrations == (Calibration(weight, 2.5),) and fused.labels is parts.labels
+        assert fused.calibrations == (Calibration(weight, volume_scale=2.5),) and fused.labels is parts.labels
     streamed = predictor.predict_preprocessed(data, "x")
     torch.testing.assert_close(streamed.probabilities, parts.statistics(Calibration()).probabilities, atol=1e-6, rtol=0)
     assert np.array_equal(streamed.labels, parts.labels)

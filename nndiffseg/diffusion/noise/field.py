@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nndiffseg.diffusion.noise.interpolation import interpolate_nodes, node_shape
+from nndiffseg.diffusion.noise.interpolation import Scale, interpolate_nodes, node_shape, per_axis
 
 
 def _signed(value: int) -> int:
@@ -69,7 +69,7 @@ class NoiseField:
     def __init__(self, seed: int, case_id: str, sample: int):
         self.name = f"{seed}/{case_id}/{sample}"
 
-    def _key(self, stream: int, channel_pair: int, scale: int) -> int:
+    def _key(self, stream: int, channel_pair: int, scale: int | str) -> int:
         text = f"{self.name}/{stream}/{channel_pair}/{scale}"
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -79,7 +79,7 @@ class NoiseField:
         channels: int,
         shape: Sequence[int],
         origin: Sequence[int] | None = None,
-        scale: int = 1,
+        scale: Scale = 1,
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """:func:`draw_samples` of this sample alone: ``(channels, *shape)``."""
@@ -98,7 +98,7 @@ def draw_samples(
     channels: int,
     shape: Sequence[int],
     origin: Sequence[int] | None = None,
-    scale: int = 1,
+    scale: Scale = 1,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Standard normal noise of a window of the grid, for several samples at once.
@@ -110,18 +110,20 @@ def draw_samples(
         shape: cells of the window along each axis.
         origin: global coordinate of the window's first cell, by default 0 along each axis.
         scale: 1 for independent cells, otherwise the distance of the independent nodes between which the noise
-            is interpolated (:func:`nndiffseg.diffusion.noise.interpolation.interpolate_nodes`).
+            is interpolated (:func:`nndiffseg.diffusion.noise.interpolation.interpolate_nodes`), of all axes or of each.
         device: where to draw. The hash is exact everywhere; logarithm and cosine may differ in the last bit.
 
     Returns:
         ``(len(fields), channels, *shape)`` float32.
     """
     origin = tuple(origin or (0,) * len(shape))
-    device = torch.device(device)
-    if scale > 1:
-        nodes = _cells(fields, stream, channels, node_shape(shape, scale, origin), [o // scale for o in origin], scale, device)
-        return interpolate_nodes(nodes, shape, scale, origin)
-    return _cells(fields, stream, channels, shape, origin, scale, device)
+    device, scales = torch.device(device), per_axis(scale, len(shape))
+    name = scales[0] if len(set(scales)) == 1 else "x".join(map(str, scales))  # part of the key
+    if max(scales) == 1:
+        return _cells(fields, stream, channels, shape, origin, name, device)
+    first = [o // s for o, s in zip(origin, scales, strict=True)]
+    nodes = _cells(fields, stream, channels, node_shape(shape, scales, origin), first, name, device)
+    return interpolate_nodes(nodes, shape, scales, origin)
 
 
 def _cells(
@@ -130,7 +132,7 @@ def _cells(
     channels: int,
     shape: Sequence[int],
     origin: Sequence[int],
-    scale: int,
+    scale: int | str,
     device: torch.device,
 ) -> Tensor:
     pairs = (channels + 1) // 2  # channels 2p and 2p + 1 share a word

@@ -12,21 +12,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: cells between two nodes: the same along all axes, or one number for each
+Scale = int | Sequence[int]
 
-def node_shape(shape: Sequence[int], scale: int, origin: Sequence[int] | None = None) -> tuple[int, ...]:
+
+def per_axis(scale: Scale, axes: int) -> tuple[int, ...]:
+    """The scale of each axis."""
+    return (scale,) * axes if isinstance(scale, int) else tuple(scale)
+
+
+def node_shape(shape: Sequence[int], scale: Scale, origin: Sequence[int] | None = None) -> tuple[int, ...]:
     """Number of nodes that cover ``shape`` cells from ``origin`` when nodes lie ``scale`` cells apart."""
-    start = origin or (0,) * len(shape)
-    return tuple((o + n - 1) // scale - o // scale + 2 for n, o in zip(shape, start, strict=True))
+    start, scales = origin or (0,) * len(shape), per_axis(scale, len(shape))
+    return tuple((o + n - 1) // s - o // s + 2 for n, s, o in zip(shape, scales, start, strict=True))
 
 
-def interpolate_nodes(nodes: Tensor, shape: Sequence[int], scale: int, origin: Sequence[int] | None = None) -> Tensor:
+def interpolate_nodes(nodes: Tensor, shape: Sequence[int], scale: Scale, origin: Sequence[int] | None = None) -> Tensor:
     """Interpolates standard normal ``nodes`` to cells.
 
     Args:
         nodes: independent standard normal values ``(..., *node_shape)``; node i of an axis lies at cell
             ``scale * (origin // scale + i)``.
         shape: number of cells along each axis.
-        scale: cells between two nodes.
+        scale: cells between two nodes, of all axes or of each; 1 leaves an axis as it is.
         origin: global coordinate of the first cell.
 
     Returns:
@@ -35,10 +43,10 @@ def interpolate_nodes(nodes: Tensor, shape: Sequence[int], scale: int, origin: S
     """
     start = origin or (0,) * len(shape)
     dim = len(shape)
-    for axis, (n, o) in enumerate(zip(shape, start, strict=True)):
+    for axis, (n, s, o) in enumerate(zip(shape, per_axis(scale, dim), start, strict=True)):
         cell = torch.arange(o, o + n, device=nodes.device)
-        low = cell // scale - o // scale
-        f = (cell % scale).to(nodes.dtype) / scale
+        low = cell // s - o // s
+        f = (cell % s).to(nodes.dtype) / s
         norm = torch.sqrt(f**2 + (1 - f) ** 2)
         view = [1] * dim
         view[axis] = n

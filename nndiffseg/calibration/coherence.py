@@ -19,15 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 from nndiffseg.diffusion.coherent import LENGTHS, mixed, perturbation
-from nndiffseg.nn.heads import Heads
 
 #: weights are multiples of one over this
 STEPS = 4
 #: all weights of the lengths that are tried ``(candidates, lengths)``
 CANDIDATES = np.array([w for w in itertools.product(range(STEPS + 1), repeat=len(LENGTHS)) if sum(w) == STEPS]) / STEPS
-#: Voxels where the most probable label is less certain than this can differ between samples.
-STAKE = 1e-3
 
 
 class SampleScores(NamedTuple):
@@ -46,81 +44,45 @@ class SampleScores(NamedTuple):
     agreement: NDArray[np.float64]
 
 
-class CaseVoxels(NamedTuple):
-    """A case where its samples can differ, and counts of the rest.
-
-    Attributes:
-        logits: of voxels at stake, calibrated ``(heads, n)``.
-        truth: structures there ``(M, K, n)``, bool, in each of M annotations.
-        certain: voxels of each structure elsewhere ``(K,)``, the same in all samples.
-        certain_true: those of them that are true ``(M, K)``.
-        true: voxels of each structure in each annotation, everywhere ``(M, K)``.
-    """
-
-    logits: Tensor
-    truth: Tensor
-    certain: Tensor
-    certain_true: Tensor
-    true: Tensor
-
-
-def membership(structures: Sequence[Sequence[int]], largest: int) -> Tensor:
-    """Whether a label belongs to a structure ``(K, largest + 1)``, bool."""
-    table = torch.zeros(len(structures), largest + 1, dtype=torch.bool)
-    for k, labels in enumerate(structures):
-        table[k, list(labels)] = True
-    return table
-
-
-def hard_labels(scores: Tensor, heads: Heads, order: Sequence[int]) -> Tensor:
-    """Labels of scores ``(N, heads, n)`` -> ``(N, n)``: the largest, or regions above 0 painted one over the other.
-
-    Args:
-        scores: logits plus perturbations.
-        heads: what the channels mean.
-        order: label that each region paints, ``regions_class_order`` of dataset.json; unused without regions.
-    """
-    if not heads.regions:
-        return scores.argmax(1)
-    labels = torch.zeros(scores.shape[0], scores.shape[2], dtype=torch.long)
-    for channel, label in enumerate(order):
-        labels[scores[:, channel] > 0] = label
-    return labels
-
-
 def score_candidates(
-    case: CaseVoxels, normals: Sequence[Tensor], heads: Heads, order: Sequence[int], table: Tensor
+    case: CaseVoxels,
+    normals: Sequence[Tensor],
+    temperature: Sequence[float],
+    kind: LabelKind,
+    *,
+    candidates: NDArray = CANDIDATES,
 ) -> SampleScores:
     """Draws samples with every candidate's weights and scores them.
 
     Args:
-        case: voxels at stake.
-        normals: field of each length at them ``(N, heads, n)`` or, of infinite length, ``(N, heads, 1)``.
-        heads, order: see :func:`hard_labels`.
-        table: see :func:`membership`.
+        case: what was observed of it.
+        normals: field of each length at its voxels ``(N, heads, n)`` or, of infinite length, ``(N, heads, 1)``.
+        temperature: one, or one for each region.
+        kind: what channels and labels mean.
+        candidates: weights of the lengths ``(candidates, lengths)``.
     """
+    logits = case.logits / torch.tensor(temperature)[:, None]  # (heads, n)
     rows = []
-    for weights in CANDIDATES:
-        scores = case.logits + perturbation(mixed(normals, weights.tolist()), heads.regions)
-        member = table[:, hard_labels(scores, heads, order)].transpose(0, 1)  # (N, K, n)
-        rows.append(_scores_of(member.transpose(0, 1).float(), case))
+    for weights in candidates:
+        scores = logits + perturbation(mixed(normals, weights.tolist()), kind.heads.regions)
+        rows.append(_scores_of(kind.members(kind.hard(scores)).float(), case))
     return SampleScores(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
 def _scores_of(member: Tensor, case: CaseVoxels) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Samples ``(K, N, n)`` -> outlines, volumes, voxels and agreement of one candidate, see :class:`SampleScores`."""
-    truth = case.truth.transpose(0, 1).float()  # (K, M, n)
-    sizes = member.sum(2) + case.certain[:, None]  # (K, N)
-    both = member @ member.transpose(1, 2) + case.certain[:, None, None]  # (K, N, N)
-    hit = member @ truth.transpose(1, 2) + case.certain_true.T[:, None]  # (K, N, M)
-    to_truth = _distance(hit, sizes[:, :, None] + case.true.T[:, None] - hit)
-    apart = _distance(both, sizes[:, :, None] + sizes[:, None] - both)  # 0 on the diagonal
+    truth = case.members.float()  # (K, M, n)
+    sizes = case.every * member.sum(2) + case.certain[:, None]  # (K, N)
+    both = case.every * (member @ member.transpose(1, 2)) + case.certain[:, None, None]  # (K, N, N)
+    hit = case.every * (member @ truth.transpose(1, 2)) + case.certain_true[:, None]  # (K, N, M)
+    true = case.true[:, None]  # (K, 1, M)
+    to_truth = _distance(hit, sizes[:, :, None] + true - hit)
+    total = sizes[:, :, None] + sizes[:, None]
     samples = sizes.shape[1]
     pairs = samples * (samples - 1)
-    outlines = to_truth.mean((1, 2)) - apart.sum((1, 2)) / pairs / 2
-    error = (sizes[:, :, None] - case.true.T[:, None]).abs().mean((1, 2))
-    volumes = error - (sizes[:, :, None] - sizes[:, None]).abs().sum((1, 2)) / pairs / 2
-    total = sizes[:, :, None] + sizes[:, None]
+    outlines = to_truth.mean((1, 2)) - _distance(both, total - both).sum((1, 2)) / pairs / 2  # 0 on the diagonal
+    apart = (sizes[:, :, None] - sizes[:, None]).abs().sum((1, 2)) / pairs
+    volumes = (sizes[:, :, None] - true).abs().mean((1, 2)) - apart / 2
     dice = torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
     agreement = dice[:, ~torch.eye(samples, dtype=torch.bool)].mean(1)
     return tuple(x.double().numpy() for x in (outlines, volumes, sizes, agreement))  # type: ignore[return-value]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
 from nndiffseg.errors import UserError
+
+if TYPE_CHECKING:
+    from nndiffseg.inference.case_predictor import CasePredictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,7 +24,7 @@ def _parser() -> Parser:
     parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named CASE_0000.nii.gz")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="output, made where it does not exist")
     model = parser.add_argument_group("model", "without any of these, the only trained nndiffseg model found is used")
-    model.add_argument("-m", metavar="FOLDER", help="model folder, instead of -d -c -tr -p")
+    model.add_argument("-m", metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too")
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
     model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     model.add_argument("-tr", metavar="TRAINER")
@@ -78,7 +82,6 @@ def _main(argv: Sequence[str] | None) -> None:
     from nndiffseg.data.cases import find_cases
     from nndiffseg.inference.folder import predict_folder
     from nndiffseg.inference.model_folder import choose_model
-    from nndiffseg.inference.predictor import Predictor
 
     if args.m:
         folder = Path(args.m)
@@ -87,21 +90,9 @@ def _main(argv: Sequence[str] | None) -> None:
         chosen = choose_model(folders.results, dataset=dataset, configuration=args.c, trainer=args.tr, plans=args.p)
         folder = chosen.folder
     print(f"Model: {folder}.")
-    predictor = Predictor.from_folder(
-        folder,
-        args.f,
-        args.chk,
-        pick_device(args.device),
-        samples=args.samples,
-        steps=args.steps,
-        sampler=args.sampler,
-        seed=args.seed,
-        step_size=args.step_size,
-        mirroring=not args.disable_tta,
-    )
+    predictor = _predictor(args, folder)
     total = len(find_cases(args.i, predictor.dataset_json))
-    folds = ", ".join(fold.name for fold in predictor.model.folds)
-    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {folds}.")
+    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {', '.join(predictor.folds)}.")
     done = predict_folder(
         predictor,
         args.i,
@@ -118,6 +109,21 @@ def _main(argv: Sequence[str] | None) -> None:
         verbose=args.verbose,
     )
     print(f"{len(done)} cases predicted; open {Path(args.o) / 'report.html'}.")
+
+
+def _predictor(args: argparse.Namespace, folder: Path) -> CasePredictor:
+    """Of nndiffseg's models, or of a stock nnU-Net that was calibrated."""
+    from nndiffseg.inference.predictor import Predictor
+    from nndiffseg.inference.stock_model import is_stock
+    from nndiffseg.inference.stock_predictor import StockPredictor
+
+    device = pick_device(args.device)
+    given = {"samples": args.samples, "seed": args.seed, "step_size": args.step_size, "mirroring": not args.disable_tta}
+    if not is_stock(folder, args.f, args.chk):
+        return Predictor.from_folder(folder, args.f, args.chk, device, steps=args.steps, sampler=args.sampler, **given)
+    if args.steps is not None or args.sampler is not None:
+        raise UserError(f"{folder} is a stock nnU-Net without a diffusion; leave out --steps and --sampler.")
+    return StockPredictor.from_folder(folder, args.f, args.chk, device, **given)
 
 
 if __name__ == "__main__":

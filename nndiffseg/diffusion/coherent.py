@@ -85,3 +85,8 @@ def perturbation(normal: Tensor, regions: bool) -> Tensor:
     if regions:
         return log_below - torch.special.log_ndtr(-normal)
     return -(-log_below).log()
+
+
+def lengths_in_words(weights: Sequence[float]) -> str:
+    """Such as ``16: 0.25, inf: 0.75``."""
+    return ", ".join(f"{length:g}: {w:g}" for length, w in zip(LENGTHS, weights, strict=True) if w > 0)

@@ -99,6 +99,10 @@ class CaseGeometry:
             segmentation = self.labels_to_image(consensus_of(statistics, manager))
         return segmentation, probabilities
 
+    def probabilities_of(self, logits: torch.Tensor, manager: LabelManager) -> np.ndarray:
+        """Probabilities ``(heads, *image)`` float32 of a network's logits ``(heads, *grid)``, by nnU-Net's own export."""
+        return np.asarray(self._export(logits, manager, True)[1], dtype=np.float32)
+
     def _export(self, logits: torch.Tensor, manager: LabelManager, with_probabilities: bool) -> tuple[Any, Any]:
         """Logits ``(heads, *grid)`` -> labels ``(*image)`` and probabilities ``(heads, *image)`` or None, by nnU-Net."""
         result = convert_predicted_logits_to_segmentation_with_correct_shape(

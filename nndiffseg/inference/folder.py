@@ -17,14 +17,14 @@ from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
-from nndiffseg.inference.predictor import Predictor
+from nndiffseg.inference.case_predictor import CasePredictor
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
 
 
 def predict_folder(
-    predictor: Predictor,
+    predictor: CasePredictor,
     input_folder: str | Path,
     output_folder: str | Path,
     *,
@@ -87,14 +87,14 @@ def predict_folder(
     return [case.id for case in cases]
 
 
-def _job(predictor: Predictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
-    plans, configuration = predictor.plans.plans, predictor.model.configuration
+def _job(predictor: CasePredictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
+    plans, configuration = predictor.plans.plans, predictor.configuration_name
     settings = {**predictor.settings(), "fuse": fuse}
     return ExportJob(output, plans, configuration, predictor.dataset_json, save_samples, save_probabilities, settings, fuse)
 
 
 def _predict_cases(
-    predictor: Predictor,
+    predictor: CasePredictor,
     job: ExportJob,
     cases: Sequence[Case],
     preprocessing_processes: int,
@@ -120,7 +120,7 @@ def _predict_cases(
     return bad
 
 
-def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
+def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
         try:
             return predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
@@ -130,12 +130,12 @@ def _predict_with_bar(predictor: Predictor, data: np.ndarray, case_id: str, prog
             ) from None
 
 
-def _is_complete(job: ExportJob, case: Case, predictor: Predictor) -> bool:
-    files = job.files(case.id, predictor.number_of_samples, len(predictor.model.folds))
+def _is_complete(job: ExportJob, case: Case, predictor: CasePredictor) -> bool:
+    files = job.files(case.id, predictor.number_of_samples, len(predictor.folds))
     return all((job.output / file).is_file() for file in files)
 
 
-def _prepare_output(output: Path, input_folder: Path, predictor: Predictor, job: ExportJob) -> None:
+def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, job: ExportJob) -> None:
     """The three files beside the segmentations that nnU-Net's evaluation and post-processing read."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; give a folder for the output with -o.")
@@ -156,7 +156,7 @@ def _prepare_output(output: Path, input_folder: Path, predictor: Predictor, job:
     )
 
 
-def _write_report(output: Path, input_folder: Path, predictor: Predictor, every_case: Sequence[str]) -> None:
+def _write_report(output: Path, input_folder: Path, predictor: CasePredictor, every_case: Sequence[str]) -> None:
     ending = predictor.dataset_json["file_ending"]
     images = {
         case.id: list(case.files)

@@ -12,7 +12,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.calibration import FILE, Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.data.files import read_json
 from nndiffseg.data.names import check_file_ending
@@ -119,6 +119,65 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """What stands in a model folder, checked, before any checkpoint is read.
+
+    Attributes:
+        folder: of the model.
+        plans, dataset_json: their content.
+        checkpoints: fold -> file.
+        calibration: fitted on the validation cases of several folds, these among them; None where there is none.
+    """
+
+    folder: Path
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    checkpoints: dict[str, Path]
+    calibration: Calibration | None
+
+
+def open_folder(
+    folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
+) -> ModelFiles:
+    """Checks a model folder, nndiffseg's or nnU-Net's.
+
+    Args:
+        folder: holds ``plans.json``, ``dataset.json`` and ``fold_K/checkpoint_*.pth``.
+        folds: such as ``[0, 1]`` or ``["all"]``; None for all that have this checkpoint.
+        checkpoint: file name.
+
+    Raises:
+        UserError: something is missing or damaged, or the plans name what no planner writes.
+    """
+    folder = Path(folder)
+    plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
+    check_plan_names(plans, str(folder / "plans.json"))
+    check_reader(dataset_json, str(folder / "dataset.json"))
+    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
+    chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
+    files = {fold: folder / f"fold_{fold}" / checkpoint for fold in chosen}
+    if not files or not all(f.is_file() for f in files.values()):
+        raise UserError(_missing(folder, checkpoint, chosen))
+    return ModelFiles(folder, plans, dataset_json, files, _pooled(folder, chosen))
+
+
+def _pooled(folder: Path, folds: Sequence[str]) -> Calibration | None:
+    """The model's own calibration where it was fitted on all of these folds; else each fold has its own."""
+    calibration = read_calibration(folder)
+    return calibration if calibration is not None and set(folds) <= set(calibration.folds) else None
+
+
+def read_calibration(folder: Path) -> Calibration | None:
+    """``calibration.json`` of a model or a fold; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = folder / FILE
+    return Calibration.from_json(read_json(file, "calibrate anew with nndiffseg_calibrate")) if file.is_file() else None
+
+
 def load_model(
     folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
 ) -> LoadedModel:
@@ -132,29 +191,22 @@ def load_model(
     Raises:
         UserError: something is missing, damaged, or from another trainer, or the plans name what no planner writes.
     """
-    folder = Path(folder)
-    plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
-    check_plan_names(plans, str(folder / "plans.json"))
-    check_reader(dataset_json, str(folder / "dataset.json"))
-    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
-    chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
-    files = [folder / f"fold_{fold}" / checkpoint for fold in chosen]
-    if not files or not all(f.is_file() for f in files):
-        raise UserError(_missing(folder, checkpoint, chosen))
-    manager, first = PlansManager(plans), None
+    files = open_folder(folder, folds, checkpoint)
+    manager, dataset_json, first = PlansManager(files.plans), files.dataset_json, None
     loaded = []
-    for name, file in zip(chosen, files, strict=True):
+    for name, file in files.checkpoints.items():
         content = load_checkpoint(file)
         if first is None:
             first = content
-            method = _method(manager, content, dataset_json, folder)
+            method = _method(manager, content, dataset_json, files.folder)
         elif content["options"] != first["options"] or content["trainer_name"] != first["trainer_name"]:
             raise UserError(
-                f"{file} was trained by another trainer or with other options than {files[0]}; choose folds that belong "
+                f"{file} was trained by another trainer or with other options than the first fold; choose folds that belong "
                 "together with -f."
             )
         # What else a checkpoint holds, such as the optimiser's state, is dropped before the next one is read.
-        loaded.append(LoadedFold(name, _network(method, content, file), Calibration.from_json(content["calibration"])))
+        calibration = files.calibration or Calibration.from_json(content["calibration"])
+        loaded.append(LoadedFold(name, _network(method, content, file), calibration))
         first = {k: v for k, v in first.items() if k != "network_weights" and "state" not in k}
     assert first is not None
     axes = first.get("inference_allowed_mirroring_axes") or ()

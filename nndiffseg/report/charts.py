@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.report.pictures import COLOURS, DPI, INK, MUTED, add_legend
 
 TOLERANCE = 0.3  # relative, drawn as a band around "measured = known"
@@ -96,6 +97,24 @@ def reliability_figure(bins: ReliabilityBins) -> Figure | None:
     ax.plot(x, y, color=_colour(0), linewidth=1.2)
     ax.scatter(x, y, s=sizes, color=COLOURS[0], edgecolors=_colour(0), linewidths=0.8, zorder=3)
     _finish(ax, 0, 1)
+    return figure
+
+
+def agreement_figure(points: Sequence[Sequence[float]], line: DiceMap | None) -> Figure | None:
+    """Agreement of the samples and Dice of the segmentation, a mark per case, with the fitted line and its interval."""
+    known = np.array([p for p in points if np.isfinite(p).all()])
+    if not len(known):
+        return None
+    figure, ax = _square("mean Dice of two samples", "Dice of the segmentation")
+    low = max(0.0, float(known.min()) - 0.05)
+    if line is not None:
+        x = np.linspace(low, 1, 50)
+        ax.plot(x, [line.expected(v) for v in x], color=_colour(0), linewidth=1.2)
+        if line.margin is not None:
+            ends = np.array([line.interval(v) for v in x])
+            ax.fill_between(x, ends[:, 0], ends[:, 1], color="#e8edf2", linewidth=0)
+    ax.scatter(*known.T, s=22, color=_colour(0), linewidths=0, zorder=3)
+    _finish(ax, low, 1)
     return figure
 
 

@@ -116,15 +116,20 @@ class Page:
 
 def render(page: Page) -> str:
     """The page as an HTML document."""
-    environment = Environment(
+    return environment().get_template("page.html.j2").render(page=page, error_bars=error_bars)
+
+
+def environment() -> Environment:
+    """Where the templates of all reports come from; every value is escaped."""
+    made = Environment(
         loader=PackageLoader("nndiffseg.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"number": number, "ml": ml, "interval": interval, "percent": percent}
-    return environment.get_template("page.html.j2").render(page=page, error_bars=error_bars)
+    made.filters |= {"number": number, "ml": ml, "interval": interval, "percent": percent}
+    return made
 
 
 def number(value: float | None, digits: int = 3) -> str:

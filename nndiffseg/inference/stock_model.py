@@ -1,0 +1,110 @@
+"""A finished nnU-Net: its model folder, read without importing or executing anything that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.data.checkpoint import load_any_checkpoint
+from nndiffseg.data.names import is_plain_name
+from nndiffseg.errors import UserError
+from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, ModelFiles, open_folder, read_calibration
+from nndiffseg.methods.protocol import planned_network
+
+
+@dataclass(frozen=True)
+class StockFold:
+    """One fold.
+
+    Attributes:
+        name: of the fold.
+        weights: as nnU-Net stores them.
+        calibration: of maps and samples; None before ``nndiffseg_calibrate``.
+    """
+
+    name: str
+    weights: dict[str, Tensor]
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class StockModel:
+    """The folds of a stock nnU-Net and what is needed around them; ``network`` takes the weights of each fold in turn."""
+
+    network: Any
+    folds: tuple[StockFold, ...]
+    plans: PlansManager
+    configuration: str
+    dataset_json: dict[str, Any]
+    trainer: str
+    mirror_axes: tuple[int, ...]
+
+
+def is_stock(folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT) -> bool:
+    """Whether a model folder's checkpoints were written by nnU-Net's own trainers instead of nndiffseg's.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    first = next(iter(open_folder(folder, folds, checkpoint).checkpoints.values()))
+    return "nndiffseg_version" not in load_any_checkpoint(first)
+
+
+def load_stock_model(
+    folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
+) -> StockModel:
+    """Loads a model folder as ``nnUNetv2_train`` leaves it.
+
+    Any trainer of nnU-Net's will do whose network is the planned one.
+
+    Args:
+        folder, folds, checkpoint: see :func:`~nndiffseg.inference.model_folder.open_folder`.
+
+    Raises:
+        UserError: something is missing or damaged, the model is a cascade, or its network is not the planned one.
+    """
+    files = open_folder(folder, folds, checkpoint)
+    loaded, first = [], None
+    for name, file in files.checkpoints.items():
+        content = load_any_checkpoint(file)
+        if first is None:
+            first = {k: content.get(k) for k in ("trainer_name", "init_args", "inference_allowed_mirroring_axes")}
+            configuration = _configuration(files, first, file)
+        calibration = files.calibration or read_calibration(file.parent)
+        loaded.append(StockFold(name, content["network_weights"], calibration))
+    assert first is not None
+    plans = PlansManager(files.plans)
+    manager = plans.get_configuration(configuration)
+    if manager.previous_stage_name is not None:
+        raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
+    channels = determine_num_input_channels(plans, manager, files.dataset_json)
+    heads = plans.get_label_manager(files.dataset_json).num_segmentation_heads
+    network = planned_network(manager.configuration["architecture"], channels, heads, initialise=False)
+    for fold in loaded:
+        try:
+            network.load_state_dict(fold.weights)
+        except RuntimeError:
+            raise UserError(
+                f"The weights of fold {fold.name} in {folder} are not those of the network in its plans (trainer "
+                f"{first['trainer_name']}); only trainers that keep nnU-Net's network can be calibrated."
+            ) from None
+    network.decoder.deep_supervision = False  # type: ignore[union-attr]
+    axes = tuple(int(a) for a in first["inference_allowed_mirroring_axes"] or ())
+    return StockModel(network.eval(), tuple(loaded), plans, configuration, files.dataset_json, str(first["trainer_name"]), axes)
+
+
+def _configuration(files: ModelFiles, checkpoint: dict[str, Any], file: Path) -> str:
+    arguments, trainer = checkpoint["init_args"], checkpoint["trainer_name"]
+    configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
+    if not isinstance(configuration, str) or not is_plain_name(trainer):
+        raise UserError(f"The checkpoint {file} does not say by which trainer and for which configuration it was trained.")
+    if configuration not in files.plans["configurations"]:
+        raise UserError(f"The plans in {files.folder} have no configuration {configuration}; the model folder is mixed up.")
+    return configuration

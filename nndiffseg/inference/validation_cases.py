@@ -1,0 +1,142 @@
+"""The validation cases of a finished nnU-Net: what it predicts of those that each fold has not seen, and the truth."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
+from nndiffseg.data.dataset_json import structures_of
+from nndiffseg.data.files import read_json
+from nndiffseg.data.names import check_case_id
+from nndiffseg.errors import UserError
+from nndiffseg.export.geometry import CaseGeometry
+from nndiffseg.inference.stock_model import StockFold
+from nndiffseg.inference.stock_predictor import StockPredictor
+from nndiffseg.nn.heads import Heads
+from nndiffseg.uncertainty.evaluation import dilated_foreground
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
+
+SPLITS = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class ValidationCases:
+    """The cases of all folds of a model.
+
+    Args:
+        predictor: of the model.
+        folder: of the model.
+        preprocessed: the dataset's folder of preprocessed data.
+    """
+
+    predictor: StockPredictor
+    folder: Path
+    preprocessed: Path
+
+    def names(self) -> dict[str, StockFold]:
+        """Case -> the fold that left it out, by ``splits_final.json``.
+
+        Raises:
+            UserError: there is no such file, or it lacks a fold.
+        """
+        file = self.preprocessed / SPLITS
+        if not file.is_file():
+            raise UserError(
+                f"{file} is missing, which says what each fold has not seen; give the folder that the model was trained in "
+                "with --preprocessed."
+            )
+        splits = read_json(file)
+        found: dict[str, StockFold] = {}
+        for fold in self.predictor.model.folds:
+            number = int(fold.name) if fold.name.isdigit() else -1
+            split = splits[number] if isinstance(splits, list) and 0 <= number < len(splits) else None
+            cases = split.get("val") if isinstance(split, dict) else None
+            if not isinstance(cases, list) or not cases:
+                raise UserError(
+                    f"{file} has no validation cases of fold {fold.name}, so nothing can be fitted on it; choose other folds "
+                    "with -f."
+                )
+            for case in cases:
+                check_case_id(case, str(file))
+                found[case] = fold
+        return found
+
+    def kind(self) -> LabelKind:
+        """What the channels and labels of this model mean."""
+        manager, dataset_json = self.predictor.label_manager, self.predictor.dataset_json
+        heads = Heads(manager.num_segmentation_heads, manager.has_regions)
+        if manager.has_regions:
+            channels = [tuple(int(v) for v in (r if isinstance(r, (list, tuple)) else [r])) for r in manager.foreground_regions]
+            order = tuple(int(v) for v in manager.regions_class_order)
+        else:
+            channels, order = [(i,) for i in range(heads.number)], ()
+        return LabelKind(heads, order, tuple(channels), tuple(structures_of(dataset_json).values()))
+
+    def missing(self) -> list[str]:
+        """Cases whose probabilities nnU-Net's validation did not keep (``nnUNetv2_train --val --npz`` does)."""
+        return [case for case, fold in self.names().items() if not self._kept(case, fold).is_file()]
+
+    def observe(self) -> Iterator[CaseVoxels]:
+        """Reads or predicts case after case.
+
+        Raises:
+            UserError: a file is missing, damaged or of another shape.
+        """
+        kind, reader = self.kind(), self.predictor.plans.image_reader_writer_class()
+        ending = self.predictor.dataset_json["file_ending"]
+        for case, fold in self.names().items():
+            file = self.preprocessed / "gt_segmentations" / f"{case}{ending}"
+            if not file.is_file():
+                raise UserError(f"The label {file} is missing; plan and preprocess the dataset again.")
+            reference, properties = reader.read_seg(str(file))
+            kept = self._kept(case, fold)
+            p = _read_probabilities(kept) if kept.is_file() else self._predict(case, fold)
+            if p.shape != (kind.heads.number, *reference.shape[1:]):
+                raise UserError(
+                    f"The probabilities of {case} are {tuple(p.shape)} and its label is {reference.shape[1:]}; validate the "
+                    "fold again with nnUNetv2_train --val --npz."
+                )
+            yield _observed(case, p, reference, properties["spacing"], kind)
+
+    def _kept(self, case: str, fold: StockFold) -> Path:
+        return self.folder / f"fold_{fold.name}" / "validation" / f"{case}.npz"
+
+    def _predict(self, case: str, fold: StockFold) -> Tensor:
+        """Probabilities of a preprocessed validation case ``(heads, *image)``, as nnU-Net's own validation makes them."""
+        predictor = self.predictor
+        folder = self.preprocessed / str(predictor.configuration.data_identifier)
+        if not any(folder.glob(f"{case}.*")):
+            raise UserError(
+                f"{folder} holds no {case}, and its probabilities were not kept either; preprocess the dataset again with "
+                "nnUNetv2_preprocess."
+            )
+        data, _, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)
+        logits = predictor.logits(torch.from_numpy(np.asarray(data[:])), fold)
+        geometry = CaseGeometry(dict(properties), predictor.plans, predictor.configuration)
+        return torch.from_numpy(geometry.probabilities_of(logits, predictor.label_manager))
+
+
+def _read_probabilities(file: Path) -> Tensor:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return torch.from_numpy(np.asarray(content["probabilities"], dtype=np.float32))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise UserError(f"{file} cannot be read; validate the fold again with nnUNetv2_train --val --npz.") from None
+
+
+def _observed(case: str, p: Tensor, reference: NDArray, spacing: Any, kind: LabelKind) -> CaseVoxels:
+    flat = reference.shape[1] == 1 and spacing[0] > 900 * max(spacing[1:])  # a 2D image counts as 1 mm thick
+    ml = float(np.prod(spacing[1:] if flat else spacing)) / MM3_PER_ML
+    predicted = kind.hard(kind.heads.logits(p.flatten(1).clamp(1e-7, 1 - 1e-7))).view(p.shape[1:]).numpy()
+    near = dilated_foreground(reference, predicted[None])
+    return observe(case, p, reference, near, kind, spacing=spacing, voxel_ml=ml)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from nndiffseg.calibration import volumes as volume_scale
-from nndiffseg.calibration.shrinkage import STEP
+from nndiffseg.calibration.shrinkage import STEP, candidates, map_log_scale
 from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.volumes import (
     LARGEST,
@@ -103,6 +103,21 @@ def test_few_cases_are_shrunk_towards_one_and_siblings_more():
     assert fit_volume_scale(cases) < 0.75
     assert fit_volume_scale(alike[:2]) > fit_volume_scale(alike[:4]) == paired > alone
     assert fit_volume_scale(alike, dict.fromkeys(pairs, "one person")) == 1.0
+
+
+def test_the_scale_is_the_map_estimate_of_a_plain_computation():
+    """Three unlike groups, so that the spread of the groups at r = 1 decides how far the scale is drawn to 1."""
+    cases = [around(10.0, 1.0, 10.2, 0), around(10.0, 1.0, 11.5, 1), around(10.0, 4.0, 12.0, 2)]
+    without = np.log([ratio_of(cases[:i] + cases[i + 1 :], 1.0) for i in range(3)])
+    log_r = candidates(SMALLEST, LARGEST)
+    ratios = np.log([ratio_of(cases, r) for r in np.exp(log_r)])
+    wanted = np.exp(map_log_scale(log_r, ratios, without, volume_scale.PRIOR_SD))
+    assert fit_volume_scale(cases) == pytest.approx(wanted, rel=1e-9) and abs(wanted - 1) > 2 * STEP
+
+
+def test_two_groups_are_enough_to_fit():
+    pair = [around(10.0, 1.0, 10.2, i) for i in range(2)]
+    assert fit_volume_scale(pair) < 1 - STEP
 
 
 def test_calibrated_cases_leave_volumes_nearly_alone():

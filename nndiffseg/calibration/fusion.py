@@ -45,7 +45,7 @@ def fusion_scores(
         hard = heads.hard(p, 0)
         both, sizes = (hard & y)[first:].sum(1), hard[first:].sum(1) + y[first:].sum(1)
         dice.append(torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), torch.nan).tolist())
-        likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0, keepdim=True)
+        likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0)
         nll.append(float(-likelihood.clamp_min(FLOOR).log().sum()) / max(1, onehot[0].numel()))
     return np.array(dice), np.array(nll)
 

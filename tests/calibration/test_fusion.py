@@ -92,6 +92,7 @@ def test_the_best_dice_wins_and_the_likelihood_decides_among_equals():
     assert fit_fusion_weight([table(dice, nll)]) == WEIGHTS[7]
     dice[3] = 0.9 - TOLERANCE / 2  # as good, and likelier
     assert fit_fusion_weight([table(dice, nll)]) == WEIGHTS[3]
+    assert fit_fusion_weight([table(dice, nll[::-1])]) == WEIGHTS[7]
     dice[3] = 0.9 - 2 * TOLERANCE
     assert fit_fusion_weight([table(dice, nll)]) == WEIGHTS[7]
     assert fit_fusion_weight([]) == 1.0
@@ -102,3 +103,9 @@ def test_structures_weigh_alike_however_many_cases_have_them():
     one, two = np.full((len(WEIGHTS), 2), 0.5), np.full((len(WEIGHTS), 2), 0.7)
     two[:, 1] = np.nan
     assert mean_dice([table(one, np.zeros(11)), table(two, np.zeros(11))]) == pytest.approx(np.full(11, (0.6 + 0.5) / 2))
+
+
+def test_a_structure_that_no_case_has_does_not_count():
+    dice = np.full((len(WEIGHTS), 2), 0.6)
+    dice[:, 1] = np.nan
+    assert mean_dice([table(dice, np.zeros(11))] * 2) == pytest.approx(np.full(11, 0.6))

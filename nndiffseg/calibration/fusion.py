@@ -1,6 +1,6 @@
 """The weight of the deterministic head in the fused probability, ``p = w p_head + (1 - w) mean of samples``.
 
-One number is fitted, by the Dice that users look at; among weights of equal Dice the one with the best likelihood wins.
+Fitted to maximise Dice; among weights of equal Dice the one with the best likelihood wins.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def fusion_scores(
 
 
 def _at_stake(probabilities: Tensor, heads: Heads) -> Tensor:
-    """Voxels where something but background is possible; elsewhere every weight gives the same."""
+    """Voxels where a structure is possible; elsewhere every weight gives the same."""
     background = 1 - probabilities.amax(0) if heads.regions else probabilities[0]
     return background < 0.999
 

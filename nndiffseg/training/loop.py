@@ -1,4 +1,4 @@
-"""The loop of a training: epochs within a budget, what is logged after each, and when a checkpoint is due."""
+"""The training loop: epochs within a budget, logging after each, and periodic checkpoints."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def read_subsets(source: Path) -> dict[str, list[AnnotatedImage]]:
     rows = read_csv(source / "crops.csv", ("subset", "name", "inferred_group"))
     names = [row["name"] for row in rows]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise UserError(f"{source / 'crops.csv'} lists {twice[0]} twice; get the dataset anew (docs/datasets.md).")
+        raise UserError(f"{source / 'crops.csv'} lists {twice[0]} twice; download the dataset again (docs/datasets.md).")
     subsets: dict[str, list[AnnotatedImage]] = {}
     for row in sorted(rows, key=lambda row: (row["subset"], row["name"])):
         folder = source / row["subset"]
@@ -91,7 +91,7 @@ def read_subsets(source: Path) -> dict[str, list[AnnotatedImage]]:
         annotations = {a: labels / file for a, labels in annotation_folders(folder).items()}
         image = AnnotatedImage(row["name"], row["inferred_group"], folder / "images" / file, annotations)
         if missing := [p for p in (image.image, *annotations.values()) if not p.is_file()]:
-            raise UserError(f"{missing[0]} is missing; put it there or get the dataset anew (docs/datasets.md).")
+            raise UserError(f"{missing[0]} is missing; put it there or download the dataset again (docs/datasets.md).")
         subsets.setdefault(row["subset"], []).append(image)
     return {subset: _with_usable_groups(images) for subset, images in subsets.items()}
 

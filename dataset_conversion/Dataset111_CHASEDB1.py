@@ -102,7 +102,7 @@ def read_images(source: Path) -> list[AnnotatedImage]:
             else {LABEL: source / "labels_rater1" / f"{name}.png", "observer2": source / "labels_rater2" / f"{name}.png"}
         )
         if missing := [f for f in files.values() if not f.is_file()]:
-            raise UserError(f"{missing[0]} is missing; put it there or get the dataset anew (docs/datasets.md).")
+            raise UserError(f"{missing[0]} is missing; put it there or download the dataset again (docs/datasets.md).")
         images.append(AnnotatedImage(name, match.group(1), photograph, files))
     if not images:
         raise UserError(f"{source} holds no photographs Image_*.jpg; give -i the dataset's folder (docs/datasets.md).")

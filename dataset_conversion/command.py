@@ -1,4 +1,4 @@
-"""The command line that all conversions share."""
+"""The command line shared by all conversions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def command(
 
     def body(words: Sequence[str] | None) -> None:
         parser = Parser(description, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("-i", required=True, metavar="FOLDER", type=Path, help="the dataset as it was downloaded")
+        parser.add_argument("-i", required=True, metavar="FOLDER", type=Path, help="the dataset as downloaded")
         parser.add_argument(
             "--raw",
             metavar="FOLDER",
@@ -55,7 +55,7 @@ def command(
         if not args.i.is_dir():
             raise UserError(f"{args.i} is not a folder; give -i the folder of the downloaded dataset.")
         target = convert(args.i, configure_folders(args.raw, quiet=True).raw, **options)
-        with suppress(ValueError):  # the shorter way to say where
+        with suppress(ValueError):  # the shorter path
             target = target.relative_to(Path.cwd())
         print(f"Wrote {target}. Next: nndiffseg_plan_and_preprocess -d {args.id}")
 

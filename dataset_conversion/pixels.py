@@ -22,7 +22,7 @@ def read_array(file: Path) -> NDArray:
         with Image.open(file) as image:
             return np.asarray(image)
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; put it there or get the dataset anew (docs/datasets.md).") from None
+        raise UserError(f"{file} is missing; put it there or download the dataset again (docs/datasets.md).") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file} cannot be read as an image ({reason}); replace it.") from None

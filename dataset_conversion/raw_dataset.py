@@ -82,5 +82,5 @@ def read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf8") as stream:
         rows = list(csv.DictReader(stream))
     if missing := [c for c in columns if not rows or rows[0].get(c) is None]:
-        raise UserError(f"{file} lacks the column {missing[0]}; get the dataset anew (docs/datasets.md).")
+        raise UserError(f"{file} lacks the column {missing[0]}; download the dataset again (docs/datasets.md).")
     return rows

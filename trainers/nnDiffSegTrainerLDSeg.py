@@ -35,8 +35,8 @@ Departures, and why:
   nothing to the noise's loss, since both the noise and its estimate are 0 there.
 - Half of the items noise the network's own prediction from pure noise instead of the true latent (recycling, MELBA
   2023:016). They pay the segmentation loss and, since their z_t holds other noise than was added, the squared error of
-  x0 in the noise loss's place (``latent`` in the log). Without it the denoiser trusts what z_t shows and goes astray on
-  its own samples: ``docs/lab/methods.md`` has the figures.
+  x0 in the noise loss's place (``latent`` in the log). Without it the denoiser trusts what z_t shows and drifts on
+  its own samples: ``docs/lab/methods.md`` has the results.
 - Dice is nnU-Net's: without the background. The published code counts it in.
 - AdamW, warm-up and a half cosine down to zero, no dropout, the average over all weights (paper: Adam, exponential decay,
   dropout 0.2, average of the denoiser alone).

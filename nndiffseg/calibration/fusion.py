@@ -1,6 +1,6 @@
 """The weight of the deterministic head in the fused probability, ``p = w p_head + (1 - w) mean of samples``.
 
-One number is fitted, by the Dice that users look at; among weights of equal Dice the one with the best likelihood wins.
+Fitted to maximise Dice; among weights of equal Dice the one with the best likelihood wins.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def fusion_scores(
         hard = heads.hard(p, 0)
         both, sizes = (hard & y)[first:].sum(1), hard[first:].sum(1) + y[first:].sum(1)
         dice.append(torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), torch.nan).tolist())
-        likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0, keepdim=True)
+        likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0)
         nll.append(float(-likelihood.clamp_min(FLOOR).log().sum()) / max(1, onehot[0].numel()))
     return np.array(dice), np.array(nll)
 
 
 def _at_stake(probabilities: Tensor, heads: Heads) -> Tensor:
-    """Voxels where something but background is possible; elsewhere every weight gives the same."""
+    """Voxels where a structure is possible; elsewhere every weight gives the same."""
     background = 1 - probabilities.amax(0) if heads.regions else probabilities[0]
     return background < 0.999
 

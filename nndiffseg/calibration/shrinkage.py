@@ -37,17 +37,17 @@ def map_log_scale(log_scales: NDArray, log_ratios: NDArray, without: NDArray, pr
     return float(log_scales[(log_ratios**2 / variance + (log_scales / prior_sd) ** 2).argmin()])
 
 
-def standard_error(without: NDArray) -> NDArray:
-    """Half the width of a 68 % interval around an estimate, from its values with one group left out ``(groups, ...)``.
+def standard_error(without: NDArray) -> float:
+    """Half the width of a 68 % interval around an estimate, from its values with one group left out ``(groups,)``.
 
     The jackknife gives the variance of a single group. It is drawn towards ``GROUP_SD``^2 as if ``PRIOR_GROUPS`` more had been
     seen (Gelman et al. 2013, section 3.3); Student's distribution widens the interval by what is then still unknown of it.
     """
     groups = len(without)
     freedom = PRIOR_GROUPS + groups - 1
-    of_one = groups * (groups - 1) * without.var(0)  # the jackknife's variance of the estimate, times the groups
+    of_one = groups * (groups - 1) * without.var()  # the jackknife's variance of the estimate, times the groups
     variance = (PRIOR_GROUPS * GROUP_SD**2 + (groups - 1) * of_one) / freedom / groups
-    return student_t.ppf(norm.cdf(1), freedom) * np.sqrt(variance)
+    return float(student_t.ppf(norm.cdf(1), freedom) * np.sqrt(variance))
 
 
 def candidates(first: float, last: float) -> NDArray[np.float64]:

@@ -69,7 +69,7 @@ def fit_volume_scale(tables: Sequence[CaseTable], groups: Mapping[str, str] | No
         if table.sampled_ml.shape[1] > 1:
             group = (groups or {}).get(table.case, table.case)
             sums[group] = sums.get(group, 0) + _distances(table, np.exp(log_r))
-    if len(sums) < 2:
+    if not sums:
         return 1.0
     each = np.stack(list(sums.values()))  # (groups, 2, candidates, K)
     without = each.sum(0) - each  # the sums with one group left out

@@ -1,4 +1,4 @@
-"""What every command shares: strict flags, one-sentence errors, folders and device."""
+"""Shared by all commands: strict flags, one-sentence errors, folders and device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEVICES = ("cuda", "cpu", "mps")
 
 
 def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Runs ``body(argv)`` and turns the errors that the user can mend into one line and an exit code.
+    """Runs ``body(argv)`` and turns the errors that the user can fix into one line and an exit code.
 
     Usage, so that ``main`` serves as a console script and in tests alike::
 
@@ -120,13 +120,11 @@ def folders_from(args: argparse.Namespace) -> Folders:
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
     """Adds ``-device`` (and ``--device``); read it with :func:`pick_device`."""
-    parser.add_argument(
-        "-device", "--device", choices=DEVICES, default=None, help="default: the best one that this machine has"
-    )
+    parser.add_argument("-device", "--device", choices=DEVICES, default=None, help="default: the best one available")
 
 
 def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device:
-    """The ``torch.device`` to use, said in one line.
+    """The ``torch.device`` to use, printed in one line.
 
     Args:
         name: ``cuda``, ``cpu``, ``mps`` or None for the best one that the machine has.

@@ -46,13 +46,18 @@ def _parser() -> Parser:
         "--latent",
         default="planned",
         metavar="LATENT",
-        help="paper: nnDiffSegTrainerLDSeg gets the latent that it was "
-        "published with, one channel on a 16-fold coarser grid; default: planned, that of the other trainers",
+        help="paper: plan LDSeg's published latent for "
+        "nnDiffSegTrainerLDSeg, one channel on a 16-fold coarser grid; default: planned, as for the other trainers",
     )
-    add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory, not the planner's default")
-    add("-preprocessor_name", default="DefaultPreprocessor", metavar="NAME", help="a preprocessor of nnU-Net's")
+    add("-gpu_memory_target", type=float, metavar="GB", help="plan for this much memory instead of the planner's default")
+    add(
+        "-preprocessor_name",
+        default="DefaultPreprocessor",
+        metavar="NAME",
+        help="one of nnU-Net's preprocessors (default: %(default)s)",
+    )
     add("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing of 3d_fullres")
-    add("-overwrite_plans_name", metavar="NAME", help="name of the plans; best used with the three flags above")
+    add("-overwrite_plans_name", metavar="NAME", help="name of the plans; recommended with any of the three flags above")
     add(
         "-np",
         nargs="+",
@@ -65,16 +70,16 @@ def _parser() -> Parser:
         "-npfp",
         type=int,
         metavar="N",
-        help="processes for the check and the fingerprint; as many as cores and memory allow by default",
+        help="processes for the dataset check and the fingerprint; default: as many as cores and memory allow",
     )
     add(
         "--verify_dataset_integrity",
         action="store_true",
-        help="accepted for nnU-Net's sake: the dataset is checked in any case",
+        help="accepted for compatibility with nnU-Net; the dataset is always checked unless --no_check is given",
     )
-    add("--no_check", action="store_true", help="do not check the dataset")
+    add("--no_check", action="store_true", help="skip the dataset check")
     add("--no_pp", action="store_true", help="plan only, do not preprocess")
-    add("--clean", action="store_true", help="make the fingerprint and the preprocessed data anew")
+    add("--clean", action="store_true", help="recompute the fingerprint and the preprocessed data")
     add("--no_pbar", action="store_true", help="no progress bars")
     add("--verbose", action="store_true", help="show what nnU-Net prints")
     add_folder_flags(parser)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("Predicts every case of a folder: segmentations, uncertainty maps, volumes with error bars.")
     parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named CASE_0000.nii.gz")
-    parser.add_argument("-o", required=True, metavar="FOLDER", help="output, made where it does not exist")
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder, created if missing")
     model = parser.add_argument_group("model", "without any of these, the only trained nndiffseg model found is used")
     model.add_argument("-m", metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too")
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
@@ -40,16 +40,16 @@ def _parser() -> Parser:
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--samples", type=int, help="over all folds; default: what the plans say")
-    group.add_argument("--steps", type=int, help="of the diffusion; default: what the plans say")
-    group.add_argument("--sampler", help="ancestral, ddim or dpmpp_2m, as far as the method has it; default: the method's own")
+    group.add_argument("--samples", type=int, help="samples per case over all folds; default: from the plans")
+    group.add_argument("--steps", type=int, help="sampling steps; default: from the plans")
+    group.add_argument("--sampler", help="ancestral, ddim or dpmpp_2m, if the method supports it; default: the method's own")
     group.add_argument(
         "--fuse",
         choices=("mean", "staple"),
         default="mean",
-        help="how samples become the segmentation (default: %(default)s); maps are the mean's either way",
+        help="how samples become the segmentation (default: %(default)s); uncertainty maps always use the mean",
     )
-    group.add_argument("--seed", type=int, default=0, help="equal seeds give equal files (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="random seed; equal seeds give equal files (default: %(default)s)")
     group.add_argument(
         "-step_size",
         "--step_size",
@@ -64,11 +64,11 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and run")
     group.add_argument("--save_samples", action="store_true", help="write samples/CASE_sNN")
     group.add_argument("--save_probabilities", "--npz", action="store_true", help="write nnU-Net's CASE.npz, CASE.pkl")
-    group.add_argument("--continue_prediction", "--c", action="store_true", help="leave out cases that are complete")
-    group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="share the cases among so many runs")
-    group.add_argument("-part_id", "--part_id", type=int, default=0, help="which of them this one is, from 0")
-    group.add_argument("-npp", type=int, default=1, help="worker processes for preprocessing; 0 and 1: in this process")
-    group.add_argument("-nps", type=int, default=1, help="worker processes for export; 0 and 1: in this process")
+    group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
+    group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
+    group.add_argument("-part_id", "--part_id", type=int, default=0, help="index of this run, from 0")
+    group.add_argument("-npp", type=int, default=1, help="worker processes for preprocessing; 0 or 1: none")
+    group.add_argument("-nps", type=int, default=1, help="worker processes for export; 0 or 1: none")
     group.add_argument("--disable_progress_bar", action="store_true")
     group.add_argument("--verbose", action="store_true")
 
@@ -78,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.m and (args.d or args.c or args.tr or args.p):
         raise UserError("Give the model either as -m FOLDER or by -d, -c, -tr and -p, not both.")
     folders = folders_from(args)
-    # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    # torch and nnU-Net take seconds to load, so wrong flags are reported first.
     from nndiffseg.data.cases import find_cases
     from nndiffseg.inference.folder import predict_folder
     from nndiffseg.inference.model_folder import choose_model

@@ -1,4 +1,4 @@
-"""The cases of an input folder: found, checked as far as headers tell, read and preprocessed."""
+"""Finds the cases of an input folder, checks their headers, reads and preprocesses them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integrity check of a dataset in nnU-Net's raw format: the first defect found, in one sentence."""
+"""Integrity check of a dataset in nnU-Net's raw format: reports the first defect in one sentence."""
 
 from __future__ import annotations
 

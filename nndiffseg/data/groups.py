@@ -1,7 +1,7 @@
 """Which cases belong together: two organs of one person, scans of one patient, annotations of one image.
 
 ``cases.csv`` in the raw dataset says so, with the columns ``case`` and ``group``; others are ignored. nnU-Net has no such
-file: its random folds divide the two kidneys of a patient, and every figure of the validation is then too good. With it
+file: its random folds divide the two kidneys of a patient, and validation metrics are then optimistic. With it
 
 - planning makes folds that divide no group, unless there is a ``splits_final.json``;
 - what is fitted on validation cases takes a group as one observation, not as several
@@ -122,7 +122,7 @@ def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
             name = both[0]
             return (
                 f"fold {i} of {splits} trains on {train[name]} and validates {val[name]}, both of the group {name} of "
-                f"{FILE}, so its figures may be too good; remove the file and plan again to get folds by group."
+                f"{FILE}, so its metrics may be optimistic; remove the file and plan again to get folds by group."
             )
     return None
 

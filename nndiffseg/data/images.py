@@ -1,4 +1,4 @@
-"""Reading images with nnU-Net's readers, every defect of a file told in one sentence."""
+"""Reads images with nnU-Net's readers; every defect of a file is reported in one sentence."""
 
 from __future__ import annotations
 

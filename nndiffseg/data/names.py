@@ -1,4 +1,4 @@
-"""Names of cases and file endings become names of files: those that lead elsewhere are refused where they enter."""
+"""Case names and file endings become file names: those that would leave their folder are refused on input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on many cases, in this process or in a few spawned worker processes: results in order, bounded look-ahead."""
+"""Processes many cases, in this process or in a few spawned workers: results in order, bounded look-ahead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names in plans, checkpoints and dataset.json that nnU-Net imports, and which of them are let through.
+"""The names in plans, checkpoints and dataset.json that nnU-Net imports, and which of them are allowed.
 
 nnU-Net imports whatever its plans name: the network, its layers, preprocessor, resampling, reader, normalisation. A plans
 file is data and may come from anybody, and ``"nonlin": "subprocess.Popen"`` with arguments is a command. So every name is
@@ -64,7 +64,7 @@ FOLDER_NAMES = frozenset({"dataset_name", "plans_name"})
 #: longest part of a foreign name that a message repeats
 SHOWN = 60
 #: end of every message
-REMEDY = "use plans or a model that nnU-Net or nndiffseg made and that come from someone you trust, or plan anew"
+REMEDY = "use plans or a model that nnU-Net or nndiffseg made and that come from someone you trust, or plan again"
 
 
 def check_plan_names(plans: Any, where: str) -> None:

@@ -47,14 +47,14 @@ def extract_fingerprint(
         dataset_json: the dataset's description.
         folder: the dataset's preprocessed folder.
         processes: worker processes.
-        clean: make it anew.
+        clean: compute it again.
     """
     file = folder / FINGERPRINT
     if file.is_file() and not clean:
         known = len(read_json(file, "plan again with --clean")["spacings"])
         if known == len(cases):
             return
-        print(f"The fingerprint is of {known} cases and the dataset has {len(cases)}, so it is made anew.")
+        print(f"The fingerprint is of {known} cases and the dataset has {len(cases)}, so it is computed again.")
     reader = find_reader(dataset_json, cases[0].images[0])
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))
@@ -77,7 +77,7 @@ def extract_fingerprint(
 
 
 def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
-    """nnU-Net's figures of one channel's foreground intensities ``(n,)``."""
+    """nnU-Net's statistics of one channel's foreground intensities ``(n,)``."""
     low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
     return {
         "mean": float(np.mean(values)),

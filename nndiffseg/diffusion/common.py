@@ -1,4 +1,4 @@
-"""What the samplers share: their types, the checks of their arguments, and where step noise comes from."""
+"""Shared by the samplers: types, checks of arguments, and the source of step noise."""
 
 from __future__ import annotations
 

@@ -98,6 +98,11 @@ def add_noise(schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor) -> Tenso
     return schedule.alpha(t).to(z0.dtype) * z0 + schedule.sigma(t).to(z0.dtype) * noise
 
 
+def normal_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of ``z``, drawn on the CPU: every device gets the same."""
+    return torch.randn(z.shape, generator=generator).to(z)
+
+
 def timesteps(steps: int) -> Tensor:
     """The times that a sampler visits.
 

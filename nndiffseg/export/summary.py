@@ -1,4 +1,4 @@
-"""Volumes and agreement of a case's samples, as they stand in its JSON."""
+"""Volumes and agreement of a case's samples, as written to its JSON."""
 
 from __future__ import annotations
 

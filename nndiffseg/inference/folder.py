@@ -63,15 +63,10 @@ def predict_folder(
     """
     output = Path(output_folder)
     check_fusion(fuse)
-    cases = find_cases(input_folder, predictor.dataset_json)
-    if not (num_parts >= 1 and 0 <= part_id < num_parts):
-        raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")
-    every_case = [case.id for case in cases]
-    cases = cases[part_id::num_parts]
+    every_case = find_cases(input_folder, predictor.dataset_json)
+    own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
-    own_cases = [case.id for case in cases]
-    if continue_prediction:
-        cases = [case for case in cases if not _is_complete(job, case, predictor)]
+    cases = [case for case in own_cases if not (continue_prediction and _is_complete(job, case, predictor))]
     check_headers(cases)
     _prepare_output(output, Path(input_folder), predictor, job)
     if verbose:
@@ -79,12 +74,18 @@ def predict_folder(
     try:
         bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
     finally:
-        remove_staging(output, own_cases)
-    _write_report(output, Path(input_folder), predictor, every_case)
+        remove_staging(output, [case.id for case in own_cases])
+    _write_report(output, predictor, every_case)
     if bad:
         number = f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete)"
         raise UserError(f"{number}: {' '.join(bad.values())}")
     return [case.id for case in cases]
+
+
+def _part(cases: Sequence[Case], num_parts: int, part_id: int) -> Sequence[Case]:
+    if not (num_parts >= 1 and 0 <= part_id < num_parts):
+        raise UserError(f"-part_id must lie between 0 and {num_parts - 1} for -num_parts {num_parts}, not {part_id}.")
+    return cases[part_id::num_parts]
 
 
 def _job(predictor: CasePredictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
@@ -156,13 +157,9 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
     )
 
 
-def _write_report(output: Path, input_folder: Path, predictor: CasePredictor, every_case: Sequence[str]) -> None:
+def _write_report(output: Path, predictor: CasePredictor, cases: Sequence[Case]) -> None:
     ending = predictor.dataset_json["file_ending"]
-    images = {
-        case.id: list(case.files)
-        for case in find_cases(input_folder, predictor.dataset_json)
-        if case.id in every_case and (output / f"{case.id}{ending}").is_file()
-    }
+    images = {case.id: list(case.files) for case in cases if (output / f"{case.id}{ending}").is_file()}
     if images:
         from nndiffseg.report.report import write_prediction_report  # loads matplotlib
 

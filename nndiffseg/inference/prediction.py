@@ -1,4 +1,4 @@
-"""What a prediction of one image returns, and the array of the image that it starts from."""
+"""The prediction of one image, and the array that it starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to sample: options, the samples of a fold, chunks that fit the memory, and where a window of a frame lies."""
+"""Sampling options, the samples of a fold, chunks that fit the memory, and the position of a window in a frame."""
 
 from __future__ import annotations
 

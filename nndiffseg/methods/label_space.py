@@ -1,4 +1,4 @@
-"""What the label-space methods share: they diffuse the label map itself, at the image's resolution."""
+"""Shared by the label-space methods, which diffuse the label map itself at the image's resolution."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nndiffseg.nn.tiling import blending_weights, tile_starts
 
 #: largest step between the tiles of one denoising step, as a fraction of the patch
 TILE_STEP = 0.5
-#: bytes for the conditions of a volume's tiles; what does not fit is computed anew in every step
+#: bytes for the conditions of a volume's tiles; what does not fit is computed again in every step
 CONDITION_BYTES = 2**30
 
 Window = tuple[slice, ...]

@@ -1,4 +1,4 @@
-"""What a method is: one object, built from plans and options, that training and prediction share.
+"""The method protocol: one object, built from plans and options, shared by training and prediction.
 
 A method says which network it has, which losses train it and with which options. Its options are a frozen dataclass. They
 stand in the plans and in the checkpoint, and both training and prediction read them back.

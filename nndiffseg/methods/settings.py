@@ -11,7 +11,7 @@ from nndiffseg.data.schema import CONFIG, Count, Index, to_json, validated
 from nndiffseg.errors import UserError
 
 WHAT = "The plans' diffusion settings"
-PLAN_AGAIN = "make them anew with nndiffseg_plan_and_preprocess -d DATASET"
+PLAN_AGAIN = "make them again with nndiffseg_plan_and_preprocess -d DATASET"
 
 
 @dataclass(frozen=True, config=CONFIG)

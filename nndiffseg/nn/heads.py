@@ -1,4 +1,4 @@
-"""What the channels of a segmentation mean: labels that exclude each other, or nnU-Net's regions."""
+"""Meaning of a segmentation's channels: mutually exclusive labels, or nnU-Net's regions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Heads(NamedTuple):
 
     Attributes:
         number: of channels.
-        regions: independent regions (sigmoid) instead of labels that exclude each other (softmax, channel 0 the background).
+        regions: independent regions (sigmoid) instead of mutually exclusive labels (softmax, channel 0 the background).
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""The one place that decides in which precision networks run."""
+"""Decides in which precision networks run."""
 
 from __future__ import annotations
 

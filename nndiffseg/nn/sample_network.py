@@ -1,4 +1,4 @@
-"""What the predictor asks of a network: the one interface that all methods share."""
+"""The interface that the predictor requires of every method's network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SampleNetwork(Protocol):
         stride: voxels per cell of the noise grid, along each axis.
         map_strides: stride of each map that ``encode`` returns; the first map is the deterministic logits at stride 1.
         halo: cells of the noise grid that ``decode`` must see on each side so that a slab equals the whole.
-        default_sampler, default_steps: what ``sample`` does when it is told nothing else.
+        default_sampler, default_steps: defaults of ``sample``.
     """
 
     stride: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""What networks cost, counted on PyTorch's meta device: operations, feature maps, and memory in training.
+"""Cost of networks, counted on PyTorch's meta device: operations, feature maps, and memory in training.
 
 The meta device computes shapes and no values, so that a pass takes milliseconds whatever the patch. Operations are those
 of torch's :class:`~torch.utils.flop_counter.FlopCounterMode`, a multiplication and an addition per tap of a convolution.
@@ -32,7 +32,7 @@ TRAINING_DECODES = 3
 TRAINING_DENOISES = 2
 #: Tensors kept for the backward pass per element of a convolution's output, relative to the image network: the channel
 #: norms of the light networks keep their inputs and outputs, where nnU-Net's activations work in place. The label
-#: decoder has none at full resolution; its figure holds the losses of what it decodes.
+#: decoder has none at full resolution; its factor covers the losses on what it decodes.
 LIGHT_MEMORY, DECODER_MEMORY = 2.0, 1.1
 #: Operations of a convolution that take as long as moving one of its outputs through memory, with the norm and activation
 #: behind it. Measured (docs/lab/speed.md): counted in operations alone, full resolution looks several times too cheap.

@@ -32,7 +32,7 @@ class Size:
 
     Attributes:
         plans_name: of the plans, unless another one is asked for.
-        memory_gb: that a training may need, unless another figure is asked for.
+        memory_gb: default limit of a training's memory.
         widths: denoiser widths (at a latent grid of about 4-fold stride, at the level below it), narrowest first.
         budget: how many passes of the image network all samples may cost.
         reference_gb: memory of a training whose image network has so many elements in its feature maps:

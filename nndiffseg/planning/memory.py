@@ -1,8 +1,8 @@
-"""Patch and batch with which each method fits the memory that was planned for.
+"""Patch and batch size with which each method fits the planned memory.
 
 The planner fits patch and batch to nnU-Net's image network and the flagship's light ones. Other methods keep other
 tensors for their backward pass. These are counted (:mod:`nndiffseg.planning.cost`) and scaled to gigabytes by nnU-Net's
-own figure for the image network.
+own estimate for the image network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nndiffseg.planning.cost import image_network_bytes, method_bytes
 
 #: key in a configuration's ``diffusion`` section: trainer -> its entry
 KEY = "trainers"
-#: no method needs so many times the memory of the image network; where even that fits, none is asked
+#: upper bound on a method's memory relative to the image network; skip per-method estimates if even this fits
 BOUND = 6.0
 #: smallest batch that memory may lead to, as in nnU-Net
 MIN_BATCH = 2
@@ -89,7 +89,7 @@ def plan_entries(
         channels, heads: as of :func:`~nndiffseg.planning.cost.method_bytes`.
         plans: nnU-Net's manager.
         configuration: name.
-        image_network_gb: nnU-Net's figure for training the image network with the configuration's patch and batch.
+        image_network_gb: nnU-Net's estimate for training the image network with the configuration's patch and batch.
         target_gb: memory that was planned for.
     """
     planned = plans.get_configuration(configuration)

@@ -1,4 +1,4 @@
-"""How thick the structures are: the largest ball that fits inside, around every voxel."""
+"""Thickness of the structures: the largest ball that fits inside, around every voxel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def thickness(
         labels: label maps ``(*spatial)``, all at the same ``spacing``.
         spacing: mm; two numbers where thickness is to be measured within slices (all axes but the first).
         structures: name -> label numbers.
-        max_cases: use only the first so many.
+        max_cases: use only this many, the first.
     """
     values: dict[str, list[np.ndarray]] = {name: [] for name in structures}
     used = dict.fromkeys(structures, 0)

@@ -1,4 +1,4 @@
-"""How long a training lasts, in epochs or in minutes, and the learning rate that fits."""
+"""The budget of a training in epochs or minutes, and the matching learning rate."""
 
 from __future__ import annotations
 

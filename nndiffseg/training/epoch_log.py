@@ -1,7 +1,7 @@
-"""The figures of each epoch: ``stats.jsonl`` and ``progress_diffusion.png`` in the fold's folder.
+"""Per-epoch metrics: ``stats.jsonl`` and ``progress_diffusion.png`` in the fold's folder.
 
-nnU-Net's own logger accepts eight fixed keys and plots them into ``progress.png``; what only a diffusion model has
-goes here.
+nnU-Net's own logger accepts eight fixed keys and plots them into ``progress.png``; diffusion-specific metrics are
+logged here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loop of a training: epochs within a budget, what is logged after each, and when a checkpoint is due."""
+"""The training loop: epochs within a budget, logging after each, and periodic checkpoints."""
 
 from __future__ import annotations
 
@@ -102,8 +102,9 @@ class EpochLoop(nnUNetTrainer):
 
     def _log(self, key: str, value: Any) -> None:
         """Logs for the current epoch, replacing what an interrupted run of this epoch left."""
-        values = self.logger.local_logger.my_fantastic_logging[key]
-        del values[self.current_epoch :]
+        logged = self.logger.local_logger.my_fantastic_logging
+        for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):  # nnU-Net logs the average along with it
+            del logged[name][self.current_epoch :]
         self.logger.log(key, value, self.current_epoch)
 
     def on_epoch_start(self) -> None:
@@ -121,13 +122,9 @@ class EpochLoop(nnUNetTrainer):
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         dice = dice_of_batches(val_outputs)
         mean = {name: mean_over_structures(values) for name, values in dice.items()}
-        for key, value in (
-            ("mean_fg_dice", mean["fused"]),
-            ("dice_per_class_or_region", [float(v) for v in dice["fused"]]),
-            ("val_losses", float(np.mean([o["loss"] for o in val_outputs]))),
-        ):
-            self._drop_later(key)
-            self.logger.log(key, value, self.current_epoch)
+        self._log("mean_fg_dice", mean["fused"])
+        self._log("dice_per_class_or_region", [float(v) for v in dice["fused"]])
+        self._log("val_losses", float(np.mean([o["loss"] for o in val_outputs])))
         assert self.budget is not None
         self._row: dict[str, Any] = {
             "epoch": self.current_epoch,
@@ -140,11 +137,6 @@ class EpochLoop(nnUNetTrainer):
             "spread": 1 - mean["seeds"],
             "sample_error": 1 - mean["sample"],
         }
-
-    def _drop_later(self, key: str) -> None:
-        logged = self.logger.local_logger.my_fantastic_logging
-        for name in (key, "ema_fg_dice") if key == "mean_fg_dice" else (key,):
-            del logged[name][self.current_epoch :]
 
     def on_epoch_end(self) -> None:
         assert self.budget is not None

@@ -1,4 +1,4 @@
-"""What a checkpoint of a training holds, and how a training takes it up again."""
+"""Contents of a training checkpoint, and resuming from it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
     except RuntimeError:
         raise UserError(
             "The checkpoint's network differs from the plans; the plans were changed after this training "
-            "began, so restore them or train anew without --c."
+            "began, so restore them or start again without --c."
         ) from None
     trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

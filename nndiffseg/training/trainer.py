@@ -1,4 +1,4 @@
-"""What the trainers share: deterministic batches, budget, weight average, exact resume, stochastic validation."""
+"""Base of all trainers: deterministic batches, budget, weight average, exact resume, stochastic validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What samples tell: uncertainty maps, volumes with error bars, agreement and calibration."""
+"""Derived from samples: uncertainty maps, volumes with error bars, agreement and calibration."""
 
 from nndiffseg.uncertainty.agreement import (
     EnergyDistance,

@@ -110,7 +110,7 @@ class CaseStatistics:
 
     @classmethod
     def of_one_fold(cls, fused: Tensor, labels: np.ndarray, calibration: Calibration, regions: bool) -> CaseStatistics:
-        """With one fold, nothing can be told about disagreement between folds: aleatoric equals total."""
+        """With one fold, disagreement between folds is unknown: aleatoric equals total."""
         fused = fused.cpu()
         total = entropy(fused, regions=regions)
         return cls(fused, {"total": total, "aleatoric": total}, labels, (calibration,), regions)

@@ -37,6 +37,11 @@ def test_two_groups_that_agree_by_chance_are_not_believed():
     assert 1.1 < few < 1.17 < 1.24 < many
 
 
+def test_agreeing_cases_have_a_tolerance_left_that_keeps_the_prior_alive():
+    """A prior as wide as the tolerance takes half of what very many groups say with one voice."""
+    assert map_log_scale(LOG_SCALES, LOG_SCALES + 0.4, np.full(2000, 0.4), TOLERANCE) == pytest.approx(-0.2, abs=STEP)
+
+
 def test_the_standard_error_is_that_of_the_mean_where_many_groups_tell():
     x = np.random.default_rng(0).normal(0.3, 0.7, 5000)
     without = (x.sum() - x) / (len(x) - 1)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from nndiffseg.calibration import volumes as volume_scale
-from nndiffseg.calibration.shrinkage import STEP
+from nndiffseg.calibration.shrinkage import STEP, candidates, map_log_scale
 from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.volumes import (
     LARGEST,
@@ -103,6 +103,29 @@ def test_few_cases_are_shrunk_towards_one_and_siblings_more():
     assert fit_volume_scale(cases) < 0.75
     assert fit_volume_scale(alike[:2]) > fit_volume_scale(alike[:4]) == paired > alone
     assert fit_volume_scale(alike, dict.fromkeys(pairs, "one person")) == 1.0
+
+
+def test_the_scale_is_the_map_estimate_of_a_plain_computation():
+    """Three unlike pairs of skewed samples, so that how far the groups differ at r = 1 decides how far r is drawn to 1."""
+    rng = np.random.default_rng(8)
+    true = [10.2, 10.4, 11.0, 13.5, 12.0, 10.5]
+    cases = [table(str(i), 9 + rng.exponential(size=(1, 8)), np.array([[t]])) for i, t in enumerate(true)]
+    without = np.log([ratio_of(cases[:i] + cases[i + 2 :], 1.0) for i in (0, 2, 4)])
+    log_r = candidates(SMALLEST, LARGEST)
+    ratios = np.log([ratio_of(cases, r) for r in np.exp(log_r)])
+    wanted = np.exp(map_log_scale(log_r, ratios, without, volume_scale.PRIOR_SD))
+    assert fit_volume_scale(cases, {str(i): f"pair {i // 2}" for i in range(6)}) == pytest.approx(wanted, rel=1e-9)
+    assert abs(np.log(wanted)) > 5 * STEP
+
+
+def test_a_case_with_one_sample_is_left_out():
+    cases = normal_cases(np.random.default_rng(9), 8, 2.0)
+    assert fit_volume_scale([*cases, *normal_cases(np.random.default_rng(9), 1, 2.0, samples=1)]) == fit_volume_scale(cases)
+
+
+def test_two_groups_are_enough_to_fit():
+    pair = [around(10.0, 1.0, 10.2, i) for i in range(2)]
+    assert fit_volume_scale(pair) < 1 - STEP
 
 
 def test_calibrated_cases_leave_volumes_nearly_alone():

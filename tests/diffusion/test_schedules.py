@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nndiffseg.diffusion import Cosine, Linear, add_noise, timesteps
-from nndiffseg.diffusion.schedules import training_times
+from nndiffseg.diffusion.schedules import normal_like, training_times
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,6 +77,13 @@ def test_add_noise_keeps_half_precision_and_refuses_mismatched_shapes(schedule):
         add_noise(schedule, z0, torch.randn_like(z0), torch.rand(3))
     with pytest.raises(ValueError, match="do not match"):
         add_noise(schedule, z0, torch.randn(2, 2, 4), torch.rand(2))
+
+
+def test_normal_noise_comes_from_its_generator_and_takes_shape_and_dtype():
+    z = torch.zeros(2, 3, 4, dtype=torch.bfloat16)
+    one, same = (normal_like(z, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert one.shape == z.shape and one.dtype == z.dtype and torch.equal(one, same)
+    assert torch.equal(one, torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(7)).bfloat16())
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 1000])

@@ -1,7 +1,7 @@
 """The golden record: what a short training of every trainer computes, to the last bit.
 
     python tests/golden/record.py            # compares with record.json; exit code 1 where something differs
-    python tests/golden/record.py --write    # records anew; the commit says why
+    python tests/golden/record.py --write    # updates the record; the commit says why
 
 Six generated phantoms are planned and preprocessed by the real commands. Each trainer then runs 20 iterations on the CPU, in
 float32, with one thread and a fixed seed, and predicts one case with four samples. Recorded are the losses of both epochs and
@@ -38,7 +38,7 @@ TOLERANCE = 1e-3
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="record anew")
+    parser.add_argument("--write", action="store_true", help="update the record")
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
     args = parser.parse_args()
     now = {"machine": machine(), **{name: run(name) for name in args.trainers}}

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nndiffseg.data.schema import CONFIG, Share, Switch, Weight
-from nndiffseg.diffusion.schedules import Schedule, add_noise
+from nndiffseg.diffusion.schedules import Schedule, add_noise, normal_like
 from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
 from nndiffseg.methods.cdal.generator import VECTOR, CDALGenerator, layout_of
 from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
@@ -84,11 +84,11 @@ class CDALLosses(Losses):
         generator, image = batch.generator("discriminator"), batch.image
         schedule, x0 = unwrapped(network).schedule, 2 * batch.onehot - 1
         t, s = (v.to(x0.device) for v in random_steps(len(x0), self.options.steps, generator))
-        x_s, x_t = real_pair(schedule, x0, t, s, _noise(x0, generator), _noise(x0, generator))
+        x_s, x_t = real_pair(schedule, x0, t, s, normal_like(x0, generator), normal_like(x0, generator))
         with torch.no_grad(), autocast_for(x0.device):
             z = torch.randn(len(x0), VECTOR, generator=generator).to(x0)
             guess = network(image, x_t, t, z).float()
-        fake_s = posterior_sample(schedule, guess, x_t, t, s, _noise(x0, generator))
+        fake_s = posterior_sample(schedule, guess, x_t, t, s, normal_like(x0, generator))
         # In float32 throughout: R1 differentiates twice.
         real = self.discriminator(x_s.requires_grad_(), x_t, t)
         gan = discriminator_loss(real, self.discriminator(fake_s, x_t, t))
@@ -105,7 +105,7 @@ class CDALLosses(Losses):
         bare, options, generator = unwrapped(network), self.options, batch.generator("noise")
         x0 = 2 * batch.onehot - 1
         t, s = (v.to(x0.device) for v in random_steps(len(x0), options.steps, generator))
-        noise, z = _noise(x0, generator), torch.randn(len(x0), VECTOR, generator=generator).to(x0)
+        noise, z = normal_like(x0, generator), torch.randn(len(x0), VECTOR, generator=generator).to(x0)
         x_t = add_noise(bare.schedule, self._attended(bare.schedule, x0, t, s, generator), noise, t)
         quiet = (torch.rand(len(x0), generator=generator) < options.deterministic_share).to(x0.device)
         t = torch.where(quiet, 1.0, t)
@@ -125,14 +125,14 @@ class CDALLosses(Losses):
         """The label, weaker where the discriminator does not look; training only, so nothing leaks into prediction."""
         if not self.options.attention:
             return x0
-        x_s, x_t = real_pair(schedule, x0, t, s, _noise(x0, generator), _noise(x0, generator))
+        x_s, x_t = real_pair(schedule, x0, t, s, normal_like(x0, generator), normal_like(x0, generator))
         return x0 * self.discriminator.attention(x_s, x_t, t)
 
     def _adversarial(
         self, schedule: Schedule, guess: Tensor, x_t: Tensor, t: Tensor, s: Tensor, use: Tensor, generator: torch.Generator
     ) -> Tensor:
         """softplus(-D(fake)), mean over the items in ``use`` (DDGAN, section 3.2)."""
-        fake_s = posterior_sample(schedule, guess, x_t, t, s, _noise(guess, generator))
+        fake_s = posterior_sample(schedule, guess, x_t, t, s, normal_like(guess, generator))
         self.discriminator.requires_grad_(False)
         score = F.softplus(-self.discriminator(fake_s, x_t, t).float())
         self.discriminator.requires_grad_(True)
@@ -161,8 +161,3 @@ class CDALLosses(Losses):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._optimizer, self._saved = None, state
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise, drawn on the CPU so that every device sees the same."""
-    return torch.randn(like.shape, generator=generator).to(like)

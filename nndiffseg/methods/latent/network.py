@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nndiffseg.diffusion.noise.source import NoiseSource, patch_noise
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
-from nndiffseg.diffusion.schedules import Cosine, add_noise, timesteps
+from nndiffseg.diffusion.schedules import Cosine, add_noise, normal_like, timesteps
 from nndiffseg.methods.latent.label_decoder import LabelDecoder
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.nn.denoiser import Denoiser
@@ -130,7 +130,7 @@ class LatentDiffusionSegmenter(nn.Module):
         view = (-1, *[1] * (z0.ndim - 1))
         keep = (torch.rand(len(z0), generator=generator) < 0.5).to(z0).view(view)
         jitter = torch.rand(len(z0), generator=generator).to(z0).view(view) * 0.3
-        z = z0 + jitter * torch.randn(z0.shape, generator=generator).to(z0)
+        z = z0 + jitter * normal_like(z0, generator)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
     def _denoise_training(

@@ -1,4 +1,4 @@
-"""Which latent an LDSeg model has: the plan's, or the one that LDSeg was published with (arXiv 2407.12952)."""
+"""LDSeg's latent: the plan's, or the published one (arXiv 2407.12952)."""
 
 from __future__ import annotations
 

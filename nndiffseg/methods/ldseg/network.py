@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nndiffseg.diffusion.noise.source import NoiseSource
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
-from nndiffseg.diffusion.schedules import Schedule, add_noise, timesteps, training_times
+from nndiffseg.diffusion.schedules import Schedule, add_noise, normal_like, timesteps, training_times
 from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage
 from nndiffseg.nn.denoiser import Denoiser
 from nndiffseg.nn.layers import conv
@@ -122,7 +122,7 @@ class LDSeg(nn.Module):
             return self.encode(image)[0]
         condition = self.to_denoiser(self.image_encoder(image))
         z0 = self.label_encoder(onehot)
-        t, noise = training_times(len(z0), generator).to(z0), _randn_like(z0, generator)
+        t, noise = training_times(len(z0), generator).to(z0), normal_like(z0, generator)
         recycled, quiet = (_items(z0, share, generator) for share in (recycling, deterministic_share))
         t = torch.where(quiet, 1.0, t)
         noise = noise * ~_per_item(quiet, z0)
@@ -138,7 +138,7 @@ class LDSeg(nn.Module):
     @torch.no_grad()
     def _own_prediction(self, z0: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:
         """x0 as a sampler first sees it, from noise alone: nothing of the true latent leaks into it."""
-        return self._denoise(_randn_like(z0, generator), z0.new_ones(len(z0)), condition)
+        return self._denoise(normal_like(z0, generator), z0.new_ones(len(z0)), condition)
 
     def noise_estimate(self, z: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """eps = (z - alpha x0) / sigma for z, x0 ``(B, C_z, *latent)`` and t ``(B,)`` above 0."""
@@ -178,10 +178,6 @@ class LDSeg(nn.Module):
 
 def _per_item(values: Tensor, like: Tensor) -> Tensor:  # (B,) -> (B, 1, *1)
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def _randn_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator).to(x)
 
 
 def _items(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""LDSeg's image encoder and label decoder, and what its ablation puts in the encoders' place (arXiv 2407.12952)."""
+"""LDSeg's image encoder and label decoder, and the replacements of its encoder ablation (arXiv 2407.12952)."""
 
 from __future__ import annotations
 

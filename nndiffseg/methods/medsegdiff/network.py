@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiffseg.diffusion.schedules import Linear, add_noise, training_times
+from nndiffseg.diffusion.schedules import Linear, add_noise, normal_like, training_times
 from nndiffseg.methods.label_space import LabelSpaceNetwork
 from nndiffseg.methods.medsegdiff.ss_former import HEAD_CHANNELS, SSFormer
 from nndiffseg.methods.medsegdiff.uncertain_attention import UncertainSpatialAttention, attend, pool
@@ -163,11 +163,11 @@ class MedSegDiff(LabelSpaceNetwork):
             return out.logits if deep_supervision else out.logits[0]
         x0 = 2 * onehot - 1
         t = training_times(len(x0), generator).to(x0)
-        noise = torch.randn(x0.shape, generator=generator).to(x0)
+        noise = normal_like(x0, generator)
         condition, source = self._condition(out), x0
         if recycling > 0:
             recycled = (torch.rand(len(x0), generator=generator) < recycling).to(x0.device)
-            own = self._own_prediction(torch.randn(x0.shape, generator=generator).to(x0), condition)
+            own = self._own_prediction(normal_like(x0, generator), condition)
             source = torch.where(recycled.view(-1, *[1] * (x0.ndim - 1)), own, x0)
         estimate = self._estimate(add_noise(self.schedule, source, noise, t), t, condition)
         return TrainingOutput(out.logits, x0, estimate)

@@ -1,8 +1,8 @@
 """Calibrates a network that has no samples of its own: temperature, then the coherent sampler's lengths, then all the rest.
 
-Everything is cross-fitted over groups of cases: a case's numbers come from other groups alone. One exception is too small to
-matter: the samples of other cases, by which a case's lengths are chosen, are drawn at temperatures that have seen nine tenths
-of all groups, and so perhaps the case's own.
+The whole chain is cross-fitted over groups of cases. The samples of other cases are then needed at the temperature that was
+fitted without a case's group, which costs little: temperatures are rounded to steps of 5 %, over which the likelihood is flat,
+so that most parts share one and its samples.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ THIN = 40_000
 CHUNK = 2**24
 
 
+#: of the logarithm of a temperature
+TEMPERATURE_STEP = 0.05
+
+
 @dataclass(frozen=True)
 class CoherentFit:
     """What was fitted.
@@ -40,15 +44,13 @@ class CoherentFit:
     Attributes:
         calibration: on all cases.
         crossed: case -> the one that was fitted without its group.
-        scores: case -> what each candidate of the lengths gave on a part of its voxels, at the case's own temperature.
-        chosen: case -> index of the candidate that was chosen without its group.
-        tables: case -> what the chosen candidate gave on all voxels.
+        scores: case -> what each candidate of the lengths gives on a part of its voxels, at the crossed temperature.
+        tables: case -> what the crossed calibration gives on all of them.
     """
 
     calibration: Calibration
     crossed: dict[str, Calibration]
     scores: dict[str, SampleScores]
-    chosen: dict[str, int]
     tables: dict[str, CaseTable]
 
 
@@ -73,32 +75,74 @@ def fit_coherent(
         seed: of the samples.
         on_case: called after each case, for a progress bar.
     """
-    of = {c.case: c for c in cases}
-    curves = {c.case: likelihood_curves(*_near(c, kind), kind.heads) for c in cases}
-    names = list(of)
-    temperatures = cross_fitted(names, groups, lambda others: fit_temperature([curves[c] for c in others]))
-    scores = {}
-    for name, case in of.items():
-        thin = case.thinned(THIN)
-        scores[name] = score_candidates(thin, normals_at(thin, kind.heads.number, finest, seed), temperatures[name], kind)
+    fits = _Fits({c.case: c for c in cases}, kind, groups, folds, finest, seed)
+    names = list(fits.cases)
+    whole = fits.temperature(names)
+    for name in names:  # nearly all parts have this temperature
+        fits.scores(name, whole)
         if on_case is not None:
             on_case()
-    size = np.mean([c.true.mean(1).numpy() for c in cases], 0)
-    chosen = cross_fitted(names, groups, lambda others: fit_lengths({c: scores[c] for c in others}, size, groups))
-    drawn = {}
-    for name, case in of.items():
-        normals = normals_at(case, kind.heads.number, finest, seed)
-        one = CANDIDATES[[chosen[name]]]
-        drawn[name] = score_candidates(case, normals, temperatures[name], kind, candidates=one)
-    tables = {name: _table(of[name], drawn[name], curves[name]) for name in names}
-    fitted = cross_fitted(names, groups, lambda others: fit([tables[c] for c in others], groups, folds))
-    crossed = {name: _with_lengths(c, chosen[name]) for name, c in fitted.items()}
-    whole = _with_lengths(fit(list(tables.values()), groups, folds), fit_lengths(scores, size, groups))
-    return CoherentFit(whole, crossed, scores, chosen, tables)
+    crossed = cross_fitted(names, groups, fits.calibration)
+    scores = {name: fits.scores(name, c.temperature) for name, c in crossed.items()}
+    tables = {name: fits.table(name, c.temperature, index_of(c)) for name, c in crossed.items()}
+    return CoherentFit(fits.calibration(names), crossed, scores, tables)
 
 
-def _with_lengths(calibration: Calibration, candidate: int) -> Calibration:
-    return replace(calibration, fusion_weight=1.0, length_weights=tuple(CANDIDATES[candidate].tolist()))
+def index_of(calibration: Calibration) -> int:
+    """Which of the candidates a calibration's lengths are."""
+    return int(np.flatnonzero((calibration.length_weights == CANDIDATES).all(1))[0])
+
+
+class _Fits:
+    """The chain of fits on any of the cases; samples that were drawn and scored are kept."""
+
+    def __init__(
+        self,
+        cases: dict[str, CaseVoxels],
+        kind: LabelKind,
+        groups: Mapping[str, str],
+        folds: Sequence[str],
+        finest: float,
+        seed: int,
+    ):
+        self.cases, self.kind, self.groups, self.folds, self.finest, self.seed = cases, kind, groups, folds, finest, seed
+        self.curves = {name: likelihood_curves(*_near(case, kind), kind.heads) for name, case in cases.items()}
+        self._scores: dict[tuple, SampleScores] = {}
+        self._tables: dict[tuple, CaseTable] = {}
+
+    def calibration(self, names: Sequence[str]) -> Calibration:
+        """Of these cases alone."""
+        if not names:
+            return Calibration(fusion_weight=1.0, length_weights=tuple(CANDIDATES[-1].tolist()), folds=tuple(self.folds))
+        temperature = self.temperature(names)
+        size = np.mean([self.cases[n].true.mean(1).numpy() for n in names], 0)
+        chosen = fit_lengths({n: self.scores(n, temperature) for n in names}, size, self.groups)
+        fitted = fit([self.table(n, temperature, chosen) for n in names], self.groups, self.folds)
+        weights = tuple(CANDIDATES[chosen].tolist())
+        return replace(fitted, fusion_weight=1.0, temperature=temperature, length_weights=weights)
+
+    def temperature(self, names: Sequence[str]) -> tuple[float, ...]:
+        """Fitted to these cases and rounded."""
+        exact = fit_temperature([self.curves[n] for n in names])
+        return tuple(math.exp(TEMPERATURE_STEP * round(math.log(t) / TEMPERATURE_STEP)) for t in exact)
+
+    def scores(self, name: str, temperature: tuple[float, ...]) -> SampleScores:
+        """Of all candidates, on a part of the case's voxels."""
+        if (key := (name, temperature)) not in self._scores:
+            thin = self.cases[name].thinned(THIN)
+            self._scores[key] = score_candidates(thin, self._normals(thin), temperature, self.kind)
+        return self._scores[key]
+
+    def table(self, name: str, temperature: tuple[float, ...], chosen: int) -> CaseTable:
+        """Of one candidate, on all voxels."""
+        if (key := (name, temperature, chosen)) not in self._tables:
+            case, one = self.cases[name], CANDIDATES[[chosen]]
+            drawn = score_candidates(case, self._normals(case), temperature, self.kind, candidates=one)
+            self._tables[key] = _table(case, drawn, self.curves[name])
+        return self._tables[key]
+
+    def _normals(self, case: CaseVoxels) -> list[Tensor]:
+        return normals_at(case, self.kind.heads.number, self.finest, self.seed)
 
 
 def _near(case: CaseVoxels, kind: LabelKind) -> tuple[Tensor, Tensor]:

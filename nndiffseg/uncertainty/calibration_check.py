@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.coherence import CANDIDATES
-from nndiffseg.calibration.coherent_fit import CoherentFit
+from nndiffseg.calibration.coherent_fit import CoherentFit, index_of
 from nndiffseg.calibration.fit import cross_fitted
 from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import tempered
@@ -41,14 +41,15 @@ def check_coherent(cases: Sequence[CaseVoxels], kind: LabelKind, groups: Mapping
         in ml, of volumes, drawn voxel by voxel and coherently), and what :func:`check_tables` returns.
     """
     result = _probabilities(cases, kind, groups, fit.crossed)
-    samples = {"voxel by voxel": dict.fromkeys(fit.chosen, INDEPENDENT), "coherent": fit.chosen}
+    chosen = {name: index_of(c) for name, c in fit.crossed.items()}
+    samples = {"voxel by voxel": dict.fromkeys(chosen, INDEPENDENT), "coherent": chosen}
     result["samples"] = {
         name: {
-            "energy_outlines": _mean(fit.scores[c.case].outlines[chosen[c.case]] for c in cases),
-            "energy_volumes_ml": _mean(fit.scores[c.case].volumes[chosen[c.case]] * c.voxel_ml for c in cases),
-            "agreement": _mean(fit.scores[c.case].agreement[chosen[c.case]] for c in cases),
+            "energy_outlines": _mean(fit.scores[c.case].outlines[index[c.case]] for c in cases),
+            "energy_volumes_ml": _mean(fit.scores[c.case].volumes[index[c.case]] * c.voxel_ml for c in cases),
+            "agreement": _mean(fit.scores[c.case].agreement[index[c.case]] for c in cases),
         }
-        for name, chosen in samples.items()
+        for name, index in samples.items()
     }
     result["regions"] = kind.heads.regions
     return result | check_tables(list(fit.tables.values()), fit.crossed)

@@ -1,0 +1,194 @@
+"""From a stock nnU-Net's folder to calibrated predictions: the commands as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from stock_model import StockWorld, make_stock_world
+from tiny_model import write_model
+
+from nndiffseg.calibration import Calibration
+from nndiffseg.cli.calibrate import main as calibrate
+from nndiffseg.cli.predict import main as predict
+from nndiffseg.inference.model_folder import load_model
+
+pytestmark = pytest.mark.seconds
+
+
+@pytest.fixture(scope="module", params=["labels", "regions"])
+def world(request, make_dataset, tmp_path_factory) -> StockWorld:
+    """Ten cases in two folds, with kept probabilities, calibrated once."""
+    made = make_stock_world(
+        make_dataset,
+        tmp_path_factory.mktemp(request.param),
+        cases=10,
+        regions=request.param == "regions",
+        spacing=(2.0, 1.0, 1.5),
+    )
+    made.keep_probabilities()
+    assert calibrate([str(made.model), "--disable_progress_bar", *made.flags]) == 0
+    return made
+
+
+def read(file: Path) -> np.ndarray:
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def test_over_confident_probabilities_get_a_temperature_and_better_scores(world):
+    found = json.loads((world.model / "calibration" / "check.json").read_text())
+    raw, scaled = (found["probabilities"][name] for name in ("as they come", "temperature"))
+    assert scaled["nll"] < raw["nll"] and scaled["ece"] < raw["ece"]
+    assert set(found["probabilities"]) == {"as they come", "temperature", "isotonic regression"}
+    calibration = Calibration.from_json(json.loads((world.model / "calibration.json").read_text()))
+    assert all(t > 1.2 for t in calibration.temperature) and sum(calibration.length_weights) == pytest.approx(1)
+    assert calibration.groups == 10 and calibration.folds == ("0", "1")
+    assert all(q is not None for q in calibration.volume_quantiles)
+    assert found["samples"]["coherent"]["energy_outlines"] <= found["samples"]["voxel by voxel"]["energy_outlines"] + 0.02
+
+
+def test_the_report_stands_alone(world):
+    page = (world.model / "calibration" / "report.html").read_text()
+    assert "Probabilities near the structures" in page and "data:image/png" in page and "http" not in page
+    assert world.model.name in page
+
+
+def test_predictions_have_nnunets_voxels_and_calibrated_maps_and_samples(world, tmp_path):
+    """Two folds with mirroring, through nnU-Net's own command in a process of its own."""
+    images = tmp_path / "in"
+    images.mkdir()
+    for case in ("case_000", "case_007"):
+        shutil.copy(world.images / f"{case}_0000.nii.gz", images)
+    arguments = ["-i", str(images), "-m", str(world.model)]
+    ours, again, theirs = (tmp_path / name for name in ("ours", "again", "theirs"))
+    more = ["--samples", "6", "--save_samples", "--save_probabilities", "--disable_progress_bar", "-device", "cpu"]
+    assert predict([*arguments, "-o", str(ours), *more, *world.flags]) == 0
+    command = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as f; f()"
+    flags = ["-f", "0", "1", "-device", "cpu", "-npp", "1", "-nps", "1"]
+    subprocess.run([sys.executable, "-c", command, *arguments, "-o", str(theirs), *flags], check=True, capture_output=True)
+    for case in ("case_000", "case_007"):
+        assert np.array_equal(read(ours / f"{case}.nii.gz"), read(theirs / f"{case}.nii.gz"))
+        assert len(np.unique(read(ours / f"{case}.nii.gz"))) > 1
+        total, epistemic = (read(ours / "uncertainty" / f"{case}_{kind}.nii.gz") for kind in ("total", "epistemic"))
+        assert total.min() >= 0 and total.max() <= 1 and (epistemic <= total + 1e-6).all()
+        about = json.loads((ours / "uncertainty" / f"{case}.json").read_text())
+        assert about["settings"]["sampler"] == "coherent" and about["settings"]["folds"] == ["0", "1"]
+        assert all(s["interval_promised"] for s in about["structures"].values())
+        assert about["expected_dice_interval_90"][0] <= about["expected_dice"] <= about["expected_dice_interval_90"][1]
+    assert predict([*arguments, "-o", str(again), *more[:3], "--disable_progress_bar", "-device", "cpu", *world.flags]) == 0
+    for n in range(6):
+        name = f"samples/case_007_s{n:02d}.nii.gz"
+        assert np.array_equal(read(ours / name), read(again / name))
+    assert not np.array_equal(read(ours / "samples/case_007_s00.nii.gz"), read(ours / "samples/case_007_s01.nii.gz"))
+
+
+def test_what_is_not_calibrated_is_not_predicted(make_dataset, tmp_path, capsys):
+    world = make_stock_world(make_dataset, tmp_path, folds=1)
+    out = tmp_path / "out"
+    assert predict(["-i", str(world.images), "-o", str(out), "-m", str(world.model), "-device", "cpu", *world.flags]) == 2
+    assert "run nndiffseg_calibrate" in capsys.readouterr().err and not out.exists()
+
+
+def test_cases_whose_probabilities_were_not_kept_are_predicted(make_dataset, tmp_path, capsys):
+    """A 2D configuration of 3D images, one fold, two cases: no interval can be promised of so few."""
+    world = make_stock_world(make_dataset, tmp_path, "2d", folds=1)
+    before = {f: f.read_bytes() for f in world.model.rglob("*") if f.is_file()}
+    assert calibrate([str(world.model), "--disable_progress_bar", "-device", "cpu", *world.flags]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 2 validation cases have no kept probabilities" in said and "not promised" in said
+    assert all(f.read_bytes() == content for f, content in before.items())
+    added = {str(f.relative_to(world.model)) for f in world.model.rglob("*") if f.is_file()} - {
+        str(f.relative_to(world.model)) for f in before
+    }
+    assert added == {"calibration.json", "calibration/check.json", "calibration/report.html"}
+    images = tmp_path / "in"
+    images.mkdir()
+    shutil.copy(world.images / "case_003_0000.nii.gz", images)
+    flags = ["-m", str(world.model), "--samples", "3", "--disable_progress_bar", "-device", "cpu", *world.flags]
+    assert predict(["-i", str(images), "-o", str(tmp_path / "out"), *flags]) == 0
+    about = json.loads((tmp_path / "out" / "uncertainty" / "case_003.json").read_text())
+    assert not any(s["interval_promised"] for s in about["structures"].values())
+    assert about["expected_dice"] == about["agreement"] and about["expected_dice_interval_90"] is None
+
+
+def _another_network(world: StockWorld) -> None:
+    file = world.model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["network_weights"]["extra.weight"] = torch.zeros(1)
+    torch.save(content, file)
+
+
+def _damage(world: StockWorld) -> None:
+    (world.model / "fold_0" / "validation").mkdir()
+    (world.model / "fold_0" / "validation" / "case_000.npz").write_bytes(b"PK\x03\x04 half")
+
+
+def _other_shape(world: StockWorld) -> None:
+    (world.model / "fold_0" / "validation").mkdir()
+    np.savez(world.model / "fold_0" / "validation" / "case_000.npz", probabilities=np.zeros((3, 2, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),
+        (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "no validation cases of fold 0"),
+        (
+            lambda w: (w.preprocessed / w.dataset / "gt_segmentations" / "case_000.nii.gz").unlink(),
+            "case_000.nii.gz is missing",
+        ),
+        (_another_network, "not those of the network in its plans"),
+        (_damage, "case_000.npz cannot be read"),
+        (_other_shape, r"probabilities of case_000 are \(3, 2, 2, 2\)"),
+        (lambda w: shutil.rmtree(w.model / "fold_0"), "holds no checkpoint yet"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_no_calibration(make_dataset, tmp_path, capsys, spoil, message):
+    world = make_stock_world(make_dataset, tmp_path, folds=1)
+    spoil(world)
+    capsys.readouterr()
+    assert calibrate([str(world.model), "--disable_progress_bar", "-device", "cpu", *world.flags]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert pytest.importorskip("re").search(message, error), error
+    assert not (world.model / "calibration.json").exists()
+
+
+def test_samples_of_a_stock_model_know_no_steps(world, tmp_path, capsys):
+    arguments = ["-i", str(world.images), "-o", str(tmp_path / "o"), "-m", str(world.model), "-device", "cpu", *world.flags]
+    assert predict([*arguments, "--steps", "3"]) == 2
+    assert "leave out --steps and --sampler" in capsys.readouterr().err
+
+
+def test_an_own_model_is_calibrated_on_the_tables_of_all_its_folds(make_dataset, tmp_path, capsys):
+    from nndiffseg.calibration import CaseTable, write_table
+    from nndiffseg.calibration.fusion import WEIGHTS
+    from nndiffseg.calibration.temperature import LOG_TEMPERATURES
+
+    folder, rng = write_model(make_dataset, tmp_path), np.random.default_rng(0)
+    for fold in range(2):
+        tables = folder / f"fold_{fold}" / "validation" / "tables"
+        tables.mkdir(parents=True)
+        for i in range(6):
+            dice = np.broadcast_to(rng.uniform(0.7, 0.9, 2), (len(WEIGHTS), 2))
+            curve = np.broadcast_to((LOG_TEMPERATURES - np.log(2)) ** 2, (len(WEIGHTS), 1, len(LOG_TEMPERATURES)))
+            drawn, true = 10 + rng.standard_normal((2, 16)), 10 + rng.standard_normal((2, 1))
+            write_table(CaseTable(f"c{fold}{i}", dice, np.zeros(len(WEIGHTS)), drawn, true, curve, dice[0]), tables)
+    flags = [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
+    assert calibrate([str(folder), *flags]) == 0
+    assert "rank correlation 1.00" in capsys.readouterr().out
+    model = load_model(folder)
+    assert {fold.calibration for fold in model.folds} == {model.folds[0].calibration}
+    assert model.folds[0].calibration.temperature == (pytest.approx(2, rel=0.02),)
+    assert model.folds[0].calibration.groups == 12 and model.folds[0].calibration.folds == ("0", "1")
+    assert load_model(folder, [1]).folds[0].calibration.groups == 12
+    shutil.rmtree(folder / "fold_1" / "validation")
+    assert calibrate([str(folder), *flags]) == 2
+    assert "validate the fold with nndiffseg_train --val" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 from nndiffseg.diffusion.coherent import LENGTHS, mixed, perturbation
 
 #: weights are multiples of one over this
-STEPS = 4
+STEPS = 3
 #: all weights of the lengths that are tried ``(candidates, lengths)``
 CANDIDATES = np.array([w for w in itertools.product(range(STEPS + 1), repeat=len(LENGTHS)) if sum(w) == STEPS]) / STEPS
 

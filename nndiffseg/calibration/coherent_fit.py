@@ -28,7 +28,7 @@ from nndiffseg.diffusion.noise.field import NoiseField
 #: samples that the fits draw of each case
 SAMPLES = 16
 #: The lengths are chosen on so many logits of a case at most.
-THIN = 40_000
+THIN = 20_000
 #: values of noise that are drawn at once
 CHUNK = 2**24
 

@@ -64,6 +64,7 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and run")
     group.add_argument("--save_samples", action="store_true", help="write samples/CASE_sNN")
     group.add_argument("--save_probabilities", "--npz", action="store_true", help="write nnU-Net's CASE.npz, CASE.pkl")
+    group.add_argument("--flag_below", type=float, metavar="DICE", help="name and mark cases with a lower expected Dice")
     group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
     group.add_argument("-part_id", "--part_id", type=int, default=0, help="index of this run, from 0")
@@ -77,6 +78,8 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     if args.m and (args.d or args.c or args.tr or args.p):
         raise UserError("Give the model either as -m FOLDER or by -d, -c, -tr and -p, not both.")
+    if args.flag_below is not None and not 0 < args.flag_below <= 1:
+        raise UserError(f"--flag_below is a Dice and must lie in (0, 1], not {args.flag_below}.")
     folders = folders_from(args)
     # torch and nnU-Net take seconds to load, so wrong flags are reported first.
     from nndiffseg.data.cases import find_cases
@@ -100,6 +103,7 @@ def _main(argv: Sequence[str] | None) -> None:
         save_samples=args.save_samples,
         save_probabilities=args.save_probabilities,
         fuse=args.fuse,
+        flag_below=args.flag_below,
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,
@@ -108,7 +112,20 @@ def _main(argv: Sequence[str] | None) -> None:
         progress=not args.disable_progress_bar,
         verbose=args.verbose,
     )
+    if args.flag_below is not None:
+        _name_flagged(Path(args.o), done, args.flag_below)
     print(f"{len(done)} cases predicted; open {Path(args.o) / 'report.html'}.")
+
+
+def _name_flagged(output: Path, cases: Sequence[str], below: float) -> None:
+    """Says which of the predicted cases are to be looked at, the worst first."""
+    from nndiffseg.report.page import is_flagged
+    from nndiffseg.uncertainty.evaluation import case_report
+
+    expected = {case: case_report(output, case).get("expected_dice") for case in cases}
+    flagged = sorted((dice, case) for case, dice in expected.items() if is_flagged(dice, below))
+    names = ", ".join(f"{case} ({dice:.2f})" for dice, case in flagged)
+    print(f"Expected Dice below {below:g}: {names or 'none'}.")
 
 
 def _predictor(args: argparse.Namespace, folder: Path) -> CasePredictor:

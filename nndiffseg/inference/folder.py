@@ -32,6 +32,7 @@ def predict_folder(
     save_probabilities: bool = False,
     fuse: str = "mean",
     continue_prediction: bool = False,
+    flag_below: float | None = None,
     num_parts: int = 1,
     part_id: int = 0,
     preprocessing_processes: int = 1,
@@ -50,6 +51,7 @@ def predict_folder(
         output_folder: made where it does not exist; docs/reference/files.md says what it will hold.
         save_samples, save_probabilities: also write the samples' label maps, and nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
+        flag_below: mark cases with a lower expected Dice in the report.
         continue_prediction: leave out cases all of whose files exist.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
@@ -75,7 +77,7 @@ def predict_folder(
         bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
     finally:
         remove_staging(output, [case.id for case in own_cases])
-    _write_report(output, predictor, every_case)
+    _write_report(output, predictor, every_case, flag_below)
     if bad:
         number = f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete)"
         raise UserError(f"{number}: {' '.join(bad.values())}")
@@ -157,10 +159,10 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
     )
 
 
-def _write_report(output: Path, predictor: CasePredictor, cases: Sequence[Case]) -> None:
+def _write_report(output: Path, predictor: CasePredictor, cases: Sequence[Case], flag_below: float | None) -> None:
     ending = predictor.dataset_json["file_ending"]
     images = {case.id: list(case.files) for case in cases if (output / f"{case.id}{ending}").is_file()}
     if images:
         from nndiffseg.report.report import write_prediction_report  # loads matplotlib
 
-        write_prediction_report(output, images)
+        write_prediction_report(output, images, flag_below)

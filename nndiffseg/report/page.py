@@ -61,8 +61,13 @@ class Case:
         return self.report.get("expected_dice")
 
     @property
+    def expected_dice_interval(self) -> Sequence[float] | None:
+        """90 % interval of the Dice; None where none can be promised."""
+        return self.report.get("expected_dice_interval_90")
+
+    @property
     def structures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Volumes and expected Dice per structure."""
+        """Volumes and agreement per structure."""
         return self.report.get("structures", {})
 
     @property
@@ -72,7 +77,7 @@ class Case:
 
     @property
     def least_certain_structure(self) -> str:
-        """The one with the lowest expected Dice."""
+        """The one whose samples agree least."""
         known = {name: s["agreement"] for name, s in self.structures.items() if s.get("agreement") is not None}
         return min(known, key=lambda name: known[name]) if known else NONE
 
@@ -90,6 +95,7 @@ class Page:
         settings: how the prediction was made, name -> value.
         summary: of the evaluation, from :func:`nndiffseg.uncertainty.evaluation.evaluate_predictions`; None if the truth
             is unknown.
+        flag_below: cases with a lower expected Dice are marked; None marks none.
         charts: ``spread``, ``volume`` and ``reliability``, as far as they exist -> a PNG as a data URI.
     """
 
@@ -102,6 +108,11 @@ class Page:
     settings: Mapping[str, str] = field(default_factory=dict)
     summary: Mapping[str, Any] | None = None
     charts: Mapping[str, str] = field(default_factory=dict)
+    flag_below: float | None = None
+
+    def is_flagged(self, case: Case) -> bool:
+        """Whether a case is to be looked at."""
+        return is_flagged(case.expected_dice, self.flag_below)
 
     @property
     def volume_columns(self) -> Sequence[str]:
@@ -112,6 +123,11 @@ class Page:
     def mean_coverage(self) -> float:
         """Share of true volumes in the 90 % interval, mean over structures; NaN if unknown."""
         return nanmean(volume["coverage_90"] for volume in (self.summary or {"volumes": {}})["volumes"].values())
+
+
+def is_flagged(expected_dice: float | None, below: float | None) -> bool:
+    """Whether a case's expected Dice is known and too low."""
+    return below is not None and expected_dice is not None and expected_dice < below
 
 
 def render(page: Page) -> str:

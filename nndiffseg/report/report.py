@@ -26,12 +26,13 @@ SETTINGS = (
 )
 
 
-def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]]) -> Path:
+def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]], flag_below: float | None = None) -> Path:
     """Writes the report of a prediction, with the least certain cases first.
 
     Args:
         output: folder written by ``nndiffseg_predict``; the report becomes its ``report.html``.
         images: case -> its image files, one per channel; the first is shown.
+        flag_below: mark cases with a lower expected Dice.
 
     Returns:
         The report.
@@ -43,7 +44,7 @@ def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]]) 
     name = str(source.dataset_json.get("name", "")) or "Prediction"
     settings = _read_settings(output)
     page = source.page(f"{name}: segmentations and their uncertainty", _counts(len(images), settings))
-    return _write(output, replace(page, settings=settings))
+    return _write(output, replace(page, settings=settings, flag_below=flag_below))
 
 
 def write_demo_report(

@@ -113,7 +113,7 @@ def test_the_coherence_that_the_truth_was_drawn_with_is_found(index):
         size.append(case.true.mean(1).numpy())
     chosen = CANDIDATES[fit_lengths(scores, np.mean(size, 0), {})]
     long = chosen[2:].sum()  # 16 cells are longer than the image
-    assert (chosen[0] if index == 0 else long) >= 0.75, chosen
+    assert (chosen[0] if index == 0 else long) >= 0.6, chosen
 
 
 def test_groups_count_alike_however_many_cases_they_have(monkeypatch):

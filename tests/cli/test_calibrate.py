@@ -112,7 +112,9 @@ def test_cases_whose_probabilities_were_not_kept_are_predicted(make_dataset, tmp
     images.mkdir()
     shutil.copy(world.images / "case_003_0000.nii.gz", images)
     flags = ["-m", str(world.model), "--samples", "3", "--disable_progress_bar", "-device", "cpu", *world.flags]
-    assert predict(["-i", str(images), "-o", str(tmp_path / "out"), *flags]) == 0
+    assert predict(["-i", str(images), "-o", str(tmp_path / "out"), "--flag_below", "1", *flags]) == 0
+    assert "Expected Dice below 1: case_003 (" in capsys.readouterr().out
+    assert 'class="flag"' in (tmp_path / "out" / "report.html").read_text()
     about = json.loads((tmp_path / "out" / "uncertainty" / "case_003.json").read_text())
     assert not any(s["interval_promised"] for s in about["structures"].values())
     assert about["expected_dice"] == about["agreement"] and about["expected_dice_interval_90"] is None

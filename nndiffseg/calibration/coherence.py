@@ -36,12 +36,14 @@ class SampleScores(NamedTuple):
         volumes: energy score of each structure's volume, in voxels ``(candidates, K)``.
         voxels: of each structure in each sample ``(candidates, K, N)``.
         agreement: mean Dice of two samples ``(candidates, K)``; 1 where both are empty.
+        spread: mean 1 - IoU of two samples ``(candidates, K)``.
     """
 
     outlines: NDArray[np.float64]
     volumes: NDArray[np.float64]
     voxels: NDArray[np.float64]
     agreement: NDArray[np.float64]
+    spread: NDArray[np.float64]
 
 
 def score_candidates(
@@ -69,8 +71,8 @@ def score_candidates(
     return SampleScores(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
-def _scores_of(member: Tensor, case: CaseVoxels) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Samples ``(K, N, n)`` -> outlines, volumes, voxels and agreement of one candidate, see :class:`SampleScores`."""
+def _scores_of(member: Tensor, case: CaseVoxels) -> tuple[NDArray, ...]:
+    """Samples ``(K, N, n)`` -> all of one candidate's :class:`SampleScores`."""
     truth = case.members.float()  # (K, M, n)
     sizes = case.every * member.sum(2) + case.certain[:, None]  # (K, N)
     both = case.every * (member @ member.transpose(1, 2)) + case.certain[:, None, None]  # (K, N, N)
@@ -80,12 +82,13 @@ def _scores_of(member: Tensor, case: CaseVoxels) -> tuple[NDArray, NDArray, NDAr
     total = sizes[:, :, None] + sizes[:, None]
     samples = sizes.shape[1]
     pairs = samples * (samples - 1)
-    outlines = to_truth.mean((1, 2)) - _distance(both, total - both).sum((1, 2)) / pairs / 2  # 0 on the diagonal
+    spread = _distance(both, total - both).sum((1, 2)) / pairs  # 0 on the diagonal
+    outlines = to_truth.mean((1, 2)) - spread / 2
     apart = (sizes[:, :, None] - sizes[:, None]).abs().sum((1, 2)) / pairs
     volumes = (sizes[:, :, None] - true).abs().mean((1, 2)) - apart / 2
     dice = torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
     agreement = dice[:, ~torch.eye(samples, dtype=torch.bool)].mean(1)
-    return tuple(x.double().numpy() for x in (outlines, volumes, sizes, agreement))  # type: ignore[return-value]
+    return tuple(x.double().numpy() for x in (outlines, volumes, sizes, agreement, spread))
 
 
 def _distance(both: Tensor, either: Tensor) -> Tensor:

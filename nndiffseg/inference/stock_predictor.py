@@ -164,7 +164,7 @@ class StockPredictor(CasePredictor):
         self.nnunet.list_of_parameters = [fold.weights]
         hook = self.nnunet.network.register_forward_hook(lambda *_: on_tile() if on_tile is not None else None)
         try:
-            return self.nnunet.predict_logits_from_preprocessed_data(data)
+            return self.nnunet.predict_logits_from_preprocessed_data(data).clone()  # nnU-Net's own may not be added to
         finally:
             hook.remove()
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,21 +91,25 @@ class ValidationCases:
         Raises:
             UserError: a file is missing, damaged or of another shape.
         """
-        kind, reader = self.kind(), self.predictor.plans.image_reader_writer_class()
-        ending = self.predictor.dataset_json["file_ending"]
+        kind = self.kind()
         for case, fold in self.names().items():
-            file = self.preprocessed / "gt_segmentations" / f"{case}{ending}"
-            if not file.is_file():
-                raise UserError(f"The label {file} is missing; plan and preprocess the dataset again.")
-            reference, properties = reader.read_seg(str(file))
+            references, spacing = self.references(case)
             kept = self._kept(case, fold)
             p = _read_probabilities(kept) if kept.is_file() else self._predict(case, fold)
-            if p.shape != (kind.heads.number, *reference.shape[1:]):
+            if p.shape != (kind.heads.number, *references.shape[1:]):
                 raise UserError(
-                    f"The probabilities of {case} are {tuple(p.shape)} and its label is {reference.shape[1:]}; validate the "
+                    f"The probabilities of {case} are {tuple(p.shape)} and its label is {references.shape[1:]}; validate the "
                     "fold again with nnUNetv2_train --val --npz."
                 )
-            yield _observed(case, p, reference, properties["spacing"], kind)
+            yield _observed(case, p, references, spacing, kind)
+
+    def references(self, case: str) -> tuple[NDArray, Sequence[float]]:
+        """The label that the model was trained with ``(1, *image)``, and the image's spacing in mm."""
+        file = self.preprocessed / "gt_segmentations" / f"{case}{self.predictor.dataset_json['file_ending']}"
+        if not file.is_file():
+            raise UserError(f"The label {file} is missing; plan and preprocess the dataset again.")
+        label, properties = self.predictor.plans.image_reader_writer_class().read_seg(str(file))
+        return label, properties["spacing"]
 
     def _kept(self, case: str, fold: StockFold) -> Path:
         return self.folder / f"fold_{fold.name}" / "validation" / f"{case}.npz"
@@ -134,9 +137,9 @@ def _read_probabilities(file: Path) -> Tensor:
         raise UserError(f"{file} cannot be read; validate the fold again with nnUNetv2_train --val --npz.") from None
 
 
-def _observed(case: str, p: Tensor, reference: NDArray, spacing: Any, kind: LabelKind) -> CaseVoxels:
-    flat = reference.shape[1] == 1 and spacing[0] > 900 * max(spacing[1:])  # a 2D image counts as 1 mm thick
+def _observed(case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind) -> CaseVoxels:
+    flat = references.shape[1] == 1 and spacing[0] > 900 * max(spacing[1:])  # a 2D image counts as 1 mm thick
     ml = float(np.prod(spacing[1:] if flat else spacing)) / MM3_PER_ML
     predicted = kind.hard(kind.heads.logits(p.flatten(1).clamp(1e-7, 1 - 1e-7))).view(p.shape[1:]).numpy()
-    near = dilated_foreground(reference, predicted[None])
-    return observe(case, p, reference, near, kind, spacing=spacing, voxel_ml=ml)
+    near = dilated_foreground(references.max(0, keepdims=True), predicted[None])
+    return observe(case, p, references, near, kind, spacing=spacing, voxel_ml=ml)

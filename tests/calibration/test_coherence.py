@@ -65,6 +65,7 @@ def test_scores_equal_those_of_whole_label_maps(kind, monkeypatch):
         pairs = [(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]
         dice = [2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1.0 for a, b in pairs]
         assert found.outlines[0, k] == pytest.approx(cross - within / 2, abs=1e-5)
+        assert found.spread[0, k] == pytest.approx(within, abs=1e-5)
         assert found.volumes[0, k] == pytest.approx(crps, abs=1e-3)
         assert found.agreement[0, k] == pytest.approx(np.mean(dice), abs=1e-5)
         np.testing.assert_array_equal(found.voxels[0, k], sizes)
@@ -121,7 +122,7 @@ def test_groups_count_alike_however_many_cases_they_have(monkeypatch):
 
     def score(first: float, second: float):
         values = np.array([[first], [second]])
-        return coherence.SampleScores(values, np.zeros((2, 1)), np.zeros((2, 1, 4)), np.ones((2, 1)))
+        return coherence.SampleScores(values, np.zeros((2, 1)), np.zeros((2, 1, 4)), np.ones((2, 1)), np.zeros((2, 1)))
 
     scores = {**{f"a{i}": score(0.0, 1.0) for i in range(9)}, "b": score(1.0, 0.0), "c": score(1.0, 0.0)}
     assert fit_lengths(scores, np.ones(1), {f"a{i}": "a" for i in range(9)}) == 1

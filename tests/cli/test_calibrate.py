@@ -48,7 +48,7 @@ def test_over_confident_probabilities_get_a_temperature_and_better_scores(world)
     assert scaled["nll"] < raw["nll"] and scaled["ece"] < raw["ece"]
     assert set(found["probabilities"]) == {"as they come", "temperature", "isotonic regression"}
     calibration = Calibration.from_json(json.loads((world.model / "calibration.json").read_text()))
-    assert all(t > 1.2 for t in calibration.temperature) and sum(calibration.length_weights) == pytest.approx(1)
+    assert max(calibration.temperature) > 1.2 and sum(calibration.length_weights) == pytest.approx(1)
     assert calibration.groups == 10 and calibration.folds == ("0", "1")
     assert all(q is not None for q in calibration.volume_quantiles)
     assert found["samples"]["coherent"]["energy_outlines"] <= found["samples"]["voxel by voxel"]["energy_outlines"] + 0.02

@@ -90,7 +90,7 @@ def fit_coherent(
 
 def index_of(calibration: Calibration) -> int:
     """Which of the candidates a calibration's lengths are."""
-    return int(np.flatnonzero((calibration.length_weights == CANDIDATES).all(1))[0])
+    return int(np.abs(CANDIDATES - np.array(calibration.length_weights)).sum(1).argmin())
 
 
 class _Fits:

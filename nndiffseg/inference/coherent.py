@@ -72,11 +72,15 @@ def draw_coherent(
     rows = max(1, SLAB_VALUES // (heads.number * math.prod(shape[1:])))
     for start in range(box[0].start, box[0].stop, rows):
         where = (slice(start, min(start + rows, box[0].stop)), *box[1:])
-        logits = heads.logits(probabilities[(slice(None), *where)].clamp(1e-7, 1 - 1e-7))
+        window = (slice(None), *where)
+        logits = heads.logits(probabilities[window].clamp(1e-7, 1 - 1e-7))
         for index in samples:
-            fields, window = [NoiseField(seed, case_id, index)], [s.stop - s.start for s in where]
-            origin = [s.start for s in where]
-            parts = components(fields, heads.number, window, spacing, finest, which=which, origin=origin)
+            fields, size, origin = (
+                [NoiseField(seed, case_id, index)],
+                [s.stop - s.start for s in where],
+                [s.start for s in where],
+            )
+            parts = components(fields, heads.number, size, spacing, finest, which=which, origin=origin)
             scores = logits + perturbation(mixed(parts, used), heads.regions)[0]
             scores = (scores > 0).float() if heads.regions else scores
             labels[index][where] = label_map(scores, label_manager).numpy()

@@ -41,7 +41,10 @@ class TrainedModel:
 
 
 def trained_models(results: Path) -> list[TrainedModel]:
-    """All models in nnU-Net's results folder whose plans hold diffusion settings, sorted by path."""
+    """All models in nnU-Net's results folder that draw samples, sorted by path.
+
+    These are nndiffseg's own, whose plans hold diffusion settings, and stock nnU-Nets that were calibrated.
+    """
     models = []
     for plans_file in sorted(results.glob("Dataset*/*__*__*/plans.json")):
         folder = plans_file.parent
@@ -52,7 +55,8 @@ def trained_models(results: Path) -> list[TrainedModel]:
             has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
         except (UserError, KeyError, RuntimeError, ValueError):
             continue  # not a model of ours, half-copied, or with foreign names in its plans: it cannot be chosen
-        if has_diffusion and any(folder.glob("fold_*/checkpoint_*.pth")):
+        calibrated = any(any(folder.glob(pattern)) for pattern in (FILE, f"fold_*/{FILE}"))
+        if (has_diffusion or calibrated) and any(folder.glob("fold_*/checkpoint_*.pth")):
             models.append(TrainedModel(folder, folder.parent.name, trainer, plans, configuration))
     return models
 
@@ -78,7 +82,8 @@ def choose_model(
     models = trained_models(results)
     if not models:
         raise UserError(
-            f"There is no trained nndiffseg model in {results}; train one with nndiffseg_train, or give its folder with -m."
+            f"There is no trained nndiffseg model in {results}; train one with nndiffseg_train, calibrate a finished nnU-Net "
+            "with nndiffseg_calibrate, or give a model folder with -m."
         )
     wanted = {"dataset": dataset, "configuration": configuration, "trainer": trainer, "plans": plans}
     fitting = [m for m in models if all(v is None or getattr(m, k) == v for k, v in wanted.items())]

@@ -113,7 +113,7 @@ def agreement_figure(points: Sequence[Sequence[float]], line: DiceMap | None) ->
         if line.margin is not None:
             ends = np.array([line.interval(v) for v in x])
             ax.fill_between(x, ends[:, 0], ends[:, 1], color="#e8edf2", linewidth=0)
-    ax.scatter(*known.T, s=22, color=_colour(0), linewidths=0, zorder=3)
+    ax.scatter(known[:, 0], known[:, 1], s=22, color=_colour(0), linewidths=0, zorder=3)
     _finish(ax, low, 1)
     return figure
 

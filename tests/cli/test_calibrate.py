@@ -194,3 +194,14 @@ def test_an_own_model_is_calibrated_on_the_tables_of_all_its_folds(make_dataset,
     shutil.rmtree(folder / "fold_1" / "validation")
     assert calibrate([str(folder), *flags]) == 2
     assert "validate the fold with nndiffseg_train --val" in capsys.readouterr().err
+
+
+def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp_path, capsys):
+    from nndiffseg.inference.model_folder import trained_models
+
+    assert [m.folder for m in trained_models(world.results)] == [world.model]
+    copy = tmp_path / "results" / world.dataset / world.model.name
+    copy.parent.mkdir(parents=True)
+    shutil.copytree(world.model, copy)
+    (copy / "calibration.json").unlink()
+    assert trained_models(tmp_path / "results") == []

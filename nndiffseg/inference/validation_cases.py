@@ -71,8 +71,14 @@ class ValidationCases:
         return found
 
     def kind(self) -> LabelKind:
-        """What the channels and labels of this model mean."""
+        """What the channels and labels of this model mean.
+
+        Raises:
+            UserError: there is an ignore label.
+        """
         manager, dataset_json = self.predictor.label_manager, self.predictor.dataset_json
+        if manager.has_ignore_label:
+            raise UserError("Models of datasets with an ignore label cannot be calibrated yet; calibrate another one.")
         heads = Heads(manager.num_segmentation_heads, manager.has_regions)
         if manager.has_regions:
             channels = [tuple(int(v) for v in (r if isinstance(r, (list, tuple)) else [r])) for r in manager.foreground_regions]
@@ -91,9 +97,13 @@ class ValidationCases:
         Raises:
             UserError: a file is missing, damaged or of another shape.
         """
-        kind = self.kind()
+        kind, known = self.kind(), set(self.predictor.label_manager.all_labels)
         for case, fold in self.names().items():
             references, spacing = self.references(case)
+            if unknown := sorted(set(np.unique(references).tolist()) - known):
+                raise UserError(
+                    f"The label of {case} holds {unknown[0]}, which dataset.json does not name; correct one of them."
+                )
             kept = self._kept(case, fold)
             p = _read_probabilities(kept) if kept.is_file() else self._predict(case, fold)
             if p.shape != (kind.heads.number, *references.shape[1:]):

@@ -137,9 +137,28 @@ def _other_shape(world: StockWorld) -> None:
     np.savez(world.model / "fold_0" / "validation" / "case_000.npz", probabilities=np.zeros((3, 2, 2, 2), np.float32))
 
 
+def _unknown_label(world: StockWorld) -> None:
+    file = world.preprocessed / world.dataset / "gt_segmentations" / "case_000.nii.gz"
+    image = sitk.ReadImage(str(file))
+    array = sitk.GetArrayFromImage(image)
+    array[0, 0, 0] = 9
+    changed = sitk.GetImageFromArray(array)
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(file))
+
+
+def _ignore_label(world: StockWorld) -> None:
+    file = world.model / "dataset.json"
+    content = json.loads(file.read_text())
+    content["labels"]["ignore"] = 3
+    file.write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_unknown_label, "label of case_000 holds 9"),
+        (_ignore_label, "ignore label cannot be calibrated"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "no validation cases of fold 0"),
         (

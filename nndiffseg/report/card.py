@@ -49,17 +49,11 @@ def as_text(description: Mapping[str, Any]) -> str:
 
 
 def _fold_rows(name: str, fold: Mapping[str, Any]) -> list[tuple[str, str]]:
-    validation = fold["validation"] or {}
-    per_label = _prefixed("; ", validation.get("dice"))
-    return [
-        (f"fold {name}", checkpoints(fold["checkpoints"])),
-        (
-            "",
-            validation and f"validation, {shown(validation['cases'])} cases: Dice {shown(validation['dice_mean'])}{per_label}",
-        ),
-        ("", shown(fold["uncertainty"]) if fold["uncertainty"] else ""),
-        ("", "calibration " + (shown(fold["calibration"]) if fold["calibration"] else "none")),
-    ]
+    rows = [(f"fold {name}", checkpoints(fold["checkpoints"]))]
+    if validation := fold["validation"]:
+        scores = f"Dice {shown(validation['dice_mean'])}" + _prefixed("; ", validation["dice"])
+        rows.append(("", f"validation, {shown(validation['cases'])} cases: {scores}"))
+    return [*rows, ("", _prefixed("", fold["uncertainty"])), ("", "calibration " + shown(fold["calibration"] or "none"))]
 
 
 def _prefixed(prefix: str, value: Any) -> str:

@@ -55,7 +55,7 @@ def _main(argv: Sequence[str] | None) -> None:
         entries = _head_entries(args.model, names, folds, checkpoints, found.epochs)
     else:
         entries = model_entries(args.model, names, folds, checkpoints)
-    packed = write_zip(args.out, _announced(entries))
+    packed = write_zip(args.out, _announced(entries, names))
     _say_what_next(args.out, names, packed, "nnUNetv2_predict" if args.nnunet or found.stock else "nndiffseg_predict", folds)
 
 
@@ -65,7 +65,7 @@ def _head_entries(
     """The files of a model of stock nnU-Net that answers as the deterministic head does."""
     from nndiffseg.data.model_json import read_model_json
     from nndiffseg.export.stock_copy import stock_checkpoint, stock_plans, stock_weights
-    from nndiffseg.export.zip_file import as_bytes, check_inside
+    from nndiffseg.export.zip_file import as_bytes
     from nndiffseg.inference.model_folder import load_model
 
     plans, dataset_json = read_model_json(folder)
@@ -86,14 +86,14 @@ def _head_entries(
     yield f"{names.folder}/plans.json", as_bytes(plans)
     yield f"{names.folder}/dataset.json", as_bytes(dataset_json)
     if (fingerprint := folder / "dataset_fingerprint.json").is_file():
-        check_inside(folder, fingerprint)
         yield f"{names.folder}/dataset_fingerprint.json", fingerprint
 
 
-def _announced(entries: Iterator[Entry]) -> Iterator[Entry]:
+def _announced(entries: Iterator[Entry], names: ModelNames) -> Iterator[Entry]:
     """Large models take minutes, so every file is told."""
+    print(f"Packing {names.folder}:")
     for name, content in entries:
-        print(f"Packing {name}")
+        print(f"    {name.removeprefix(names.folder + '/')}", flush=True)
         yield name, content
 
 

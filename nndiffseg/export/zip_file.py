@@ -65,6 +65,8 @@ def survey(folder: Path, plans: Mapping[str, Any], folds: Sequence[str], checkpo
     for fold in folds:
         if not re.fullmatch(r"\d+|all", fold):
             raise UserError(f"The folds must be 0 to 4 or all, not {fold!r}.")
+    for name in MODEL_FILES:
+        check_inside(folder, folder / name)
     files = {(fold, name): folder / f"fold_{fold}" / name for fold in folds for name in checkpoints}
     if not files or not all(file.is_file() for file in files.values()):
         there = sorted(f"{f.parent.name}/{f.name}" for f in folder.glob("fold_*/checkpoint_*.pth"))

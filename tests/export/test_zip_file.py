@@ -81,6 +81,14 @@ def test_a_link_out_of_the_folder_is_not_followed(stock, tmp_path, name):
     assert not (tmp_path / "out.zip").exists()
 
 
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json", "dataset_fingerprint.json", "fold_0/checkpoint_final.pth"])
+def test_a_survey_finds_links_before_anything_is_packed(stock, tmp_path, name):
+    elsewhere = shutil.move(stock / name, tmp_path / "elsewhere")
+    (stock / name).symlink_to(elsewhere)
+    with pytest.raises(UserError, match="is a link out of the model folder"):
+        survey(stock, PLANS, ["0"], FINAL)
+
+
 def test_a_link_within_the_folder_is_packed(stock, tmp_path):
     (stock / "fold_0").rename(stock / "first")
     (stock / "fold_0").symlink_to(stock / "first")

@@ -100,6 +100,7 @@ def test_the_card_has_the_figures_and_marks_what_only_a_person_knows():
         "Risks and biases",
     ):
         assert f"{place}: {TO_FILL_IN}" in card
+    assert card.count("[") == card.count(TO_FILL_IN)
     headings = re.findall(r"^## (.*)", card, re.M)
     assert headings[:2] == ["Model details", "Intended use"] and {"Data", "Training", "Evaluation", "Limitations"} <= set(
         headings

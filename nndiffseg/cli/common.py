@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nndiffseg.data.folders import Folders, configure_folders
@@ -161,3 +162,17 @@ def choose(what: str, name: str, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise UserError(f"Unknown {what} {name}{hint}; choose one of {', '.join(choices)}.")
+
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Says before any work what would keep a command's file from being written.
+
+    Raises:
+        UserError: its folder does not exist, or it exists and must stay.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give the name of a file.")
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent}; make it first.")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already; choose another name, or replace it with --overwrite.")

@@ -182,12 +182,15 @@ class Method(ABC):
         options_class: the method's frozen options.
         samplers: names of the samplers that its denoiser allows, the default first.
         steps_while_training: of the samples that are drawn after every epoch to watch a training; None for the default.
+        head: the network's submodule that is nnU-Net's planned U-Net and gives the deterministic logits; None where no such
+            network is in it.
     """
 
     name: ClassVar[str]
     options_class: ClassVar[type[MethodOptions]] = MethodOptions
     samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
     steps_while_training: ClassVar[int | None] = None
+    head: ClassVar[str | None] = None
 
     def __init__(self, plan: MethodPlan, options: MethodOptions | None = None):
         self.plan = plan

@@ -16,6 +16,7 @@ class LatentDiffusion(Method):
     """
 
     name = "latent"
+    head = "image_network.unet"
 
     def network(self) -> LatentDiffusionSegmenter:
         return LatentDiffusionSegmenter(self.plan.unet(), self.plan.strides, self.plan.heads, self.plan.settings)

@@ -35,6 +35,7 @@ class MedSegDiffV2(Method):
     """Condition and diffusion model; see :mod:`nndiffseg.trainers.nnDiffSegTrainerMedSegDiffV2`."""
 
     name = "medsegdiff"
+    head = "condition_model.unet"
     options_class = MedSegDiffOptions
     samplers = ("dpmpp_2m", "ddim", "ancestral")
     steps_while_training = 5

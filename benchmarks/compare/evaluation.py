@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.compare import predictions
-from benchmarks.compare.data import Data, is_flat, references_of
+from benchmarks.compare.data import Data, references_of
 from benchmarks.compare.fits import (
     case_table,
     fit_temperature,
@@ -28,18 +28,20 @@ from benchmarks.compare.metrics import (
     Agreement,
     Reliability,
     agreement,
-    dice_of,
     error_histogram,
-    nanmean_rows,
     reliability,
-    surface_dice,
 )
 from benchmarks.compare.trainers import Entry
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, cross_fitted
 from nndiffseg.data.groups import read_groups
+from nndiffseg.data.images import is_flat
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.uncertainty import entropy, region_of_interest
-from nndiffseg.uncertainty.evaluation import DILATION, ErrorHistogram
+from nndiffseg.uncertainty.agreement import dice_of
+from nndiffseg.uncertainty.annotators import nanmean_rows
+from nndiffseg.uncertainty.detection import ErrorHistogram
+from nndiffseg.uncertainty.evaluation import DILATION
+from nndiffseg.uncertainty.surfaces import surface_measures
 
 
 @dataclass(frozen=True)
@@ -247,14 +249,15 @@ class Comparison:
 
     def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
         """Mean over all pairs of a label map and an annotation ``(K,)``."""
-        return nanmean_rows(np.stack([dice_of(p, r, self.data.structures.values()) for p in labels for r in references]))
+        return nanmean_rows(np.stack([dice_of(p, r, list(self.data.structures.values())) for p in labels for r in references]))
 
     def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
-        if is_flat(references, spacing):
+        if is_flat(references.shape[1:], spacing):
             labels, references, spacing = labels[0], references[:, 0], spacing[1:]
         structures = self.data.structures.values()
         values = [
-            [surface_dice(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance) for s in structures] for r in references
+            [surface_measures(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance).nsd for s in structures]
+            for r in references
         ]
         return nanmean_rows(np.array(values))
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize_scalar
 
-from benchmarks.compare.data import Data, is_flat
+from benchmarks.compare.data import Data
 from benchmarks.compare.library import CasePrediction
 from nndiffseg.calibration import CaseTable
 from nndiffseg.calibration.fusion import fusion_scores
 from nndiffseg.calibration.volumes import structure_voxels
+from nndiffseg.data.images import voxel_volume
 from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -50,7 +51,7 @@ def case_table(data: Data, case: str, prediction: CasePrediction, references: ND
     dice = np.stack([score[0] for score in scores])
     present = np.isfinite(dice).sum(0)
     dice = np.where(present > 0, np.nansum(dice, 0) / np.maximum(present, 1), np.nan)
-    ml = float(np.prod(spacing[1:] if is_flat(references, spacing) else spacing)) / MM3_PER_ML
+    ml = voxel_volume(references.shape[1:], spacing) / MM3_PER_ML
     sampled, true = (ml * structure_voxels(m, data.structures.values()) for m in (prediction.labels, references))
     return CaseTable(case, dice, np.mean([score[1] for score in scores], 0), sampled, true)
 

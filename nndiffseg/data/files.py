@@ -63,14 +63,15 @@ def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = Tru
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)
+    text = json.dumps(without_nan(content) if strict else content, indent=4, allow_nan=not strict)
     with write_atomically(file) as temporary:
         temporary.write_text(f"{text}\n", encoding="utf8")
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """JSON-ready content with None in place of NaN and infinity."""
     if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
+        return {key: without_nan(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -218,7 +218,9 @@ def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -
     )
     dice = {"dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"]}
     dice["dice_samples"], *_, dice["dice_deterministic"] = mean_dice(tables).tolist()
-    uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
+    uncertainty = evaluate_predictions(
+        folder, references, dataset_json=trainer.dataset_json, reader=trainer.plans_manager.image_reader_writer_class
+    )["summary"]
     write_json({"calibration": calibration.to_json(), **dice, **uncertainty}, folder / "uncertainty.json")
     for label in metrics["mean"]:
         trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["mean"][label]["Dice"])

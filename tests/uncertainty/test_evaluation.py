@@ -8,16 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from sklearn.metrics import roc_auc_score
 
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import (
-    DILATION,
-    ErrorHistogram,
-    dilated_foreground,
-    evaluate_predictions,
-    format_table,
-)
+from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table
 
 pytestmark = pytest.mark.seconds
 
@@ -36,34 +29,6 @@ def evaluation(phantom_dataset, oracle_predictions, dataset_json):
 
 def array(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def test_histogram_auroc_equals_the_exact_one_on_values_that_fall_on_bins():
-    rng = np.random.default_rng(0)
-    values, wrong = rng.integers(0, 4096, 5000) / 4096, rng.random(5000) < 0.2
-    values = np.where(wrong, np.sqrt(values), values)
-    values = np.floor(values * 64) / 64  # many ties
-    histogram = ErrorHistogram()
-    histogram.add(values[:2000], wrong[:2000])
-    histogram.add(values[2000:], wrong[2000:])
-    assert histogram.auroc() == pytest.approx(roc_auc_score(wrong, values), abs=1e-12)
-
-
-def test_auroc_without_any_error_is_undefined():
-    histogram = ErrorHistogram()
-    histogram.add(np.linspace(0, 1, 10), np.zeros(10, bool))
-    assert np.isnan(histogram.auroc())
-
-
-def test_dilated_foreground_reaches_exactly_so_many_voxels_and_leaves_out_ignored_ones():
-    reference, prediction = np.zeros((1, 1, 21, 21), int), np.zeros((1, 1, 21, 21), int)
-    reference[0, 0, 10, 10] = 1
-    region = dilated_foreground(reference, prediction)
-    assert region[0, 10, 10 + DILATION] and not region[0, 10, 11 + DILATION]
-    prediction[0, 0, 10, 14] = 2
-    assert dilated_foreground(reference, prediction)[0, 10, 14 + DILATION]
-    reference[0, 0, 10, 12] = 9
-    assert not dilated_foreground(reference, prediction, ignore=9)[0, 10, 12]
 
 
 def test_dice_equals_a_count_by_hand(evaluation, phantom_dataset, oracle_predictions):

@@ -147,7 +147,7 @@ def test_rater_frequencies_may_stand_for_labels():
 def test_an_impossible_voxel_costs_a_finite_nll_and_an_empty_region_no_numbers():
     accumulator = ReliabilityAccumulator(2)
     accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([False]))
-    assert accumulator.summary() == {"ece": None, "ece_per_class": None, "brier": None, "nll": None, "voxels": 0}
+    assert accumulator.summary() == {"ece": None, "ece_per_class": None, "ace": None, "brier": None, "nll": None, "voxels": 0}
     assert np.isnan(accumulator.ece()).all()
     accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([True]))
     assert accumulator.summary()["nll"] == pytest.approx(7 * math.log(10))

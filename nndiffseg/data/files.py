@@ -63,15 +63,18 @@ def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = Tru
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(without_nan(content) if strict else content, indent=4, allow_nan=not strict)
     with write_atomically(file) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf8")
+        temporary.write_text(json_text(content, strict=strict), encoding="utf8")
 
 
-def without_nan(value: Any) -> Any:
-    """JSON-ready content with None in place of NaN and infinity."""
+def json_text(content: Any, *, strict: bool = True) -> str:
+    """What :func:`write_json` writes."""
+    return f"{json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)}\n"
+
+
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_nan(v) for key, v in value.items()}
+        return {key: _without_nan(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [without_nan(v) for v in value]
+        return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nndiffseg.data.files import without_nan, write_atomically
+from nndiffseg.data.files import json_text, write_atomically
 from nndiffseg.report.charts import reliability_figure
 from nndiffseg.report.pictures import as_data_uri
 from nndiffseg.uncertainty.evaluation_table import blocks, csv_text, findings, number
@@ -24,7 +23,7 @@ def write_evaluation(evaluation: Mapping[str, Any], folder: Path) -> None:
         folder: an existing one.
     """
     contents = {
-        "evaluation.json": f"{json.dumps(without_nan(evaluation), indent=4, allow_nan=False)}\n",
+        "evaluation.json": json_text(evaluation),
         "evaluation.csv": csv_text(evaluation),
         "evaluation.html": evaluation_page(evaluation),
     }

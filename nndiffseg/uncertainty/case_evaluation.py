@@ -32,6 +32,17 @@ from nndiffseg.uncertainty.volumes import crps, error_bars
 _SLAB = 16  # slices that are counted at once
 
 Row = dict[str, float | None]  # measure -> value of one structure
+#: measures that compare samples and annotators as sets
+SETS = (
+    *("energy_score", "ged_squared", "ged_cross", "ged_within_samples", "ged_within_annotators"),
+    *("matched_iou", "best_dice"),
+)
+#: every measure of a structure beside its volumes; None where it could not be measured
+MEASURES = (
+    *("dice", "iou", "nsd", "hd95_mm", "hd95_undefined", "ece", "ace", "brier", "nll"),
+    *SETS,
+    *("consensus_dice", "thresholded_dice"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,24 +80,22 @@ def evaluate_case(setting: Setting, name: str, references: Sequence[Path], known
     errors, source = _errors(setting, name, labels, stored, region)
     reliability = _reliability(setting, labels, stored, region)
     overlap = _overlap(setting, labels)
-    rows = _accuracy(setting, labels, overlap)
-    measured = [
-        _volumes(setting, labels, overlap, report, known),
-        _surfaces(setting, labels),
-        _calibration(setting, reliability),
-    ]
-    numbers: dict[str, Any] = {"annotators": len(references), "samples": len(labels.samples), "remark": labels.remark}
+    measured = [_accuracy(setting, labels, overlap), _surfaces(setting, labels), _calibration(setting, reliability)]
+    sets: Row = dict.fromkeys((*SETS, "ncc"))
     if len(labels.samples):
         measured.append(_samples(setting, labels, overlap))
-        numbers |= _whole_case(labels, overlap)
+        sets |= _whole_case(labels, overlap)
     if len(references) > 1:
         measured.append(_several(setting, labels, stored))
-        numbers["ncc"] = _ncc(setting, labels, stored, region)
-    for part in measured[1:]:
-        for structure, row in part.items():
-            rows[structure] |= row
+        sets["ncc"] = _ncc(setting, labels, stored, region)
+    rows: dict[str, Row] = {structure: dict.fromkeys(MEASURES) for structure in setting.structures}
+    for structure, row in (item for part in measured for item in part.items()):
+        rows[structure] |= row
     dice = {structure: row["dice"] for structure, row in rows.items()}
-    numbers |= {
+    numbers = {
+        "annotators": len(references),
+        "samples": len(labels.samples),
+        "remark": labels.remark,
         "dice": dice,
         "dice_mean": nanmean(dice.values()),
         "error_auroc": errors.auroc(),
@@ -94,7 +103,8 @@ def evaluate_case(setting: Setting, name: str, references: Sequence[Path], known
         "uncertainty": source,
         "probabilities": stored is not None,
         "expected_dice": _expected_dice(report, labels, overlap),
-        "volumes": measured[0],
+        **sets,
+        "volumes": _volumes(setting, labels, overlap, report, known),
         "structures": rows,
     }
     return CaseResult(numbers, errors, reliability)

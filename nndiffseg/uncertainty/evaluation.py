@@ -18,7 +18,7 @@ from nndiffseg.data.files import read_json, write_json
 from nndiffseg.data.images import planned_reader
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_reader
-from nndiffseg.uncertainty.case_evaluation import CaseResult, Row, evaluate_case, per_structure
+from nndiffseg.uncertainty.case_evaluation import SETS, CaseResult, Row, evaluate_case, per_structure
 from nndiffseg.uncertainty.case_labels import DILATION, Setting
 from nndiffseg.uncertainty.detection import ErrorHistogram
 from nndiffseg.uncertainty.evaluation_table import format_table, number
@@ -141,27 +141,16 @@ def _summary(setting: Setting, results: Sequence[CaseResult]) -> dict[str, Any]:
         "tolerance_mm": setting.tolerance,
         "calibration": calibration,
         "expected_dice": _selection(cases),
-        "sets": _means([{key: case.get(key) for key in SETS} for case in cases]),
+        "sets": _means([{key: case[key] for key in (*SETS, "ncc")} for case in cases]),
         "volumes": volumes,
         "volume_spread_ratio": {**ratios, "mean": nanmean(known)} if known else None,
         "left_out": _left_out(cases),
     }
 
 
-#: measures of a case's samples and annotators over all structures
-SETS = (
-    *("energy_score", "ged_squared", "ged_cross", "ged_within_samples", "ged_within_annotators"),
-    *("matched_iou", "best_dice", "ncc"),
-)
-
-
 def _means(rows: Sequence[Mapping[str, float | None]]) -> Row:
     """Mean of every measure over the cases that have it; NaN where none has."""
-    measures = dict.fromkeys(key for row in rows for key in row)
-    means: Row = {key: nanmean(row.get(key) for row in rows) for key in measures}
-    if "hd95_undefined" in means:
-        means["hd95_undefined"] = sum(row["hd95_undefined"] or 0 for row in rows)
-    return means
+    return {key: nanmean(row[key] for row in rows) for key in rows[0]}
 
 
 def _calibration(setting: Setting, results: Iterable[CaseResult]) -> tuple[dict[str, Any] | None, dict[str, Row]]:
@@ -235,10 +224,10 @@ def _left_out(cases: Sequence[Mapping[str, Any]]) -> list[str]:
             remedy = f" (predict with {flag})" if flag else ""
             limited = "over these cases only" if any(present) else "left out"
             sentences.append(f"{having[:1].upper()}{having[1:]} {what}: {measures} {limited}{remedy}.")
-    if undefined := sum(row.get("hd95_undefined", 0) for c in cases for row in c["structures"].values()):
+    if undefined := sum(row["hd95_undefined"] or 0 for c in cases for row in c["structures"].values()):
         sentences.append(
-            f"HD95 is undefined for {undefined} structures that either segmentation or annotator lacks, and left out there; "
-            "their Dice and NSD are 0."
+            f"HD95 is undefined {undefined} times, where either segmentation or annotator lacks a structure, and left out "
+            "there; Dice and NSD are 0."
         )
     if max(c["annotators"] for c in cases) == 1:
         sentences.append("There is one annotator: GED, matched IoU, best Dice, consensus, thresholds and NCC left out.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
     (
         "volumes",
         (
-            ("segmentation_error_ml", "error, ml", 3),
-            ("segmentation_relative_error", "relative", 3),
-            ("relative_error", "of the samples' mean", 3),
+            ("segmentation_error_ml", "bias, ml", 3),
+            ("segmentation_relative_error", "relative error", 3),
+            ("relative_error", "samples' mean", 3),
             ("coverage_90", "90 % coverage", 2),
             ("mean_sd_ml", "spread, ml", 3),
             ("mean_known_sd_ml", "known, ml", 3),
@@ -43,22 +43,10 @@ BLOCKS: tuple[tuple[str, tuple[Column, ...]], ...] = (
     ),
     ("annotators", (("consensus_dice", "Dice with the consensus", 3), ("thresholded_dice", "thresholded Dice", 3))),
 )
-#: columns of the CSV file beside case, structure and annotators
-CSV_COLUMNS = (
-    *("dice", "iou", "nsd", "hd95_mm"),
-    *(
-        "reference_ml",
-        "segmentation_ml",
-        "segmentation_error_ml",
-        "segmentation_relative_error",
-        "mean_ml",
-        "sd_ml",
-        "low_90_ml",
-        "high_90_ml",
-    ),
-    *("covered", "crps_ml", "ece", "ace", "brier", "nll", "energy_score"),
-    *("ged_squared", "ged_cross", "ged_within_samples", "ged_within_annotators", "matched_iou", "best_dice"),
-    *("consensus_dice", "thresholded_dice"),
+#: columns of the CSV file beside case, structure, annotators and the measures
+VOLUME_COLUMNS = (
+    *("reference_ml", "segmentation_ml", "segmentation_error_ml", "segmentation_relative_error"),
+    *("mean_ml", "sd_ml", "low_90_ml", "high_90_ml", "covered", "crps_ml"),
 )
 
 
@@ -117,19 +105,19 @@ def csv_text(evaluation: Mapping[str, Any]) -> str:
     """One row per case and structure; a cell without a number is empty."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["case", "structure", "annotators", *CSV_COLUMNS])
+    measures = list(next(iter(next(iter(evaluation["cases"].values()))["structures"].values())))
+    writer.writerow(["case", "structure", "annotators", *measures, *VOLUME_COLUMNS])
     for name, case in evaluation["cases"].items():
         for structure, row in case["structures"].items():
             volumes = case["volumes"][structure]
             low, high = volumes["interval_90_ml"] or (None, None)
-            values = {**row, **volumes, "low_90_ml": low, "high_90_ml": high}
-            writer.writerow([name, structure, case["annotators"], *_cells(values, CSV_COLUMNS)])
+            values = [*row.values(), *({**volumes, "low_90_ml": low, "high_90_ml": high}[key] for key in VOLUME_COLUMNS)]
+            writer.writerow([name, structure, case["annotators"], *map(_cell, values)])
     return stream.getvalue()
 
 
-def _cells(values: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    found = [values.get(column) for column in columns]
-    return ["" if v is None or not np.isfinite(v) else f"{v:.6g}" for v in found]
+def _cell(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.6g}"
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -126,7 +126,7 @@ class ReliabilityAccumulator:
         classes, bins = self.voxels.shape
         if not self.voxels.any():
             return np.full(classes, math.nan)
-        return np.array([_equal_mass_error(*self._fine[:, c], bins) for c in range(classes)])
+        return np.array([_equal_mass_error(self._fine[:, c], bins) for c in range(classes)])
 
     def per_class(self) -> dict[str, NDArray[np.float64]]:
         """``ece``, ``ace``, ``brier`` and ``nll`` of every class against the rest, ``(C,)`` each; NaN before the first voxel.
@@ -166,10 +166,9 @@ def _bin(p: NDArray[np.float64], y: NDArray[np.float64], bins: int) -> NDArray[n
     return np.stack([np.bincount(index, weights=weights, minlength=bins) for weights in (None, p, y)])
 
 
-def _equal_mass_error(
-    voxels: NDArray[np.float64], confidence: NDArray[np.float64], frequency: NDArray[np.float64], bins: int
-) -> float:
-    """Adaptive calibration error from sums in many fine bins ``(F,)``, cut into ``bins`` of equal mass."""
+def _equal_mass_error(sums: NDArray[np.float64], bins: int) -> float:
+    """Adaptive calibration error from many fine bins, :func:`_bin`, cut into ``bins`` of equal mass."""
+    voxels, confidence, frequency = sums
     total = voxels.sum()
     mass = np.concatenate([[0.0], np.cumsum(voxels)])
     gap = np.concatenate([[0.0], np.cumsum(confidence - frequency)])

@@ -125,7 +125,7 @@ def _summary(setting: Setting, results: Sequence[CaseResult]) -> dict[str, Any]:
     ratios = {s: v["spread_ratio"] for s, v in volumes.items()}
     known = [r for r in ratios.values() if r is not None]
     calibration, pooled = _calibration(setting, results)
-    rows = {s: _means([case["structures"][s] for case in cases]) | pooled.get(s, {}) for s in structures}
+    rows = {s: _structure_row([case["structures"][s] for case in cases]) | pooled.get(s, {}) for s in structures}
     dice = {s: row["dice"] for s, row in rows.items()}
     return {
         "cases": len(cases),
@@ -151,6 +151,12 @@ def _summary(setting: Setting, results: Sequence[CaseResult]) -> dict[str, Any]:
 def _means(rows: Sequence[Mapping[str, float | None]]) -> Row:
     """Mean of every measure over the cases that have it; NaN where none has."""
     return {key: nanmean(row[key] for row in rows) for key in rows[0]}
+
+
+def _structure_row(rows: Sequence[Row]) -> Row:
+    """:func:`_means`, but how often HD95 is undefined is counted."""
+    undefined = [row["hd95_undefined"] for row in rows if row["hd95_undefined"] is not None]
+    return _means(rows) | {"hd95_undefined": sum(undefined) if undefined else None}
 
 
 def _calibration(setting: Setting, results: Iterable[CaseResult]) -> tuple[dict[str, Any] | None, dict[str, Row]]:

@@ -90,6 +90,7 @@ def test_dice_is_nan_only_where_both_lack_the_structure():
     assert dice_of(a, b, [(1,), (2,), (3,), (1, 2)]) == pytest.approx([2 / 3, 0, np.nan, 1 / 2], nan_ok=True)
 
 
+@pytest.mark.seconds
 def test_dice_equals_that_of_monai():
     monai = pytest.importorskip("monai.metrics", reason="needs MONAI, of the extra oracle")
     import torch

@@ -35,6 +35,7 @@ def test_auroc_and_auprc_equal_the_exact_ones_on_values_that_fall_on_bins(drawn)
     assert histogram.error_rate() == pytest.approx(wrong.mean())
 
 
+@pytest.mark.seconds
 def test_auroc_and_auprc_equal_those_of_torchmetrics(drawn):
     reason = "needs torchmetrics, of the extra oracle"
     metrics = pytest.importorskip("torchmetrics.classification", reason=reason)

@@ -8,9 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from prediction_files import disc, write_labels
 
 from nndiffseg.errors import UserError
 from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table
+from nndiffseg.uncertainty.risk_coverage import risk_coverage
 
 pytestmark = pytest.mark.seconds
 
@@ -83,3 +85,39 @@ def test_table_shows_the_numbers_of_each_structure(evaluation):
     table = format_table(evaluation)
     assert f"{evaluation['summary']['dice']['rear lobe']:.3f}" in table
     assert f"{evaluation['summary']['error_auroc']:.3f}" in table
+
+
+def test_each_case_reports_what_it_was_measured_with(evaluation):
+    for case in evaluation["cases"].values():
+        assert (case["annotators"], case["samples"], case["remark"]) == (1, 4, "")
+        assert case["uncertainty"] == "total map" and case["probabilities"]
+        assert case["structures"]["rear lobe"]["nsd"] is None  # no tolerance was given
+    assert evaluation["summary"]["tolerance_mm"] is None
+    assert evaluation["matching"] == {"without_reference": (), "without_prediction": ()}
+
+
+def test_pooled_scores_of_a_structure_are_not_the_mean_of_the_cases(evaluation):
+    pooled = evaluation["summary"]["structures"]["front lobe"]
+    cases = [case["structures"]["front lobe"] for case in evaluation["cases"].values()]
+    assert pooled["energy_score"] == pytest.approx(np.mean([c["energy_score"] for c in cases]))
+    assert pooled["ece"] < np.mean([c["ece"] for c in cases])  # over- and underestimates of cases cancel
+    assert min(c["brier"] for c in cases) < pooled["brier"] < max(c["brier"] for c in cases)
+
+
+def test_expected_dice_is_rated_by_risk_over_coverage(evaluation):
+    cases = list(evaluation["cases"].values())
+    expected = risk_coverage([c["expected_dice"] for c in cases], [1 - c["dice_mean"] for c in cases])
+    assert evaluation["summary"]["expected_dice"] == expected._asdict()
+
+
+def test_a_structure_that_one_side_lacks_counts_with_nsd_0_and_is_named_for_hd95(tmp_path):
+    shape, dataset_json = (8, 16, 16), {"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    for case, predicted, true in (("x", 1, 1), ("y", 1, 2)):
+        write_labels(predicted * disc(shape, 3), tmp_path / "out" / f"{case}.nii.gz")
+        write_labels(true * disc(shape, 3), tmp_path / "labels" / f"{case}.nii.gz")
+    found = evaluate_predictions(tmp_path / "out", tmp_path / "labels", dataset_json=dataset_json, tolerance=1.0)
+    a, b = found["summary"]["structures"]["a"], found["summary"]["structures"]["b"]
+    assert (a["dice"], a["nsd"], a["hd95_mm"]) == (0.5, 0.5, 0)
+    assert (b["dice"], b["nsd"]) == (0, 0) and np.isnan(b["hd95_mm"])  # in x both lack b
+    assert a["hd95_undefined"] == b["hd95_undefined"] == 1
+    assert any("HD95 is undefined 2 times" in sentence for sentence in found["summary"]["left_out"])

@@ -200,6 +200,7 @@ def test_each_class_has_the_scores_of_itself_against_the_rest():
     assert accumulator.summary()["brier"] == pytest.approx(accumulator.per_class()["brier"].sum())
 
 
+@pytest.mark.seconds
 def test_calibration_error_of_a_class_equals_that_of_torchmetrics():
     metrics = pytest.importorskip("torchmetrics.classification", reason="needs torchmetrics, of the extra oracle")
     import torch
@@ -212,6 +213,7 @@ def test_calibration_error_of_a_class_equals_that_of_torchmetrics():
         assert accumulator.ece()[c] == pytest.approx(float(theirs), abs=1e-5)
 
 
+@pytest.mark.seconds
 def test_adaptive_error_equals_that_of_torch_uncertainty():
     try:
         from torch_uncertainty.metrics.classification import AdaptiveCalibrationError

@@ -52,6 +52,7 @@ def test_one_case_tells_nothing():
     assert np.isnan(found.aurc) and np.isnan(found.augrc) and found.cases == 1
 
 
+@pytest.mark.seconds
 def test_areas_equal_those_of_torch_uncertainty_up_to_its_start_at_the_first_case():
     try:
         from torch_uncertainty.metrics.classification import AUGRC, AURC

@@ -52,6 +52,7 @@ def test_empty_masks():
     assert surface_measures(some, some, (1, 1), 0.1) == (1, 0)
 
 
+@pytest.mark.seconds
 def test_nsd_and_hd95_equal_those_of_monai():
     monai = pytest.importorskip("monai.metrics", reason="needs MONAI, of the extra oracle")
     a, b = ball(6, (16, 18, 17)), ball(7, (16, 18, 17), shift=2)

@@ -95,6 +95,7 @@ def test_crps_does_not_depend_on_the_number_of_samples():
     assert few == pytest.approx(crps(rng.normal(0, 1, 2000), [0.5]), abs=0.02)
 
 
+@pytest.mark.seconds
 def test_crps_follows_from_that_of_torchmetrics_which_counts_self_pairs():
     regression = pytest.importorskip("torchmetrics.regression", reason="needs torchmetrics, of the extra oracle")
     import torch
@@ -111,6 +112,7 @@ def test_crps_follows_from_that_of_torchmetrics_which_counts_self_pairs():
         assert crps(x, [y]) == pytest.approx(theirs(y) - half_spread / 8, rel=1e-5)
 
 
+@pytest.mark.seconds
 def test_crps_follows_from_that_of_crepes_for_the_empirical_distribution():
     base = pytest.importorskip("crepes.base", reason="needs crepes, of the extra oracle")
     x = np.sort(np.random.default_rng(2).gamma(3, 2, 9))

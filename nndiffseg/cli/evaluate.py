@@ -66,7 +66,7 @@ def _main(argv: Sequence[str] | None) -> None:
     print(format_table(evaluation))
     for sentence in _remarks(evaluation):
         print(sentence)
-    print(f"Written: {', '.join(str(output / name) for name in FILES)}.")
+    print(f"Written to {output}: {', '.join(FILES)}.")
 
 
 def _check(args: argparse.Namespace, predictions: Path, output: Path) -> None:
@@ -86,15 +86,16 @@ def _remarks(evaluation: Mapping[str, Any]) -> list[str]:
     """What was left out, and which cases do not match."""
     matching, remarks = evaluation["matching"], list(evaluation["summary"]["left_out"])
     for names, what in (
-        (matching["without_reference"], "segmentations without a reference, not evaluated"),
-        (matching["without_prediction"], "references without a segmentation"),
+        (matching["without_reference"], "Segmentations without a reference, not evaluated"),
+        (matching["without_prediction"], "References without a segmentation"),
     ):
         if names:
             more = f" and {len(names) - SHOWN} more (evaluation.json names them)" if len(names) > SHOWN else ""
-            remarks.append(f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}.")
+            remarks.append(f"{what}: {', '.join(names[:SHOWN])}{more}.")
     differing = [case["remark"] for case in evaluation["cases"].values() if case["remark"]]
     if differing:
-        remarks.append(f"Warning: {len(differing)} cases are compared voxel by voxel though {differing[0]}.")
+        more = f" (cases like this: {len(differing)})" if len(differing) > 1 else ""
+        remarks.append(f"Warning: compared voxel by voxel, although {differing[0]}{more}.")
     return remarks
 
 

@@ -69,11 +69,13 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
 def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is measured over all structures: name and value, as far as it is there."""
     expected = summary["expected_dice"] or {}
+    risk = expected.get("mean_risk")
+    half = None if risk is None else risk / 2
     values = [
         ("error AUROC", number(summary["error_auroc"])),
         (f"error AUPRC (chance {number(summary['error_rate'])})", number(summary["error_auprc"])),
-        (f"AURC of the expected Dice (chance {number(expected.get('mean_risk'))})", number(expected.get("aurc"))),
-        ("AUGRC of the expected Dice", number(expected.get("augrc"))),
+        (f"AURC of the expected Dice (chance {number(risk)})", number(expected.get("aurc"))),
+        (f"AUGRC of the expected Dice (chance {number(half)})", number(expected.get("augrc"))),
         ("rank correlation of expected and real Dice", number(expected.get("spearman"), 2)),
         ("NCC of uncertainty and annotators", number(summary["sets"].get("ncc"))),
     ]

@@ -22,7 +22,7 @@ from nndiffseg.inference.case_predictor import CasePredictor
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.stock_model import is_stock
 from nndiffseg.inference.stock_predictor import StockPredictor
-from nndiffseg.uncertainty.evaluation import dilated_foreground
+from nndiffseg.uncertainty.case_labels import near_structures
 
 DRAWS, SAMPLES, BINS = 200, 32, 10
 
@@ -33,7 +33,7 @@ def truth_of(seed: int, index: int) -> tuple[NDArray[np.float64], NDArray[np.flo
     geometry = draw_geometry(for_geometry)
     labels = [draw_label(geometry, for_truth) for _ in range(DRAWS)]
     masks = np.stack([[label == k for k in (1, 2)] for label in labels])  # (draws, 2, *spatial)
-    near = dilated_foreground(np.any(labels, axis=0)[None].astype(np.uint8), np.zeros((1, *labels[0].shape), np.uint8))
+    near = near_structures(labels)
     return masks.mean(0), masks.sum((2, 3, 4)) * geometry.spacing**3 / 1000, near
 
 

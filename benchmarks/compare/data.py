@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 #: annotations of several raters: ``ratersTr/CASE/RATER`` with the file ending of the labels
 RATERS = "ratersTr"
-#: a slice thicker than this many pixels marks a 2D image
-THICK = 900
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,6 @@ def references_of(data: Data, case: str, raters: bool = True) -> tuple[np.ndarra
         raise UserError(f"There is no label of {case} in {data.preprocessed / 'gt_segmentations'}; preprocess it again.")
     read = [reader.read_seg(str(f)) for f in files]
     return np.stack([array[0].astype(np.int16) for array, _ in read]), tuple(float(s) for s in read[0][1]["spacing"])
-
-
-def is_flat(references: np.ndarray, spacing: Sequence[float]) -> bool:
-    """Whether annotations ``(M, *image)`` are 2D: nnU-Net's readers give them one slice of a huge thickness."""
-    return references.shape[1] == 1 and spacing[0] > THICK * max(spacing[1:])
 
 
 def image_files(data: Data, case: str) -> tuple[Path, ...]:

@@ -16,27 +16,29 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.compare import predictions
-from benchmarks.compare.data import Data, is_flat, references_of
-from benchmarks.compare.fits import case_table, near
+from benchmarks.compare.data import Data, references_of
+from benchmarks.compare.fits import case_table
 from benchmarks.compare.library import CasePrediction, Options, independent_samples, labels_of
 from benchmarks.compare.metrics import (
     Agreement,
     Reliability,
     agreement,
-    dice_of,
     error_histogram,
-    nanmean_rows,
     reliability,
-    surface_dice,
 )
 from benchmarks.compare.trainers import Entry
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.data.groups import read_groups
+from nndiffseg.data.images import is_flat
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty import entropy
-from nndiffseg.uncertainty.evaluation import ErrorHistogram
+from nndiffseg.uncertainty.agreement import dice_of
+from nndiffseg.uncertainty.annotators import nanmean_rows
+from nndiffseg.uncertainty.case_labels import near_structures
+from nndiffseg.uncertainty.detection import ErrorHistogram
+from nndiffseg.uncertainty.surfaces import surface_measures
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Comparison:
         references, spacing = self.references(case)
         found = {side.name: self.prediction(side, case) for side in self.sides}
         p = {name: fused(f, self.calibrations[name][case].fusion_weight) for name, f in found.items()}
-        region = near(references, [labels_of(self.data, values) for values in p.values()])
+        region = near_structures([*references, *(labels_of(self.data, values) for values in p.values())])
         sides = {
             side.name: self._side(side, case, found[side.name], p[side.name], region, references, spacing)
             for side in self.sides
@@ -221,14 +223,15 @@ class Comparison:
 
     def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
         """Mean over all pairs of a label map and an annotation ``(K,)``."""
-        return nanmean_rows(np.stack([dice_of(p, r, self.data.structures.values()) for p in labels for r in references]))
+        return nanmean_rows(np.stack([dice_of(p, r, list(self.data.structures.values())) for p in labels for r in references]))
 
     def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
-        if is_flat(references, spacing):
+        if is_flat(references.shape[1:], spacing):
             labels, references, spacing = labels[0], references[:, 0], spacing[1:]
         structures = self.data.structures.values()
         values = [
-            [surface_dice(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance) for s in structures] for r in references
+            [surface_measures(np.isin(labels, s), np.isin(r, s), spacing, self.tolerance).nsd for s in structures]
+            for r in references
         ]
         return nanmean_rows(np.array(values))
 

@@ -7,28 +7,23 @@ case is evaluated with a number that it, or another case of its group, helped to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.compare.data import Data, is_flat
+from benchmarks.compare.data import Data
 from benchmarks.compare.library import CasePrediction, labels_of
 from nndiffseg.calibration import CaseTable
 from nndiffseg.calibration.fusion import fusion_scores
 from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
+from nndiffseg.data.images import voxel_volume
 from nndiffseg.nn.heads import Heads
-from nndiffseg.uncertainty import region_of_interest
 from nndiffseg.uncertainty.agreement import pairwise_dice
-from nndiffseg.uncertainty.evaluation import DILATION
+from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
-
-
-def near(references: NDArray, segmentations: Iterable[NDArray]) -> NDArray[np.bool_]:
-    """Foreground of any annotation ``(M, *image)`` or segmentation ``(*image)``, dilated ``(*image)``."""
-    return region_of_interest(np.any([*references, *segmentations], axis=0), DILATION)
 
 
 def case_table(data: Data, case: str, prediction: CasePrediction, references: NDArray, spacing: Sequence[float]) -> CaseTable:
@@ -49,9 +44,9 @@ def case_table(data: Data, case: str, prediction: CasePrediction, references: ND
     dice = np.stack([score[0] for score in scores])
     present = np.isfinite(dice).sum(0)
     dice = np.where(present > 0, np.nansum(dice, 0) / np.maximum(present, 1), np.nan)
-    ml = float(np.prod(spacing[1:] if is_flat(references, spacing) else spacing)) / MM3_PER_ML
+    ml = voxel_volume(references.shape[1:], spacing) / MM3_PER_ML
     sampled, true = (ml * structure_voxels(m, data.structures.values()) for m in (prediction.labels, references))
-    region = torch.from_numpy(near(references, [labels_of(data, prediction.deterministic)]))
+    region = torch.from_numpy(near_structures([*references, labels_of(data, prediction.deterministic)]))
     frequency = torch.from_numpy(np.stack([np.isin(references, list(labels)).mean(0) for labels in data.heads]))
     curves = fused_curves(d[:, region], s[:, region], frequency[:, region], kind)
     agreement = pairwise_dice(prediction.labels, data.structures.values())

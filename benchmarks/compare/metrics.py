@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,49 +17,9 @@ from nndiffseg.uncertainty import (
     spread,
     volume_statistics,
 )
-from nndiffseg.uncertainty.evaluation import ErrorHistogram
+from nndiffseg.uncertainty.agreement import energy_score
+from nndiffseg.uncertainty.detection import ErrorHistogram
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
-
-# ---- accuracy -----------------------------------------------------------------------------------------------------
-
-
-def dice_of(prediction: NDArray, reference: NDArray, structures: Iterable[Sequence[int]]) -> NDArray[np.float64]:
-    """Dice of two label maps per structure ``(K,)``; NaN where both lack the structure, as in nnU-Net's evaluation."""
-    values = []
-    for labels in structures:
-        a, b = np.isin(prediction, labels), np.isin(reference, labels)
-        size = int(a.sum()) + int(b.sum())
-        values.append(2 * int((a & b).sum()) / size if size else np.nan)
-    return np.array(values)
-
-
-def surface_dice(
-    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
-) -> float:
-    """Normalised surface distance, the surface Dice of Nikolov et al. (arXiv 1809.04430), by the authors' package.
-
-    Args:
-        prediction, reference: masks of equal shape, 2D or 3D.
-        spacing: mm along each axis.
-        tolerance: mm.
-
-    Returns:
-        In [0, 1]; NaN where both are empty, 0 where one is.
-    """
-    from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
-
-    if not (prediction.any() and reference.any()):
-        return np.nan if not (prediction.any() or reference.any()) else 0.0
-    distances = compute_surface_distances(reference, prediction, tuple(spacing))
-    return float(compute_surface_dice_at_tolerance(distances, tolerance))
-
-
-def nanmean_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the first axis of what is there, NaN where nothing is: ``(N, K)`` -> ``(K,)``."""
-    present = np.isfinite(values)
-    count = present.sum(0)
-    return np.where(count > 0, np.where(present, values, 0.0).sum(0) / np.maximum(count, 1), np.nan)
-
 
 # ---- probabilities ------------------------------------------------------------------------------------------------
 
@@ -88,14 +48,13 @@ def reliability(probabilities: NDArray, frequency: NDArray, region: NDArray[np.b
         frequency: how often annotators chose each structure, in [0, 1] ``(K, *image)``; with one annotator 0 or 1.
         region: voxels to use ``(*image)``.
     """
-    bins, brier, nll, n = [], [], [], int(region.sum())
+    bins, brier, nll = [], [], []
     for p, y in zip(probabilities, frequency, strict=True):
         one = ReliabilityAccumulator(1, regions=True)
         one.add(p[None], y[None], region)
-        summary = one.summary()
         bins.append((one.voxels[0], one.confidence[0], one.frequency[0]))
-        brier.append(n * summary["brier"] if n else 0.0)
-        nll.append(n * summary["nll"] if n else 0.0)
+        brier.append(one.squared[0])
+        nll.append(one.binary_nll[0])
     voxels, confidence, chosen = (np.stack(part) for part in zip(*bins, strict=True))
     return Reliability(voxels, confidence, chosen, np.array(brier), np.array(nll))
 
@@ -162,17 +121,16 @@ def agreement(
     overlap.add(np.concatenate([samples.astype(np.int32), references.astype(np.int32)]))
     distance = generalised_energy_distance(overlap, n)
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
-    own_spread = _number(spread(own))
     coverage, width = volume_coverage(own.counts, others.counts, volume_scale)
     return Agreement(
         _number(expected_dice(own)),
         float(overlap.dice()[:, :n, n:].mean()),
-        distance.cross - own_spread / 2,
+        _number(energy_score(overlap, n)),
         distance.squared,
         distance.cross,
         distance.within_samples,
         distance.within_references,
-        own_spread,
+        _number(spread(own)),
         _number(spread(others)),
         volume_coverage(own.counts, others.counts, 1.0)[0],
         coverage,

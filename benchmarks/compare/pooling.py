@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compare.metrics import Reliability
-from nndiffseg.uncertainty.evaluation import ErrorHistogram
+from nndiffseg.uncertainty.detection import ErrorHistogram
 
 RESAMPLES = 5000
 LEVEL = 0.95

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from benchmarks.compare.data import Data, references_of
 from benchmarks.compare.library import CasePrediction, Change, Model, Options, labels_of, predict_case
-from benchmarks.compare.metrics import dice_of
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice
+from nndiffseg.uncertainty.agreement import dice_of
 from nndiffseg.uncertainty.evaluation import nanmean
 
 Scores = dict[str, float | None]
@@ -18,7 +18,7 @@ def mean_dice(data: Data, case: str, prediction: NDArray, references: NDArray | 
     """Dice of one label map ``(*image)``, mean over the case's annotations and the structures."""
     if references is None:
         references, _ = references_of(data, case)
-    return nanmean(value for r in references for value in dice_of(prediction, r, data.structures.values()))
+    return nanmean(value for r in references for value in dice_of(prediction, r, list(data.structures.values())))
 
 
 def dice_scores(data: Data, case: str, prediction: CasePrediction) -> Scores:

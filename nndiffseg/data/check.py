@@ -99,11 +99,32 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     return content
 
 
+def read_label_definition(file: Path) -> dict[str, Any]:
+    """dataset.json as far as an evaluation needs it: labels, an ignore label among them, and file ending.
+
+    Raises:
+        UserError: it is missing, not JSON, lacks one of both, asks for an unknown reader, or its labels are not 0, 1, 2, ...
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is missing; name the dataset.json of these predictions with -djfile.")
+    content = read_json(file, "correct it")
+    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+        raise UserError(f"{file} must hold a JSON object with labels; name the dataset.json of the dataset with -djfile.")
+    check_file_ending(content.get("file_ending"), str(file))
+    check_reader(content, str(file))
+    _check_label_values(file, content)
+    return content
+
+
 def _check_labels(file: Path, content: dict[str, Any]) -> None:
     if "ignore" in content["labels"]:
         raise UserError(
             f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
         )
+    _check_label_values(file, content)
+
+
+def _check_label_values(file: Path, content: dict[str, Any]) -> None:
     try:
         manager = LabelManager(content["labels"], content.get("regions_class_order"))
         values = [int(v) for v in manager.all_labels]

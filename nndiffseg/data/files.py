@@ -63,9 +63,13 @@ def write_json(content: Any, path: str | os.PathLike[str], *, strict: bool = Tru
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)
     with write_atomically(file) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf8")
+        temporary.write_text(json_text(content, strict=strict), encoding="utf8")
+
+
+def json_text(content: Any, *, strict: bool = True) -> str:
+    """What :func:`write_json` writes."""
+    return f"{json.dumps(_without_nan(content) if strict else content, indent=4, allow_nan=not strict)}\n"
 
 
 def _without_nan(value: Any) -> Any:

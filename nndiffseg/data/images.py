@@ -7,7 +7,7 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 
-from nndiffseg.data.plan_names import check_reader
+from nndiffseg.data.files import read_json
+from nndiffseg.data.plan_names import check_plan_names, check_reader
 from nndiffseg.errors import UserError
+
+#: a slice thicker than this many pixels marks a 2D image
+THICK = 900
 
 #: what the libraries behind nnU-Net's readers raise on a bad file (PIL: SyntaxError; tifffile: a ValueError)
 READ_ERRORS = (
@@ -58,6 +62,30 @@ def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[Ba
             problem = problem or error
     assert problem is not None
     raise problem
+
+
+def planned_reader(plans_file: Path, dataset_json: Mapping[str, Any], example: str | Path) -> type[BaseReaderWriter]:
+    """The reader named in a model's plans, if that file exists, or else :func:`find_reader` of ``example``.
+
+    Raises:
+        UserError: the plans are not as planners write them, or as :func:`find_reader`.
+    """
+    if plans_file.is_file():
+        plans = read_json(plans_file, "predict again")
+        check_plan_names(plans, str(plans_file))
+        if name := plans.get("image_reader_writer"):
+            return recursive_find_reader_writer_by_name(name)
+    return find_reader(dataset_json, example)
+
+
+def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:
+    """Whether an image ``(z, y, x)`` is 2D: nnU-Net's readers give it one slice of a huge thickness."""
+    return shape[0] == 1 and spacing[0] > THICK * max(spacing[1:])
+
+
+def voxel_volume(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Volume of a voxel in mm^3; a 2D image counts as 1 mm thick."""
+    return float(np.prod(spacing[1:] if is_flat(shape, spacing) else spacing))
 
 
 def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = False) -> tuple[np.ndarray, dict[str, Any]]:

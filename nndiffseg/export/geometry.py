@@ -12,6 +12,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nndiffseg.data.images import is_flat
 from nndiffseg.export.staple import consensus_of
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
@@ -35,9 +36,8 @@ class CaseGeometry:
     @property
     def is_2d(self) -> bool:
         """nnU-Net's readers give 2D images one slice of a huge thickness."""
-        spacing = self.properties["spacing"]
         thickness = self.plans.transpose_forward.index(0)
-        return self.properties["shape_before_cropping"][thickness] == 1 and spacing[0] > 900 * max(spacing[1:])
+        return is_flat([self.properties["shape_before_cropping"][thickness]], self.properties["spacing"])
 
     def voxel_volume(self, shape: tuple[int, ...] | None = None) -> float:
         """Volume in mm^3 of a voxel of the image, or of the preprocessed grid of this shape.

@@ -16,13 +16,14 @@ from torch import Tensor
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
+from nndiffseg.data.images import voxel_volume
 from nndiffseg.data.names import check_case_id
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.stock_model import StockFold
 from nndiffseg.inference.stock_predictor import StockPredictor
 from nndiffseg.nn.heads import Heads
-from nndiffseg.uncertainty.evaluation import dilated_foreground
+from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 SPLITS = "splits_final.json"
@@ -148,8 +149,7 @@ def _read_probabilities(file: Path) -> Tensor:
 
 
 def _observed(case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind) -> CaseVoxels:
-    flat = references.shape[1] == 1 and spacing[0] > 900 * max(spacing[1:])  # a 2D image counts as 1 mm thick
-    ml = float(np.prod(spacing[1:] if flat else spacing)) / MM3_PER_ML
+    ml = voxel_volume(references.shape[1:], spacing) / MM3_PER_ML
     predicted = kind.hard(kind.heads.logits(p.flatten(1).clamp(1e-7, 1 - 1e-7))).view(p.shape[1:]).numpy()
-    near = dilated_foreground(references.max(0, keepdims=True), predicted[None])
+    near = near_structures([*references, predicted])
     return observe(case, p, references, near, kind, spacing=spacing, voxel_ml=ml)

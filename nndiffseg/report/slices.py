@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +11,11 @@ import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from nibabel.orientations import io_orientation
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.files import read_json
-from nndiffseg.data.images import find_reader, read_image
-from nndiffseg.data.plan_names import check_plan_names
-from nndiffseg.uncertainty.evaluation import read_array, uncertainty_map
+from nndiffseg.data.images import planned_reader, read_image
+from nndiffseg.uncertainty.evaluation import read_array, sample_files, uncertainty_map
 
 ANATOMICAL = ("axial", "coronal", "sagittal")
 #: A whole sample is read for a few slices of it, so fewer samples of a large volume are drawn.
@@ -104,13 +100,7 @@ def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: P
     Raises:
         UserError: the plans are not as planners write them, or dataset.json names an unknown reader.
     """
-    file = predictions / "plans.json"
-    if file.is_file():
-        plans = read_json(file, "predict again")
-        check_plan_names(plans, str(file))
-        if name := plans.get("image_reader_writer"):
-            return recursive_find_reader_writer_by_name(name)()
-    return find_reader(dataset_json, example)()
+    return planned_reader(predictions / "plans.json", dataset_json, example)()
 
 
 def read_views(
@@ -166,13 +156,6 @@ def _parts_of_total(predictions: Path, case: str) -> dict[str, Path]:
     """Files of the aleatoric and the epistemic map; none with one fold, since then the aleatoric map equals the total."""
     files = {kind: uncertainty_map(predictions, case, kind) for kind in ("aleatoric", "epistemic")}
     return {} if files["epistemic"] is None else {kind: file for kind, file in files.items() if file is not None}
-
-
-def sample_files(predictions: Path, case: str, ending: str) -> list[Path]:
-    """Label maps of a case's samples, in order."""
-    name = re.compile(re.escape(case) + r"_s\d+" + re.escape(ending))
-    folder = predictions / "samples"
-    return sorted(f for f in folder.iterdir() if name.fullmatch(f.name)) if folder.is_dir() else []
 
 
 def max_samples_drawn(voxels: int) -> int:

@@ -35,7 +35,8 @@ from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.uncertainty.agreement import pairwise_dice
-from nndiffseg.uncertainty.evaluation import dilated_foreground, evaluate_predictions
+from nndiffseg.uncertainty.case_labels import near_structures
+from nndiffseg.uncertainty.evaluation import evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -150,7 +151,7 @@ def _table(
     onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
     dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads)
     predicted = heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0)
-    near = torch.from_numpy(dilated_foreground(reference[None], predicted[None].numpy()))
+    near = torch.from_numpy(near_structures([reference, predicted.numpy()]))
     curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
     sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
     return CaseTable(case, dice, nll, sampled, true, curves, pairwise_dice(parts.labels, structures))
@@ -222,7 +223,9 @@ def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -
     )
     dice = {"dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"]}
     dice["dice_samples"], *_, dice["dice_deterministic"] = mean_dice(tables).tolist()
-    uncertainty = evaluate_predictions(folder, references, dataset_json=trainer.dataset_json)["summary"]
+    uncertainty = evaluate_predictions(
+        folder, references, dataset_json=trainer.dataset_json, reader=trainer.plans_manager.image_reader_writer_class
+    )["summary"]
     write_json({"calibration": calibration.to_json(), **dice, **uncertainty}, folder / "uncertainty.json")
     for label in metrics["mean"]:
         trainer.logger.log_summary(f"final_val/class_{label}_dice", metrics["mean"][label]["Dice"])

@@ -70,15 +70,21 @@ class PairwiseOverlap:
         """Voxels of each structure in each member, ``(K, N)``."""
         return np.diagonal(self.intersections, axis1=1, axis2=2).copy()
 
-    def dice(self) -> NDArray[np.float64]:
-        """Dice of every pair, ``(K, N, N)``; 1 where both are empty."""
-        sizes = self.counts[:, :, None] + self.counts[:, None, :]
-        return _ratio(2 * self.intersections, sizes)
+    def structure(self, index: int) -> PairwiseOverlap:
+        """The overlap of all members in one of the K structures alone."""
+        part = PairwiseOverlap(self.intersections.shape[1], [self.structures[index]])
+        part.intersections = self.intersections[[index]]
+        return part
 
-    def iou(self) -> NDArray[np.float64]:
-        """Intersection over union of every pair, ``(K, N, N)``; 1 where both are empty."""
+    def dice(self, empty: float = 1.0) -> NDArray[np.float64]:
+        """Dice of every pair, ``(K, N, N)``; ``empty`` where both are empty."""
         sizes = self.counts[:, :, None] + self.counts[:, None, :]
-        return _ratio(self.intersections, sizes - self.intersections)
+        return _ratio(2 * self.intersections, sizes, empty)
+
+    def iou(self, empty: float = 1.0) -> NDArray[np.float64]:
+        """Intersection over union of every pair, ``(K, N, N)``; ``empty`` where both are empty."""
+        sizes = self.counts[:, :, None] + self.counts[:, None, :]
+        return _ratio(self.intersections, sizes - self.intersections, empty)
 
 
 def _as_tensor(segmentations: NDArray | Tensor) -> Tensor:
@@ -95,8 +101,20 @@ def _union(labels: Tensor, wanted: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def _ratio(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.where(b == 0, 1.0, a / np.maximum(b, 1))
+def _ratio(a: NDArray[np.int64], b: NDArray[np.int64], empty: float) -> NDArray[np.float64]:
+    return np.where(b == 0, empty, a / np.maximum(b, 1))
+
+
+def dice_of(prediction: NDArray, reference: NDArray, structures: Sequence[int | Sequence[int]]) -> NDArray[np.float64]:
+    """Dice of two segmentations per structure ``(K,)``; NaN where both lack the structure, as in nnU-Net's evaluation.
+
+    Args:
+        prediction, reference: as one member of :meth:`PairwiseOverlap.add`: labels ``(*image)``, or masks ``(K, *image)``.
+        structures: see :class:`PairwiseOverlap`.
+    """
+    overlap = PairwiseOverlap(2, structures)
+    overlap.add(np.stack([prediction, reference]))
+    return overlap.dice(np.nan)[:, 0, 1]
 
 
 def mean_pairwise_dice(overlap: PairwiseOverlap) -> NDArray[np.float64] | None:
@@ -183,6 +201,28 @@ def matched_iou(overlap: PairwiseOverlap, samples: int) -> float:
     size = math.lcm(*iou.shape)
     iou = iou.repeat(size // iou.shape[0], axis=0).repeat(size // iou.shape[1], axis=1)
     return float(iou[linear_sum_assignment(iou, maximize=True)].mean())
+
+
+def energy_score(overlap: PairwiseOverlap, samples: int) -> float | None:
+    """Energy score of the samples with d = 1 - IoU: E d(S, Y) - E d(S, S') / 2, less is better.
+
+    Proper (Gneiting & Raftery 2007, section 5): its expectation is least for samples of the truth's distribution. E d(S, S')
+    is over pairs of *distinct* samples, which is unbiased, so that values do not depend on the number of samples. With several
+    raters it is the mean of their scores. Arguments as in :func:`generalised_energy_distance`; None with one sample.
+    """
+    _check_split(overlap, samples)
+    own = spread(overlap.subset(range(samples)))
+    return None if own is None else generalised_energy_distance(overlap, samples).cross - own / 2
+
+
+def best_dice(overlap: PairwiseOverlap, samples: int) -> float:
+    """Dice of each rater's best sample, mean over raters: whether somebody's view is missing among the samples.
+
+    It grows with the number of samples, so compare equal numbers. Called maximum Dice matching by Rahman et al. (arXiv
+    2304.04745). Arguments as in :func:`generalised_energy_distance`.
+    """
+    _check_split(overlap, samples)
+    return float(overlap.dice().mean(0)[:samples, samples:].max(0).mean())
 
 
 def _check_split(overlap: PairwiseOverlap, samples: int) -> None:

@@ -20,7 +20,7 @@ from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.calibration.volumes import floored_sd
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
-from nndiffseg.uncertainty.evaluation import ErrorHistogram
+from nndiffseg.uncertainty.detection import ErrorHistogram
 from nndiffseg.uncertainty.maps import entropy
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator
 

@@ -1,240 +1,192 @@
-"""Evaluates a prediction folder against reference labels: accuracy, uncertainty maps, probabilities and volumes.
+"""Evaluates a prediction folder against the labels of one or several annotators.
 
-What is measured:
-
-- Dice per structure, as nnU-Net's own evaluation computes it.
-- AUROC of the total-uncertainty map as a detector of wrong voxels, in the dilated foreground: the union of reference
-  and predicted foreground, dilated by :data:`DILATION` voxels. Elsewhere nearly all voxels are right and certain, so
-  counting them would flatter every map.
-- NLL, Brier score and expected calibration error in the same region, where ``--save_probabilities`` kept the
-  probabilities.
-- The volumes' calibrated spread: coverage of the 90 % interval, and measured over known standard deviation where
-  a ``truth.json`` tells the known one (:mod:`nndiffseg.data.phantom`).
+Near the structures means in the dilated foreground: the union of reference and predicted foreground, dilated by
+:data:`DILATION` voxels. Elsewhere nearly all voxels are right and certain, so counting them would flatter every map and every
+probability. What each number is says ``docs/howto/evaluate.md``; the definitions stand where they are computed.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import (
-    determine_reader_writer_from_dataset_json,
-    determine_reader_writer_from_file_ending,
-)
-from numpy.typing import NDArray
 
-from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json, write_json
+from nndiffseg.data.images import planned_reader
+from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_reader
-from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.reliability import ReliabilityAccumulator, region_of_interest
-from nndiffseg.uncertainty.volumes import error_bars
+from nndiffseg.uncertainty.case_evaluation import SETS, CaseResult, Row, evaluate_case, per_structure
+from nndiffseg.uncertainty.case_labels import DILATION, Setting
+from nndiffseg.uncertainty.detection import ErrorHistogram
+from nndiffseg.uncertainty.evaluation_table import format_table, number
+from nndiffseg.uncertainty.means import nanmean
+from nndiffseg.uncertainty.prediction_folder import (
+    case_report,
+    match_references,
+    read_array,
+    sample_files,
+    uncertainty_map,
+)
+from nndiffseg.uncertainty.reliability import ReliabilityAccumulator
+from nndiffseg.uncertainty.risk_coverage import risk_coverage
 
-DILATION = 3  # voxels
-BINS = 4096  # of an uncertainty map, for the AUROC
+__all__ = [
+    "DILATION",
+    "ErrorHistogram",
+    "case_report",
+    "evaluate_predictions",
+    "format_table",
+    "nanmean",
+    "number",
+    "read_array",
+    "sample_files",
+    "uncertainty_map",
+]
 
-
-@dataclass
-class ErrorHistogram:
-    """Counts of uncertainty values in [0, 1] at right and at wrong voxels, summed over cases."""
-
-    right: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    wrong: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-
-    def add(self, uncertainty: NDArray, wrong: NDArray[np.bool_]) -> None:
-        """``uncertainty`` and ``wrong`` of the same voxels, any equal shape."""
-        bins = np.clip((uncertainty * BINS).astype(np.int64), 0, BINS - 1)
-        self.right += np.bincount(bins[~wrong], minlength=BINS)
-        self.wrong += np.bincount(bins[wrong], minlength=BINS)
-
-    def auroc(self) -> float:
-        """P(uncertainty at a wrong voxel > at a right voxel), ties count half (Mann-Whitney); NaN if one is absent."""
-        if not self.right.any() or not self.wrong.any():
-            return float("nan")
-        below = np.cumsum(self.right) - self.right
-        return float(np.sum(self.wrong * (below + 0.5 * self.right)) / (self.right.sum() * self.wrong.sum()))
+Folder = str | os.PathLike[str]
 
 
 def evaluate_predictions(
-    predictions: str | os.PathLike[str],
-    references: str | os.PathLike[str],
+    predictions: Folder,
+    references: Folder | Sequence[Folder],
     *,
     dataset_json: dict[str, Any],
-    truth: str | os.PathLike[str] | None = None,
-    output_file: str | os.PathLike[str] | None = None,
+    truth: Folder | None = None,
+    output_file: Folder | None = None,
+    reader: type[BaseReaderWriter] | None = None,
+    plans: Folder | None = None,
+    tolerance: float | None = None,
+    processes: int = 1,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates what ``nndiffseg_predict`` wrote; parts of the output that are absent give None.
+    """Evaluates what ``nndiffseg_predict`` or ``nnUNetv2_predict`` wrote; parts of the output that are absent give None.
 
     Args:
-        predictions: folder with segmentations and, where there is one, its ``uncertainty`` folder.
-        references: folder with the true label of each case under the same file name.
+        predictions: folder with segmentations and, where there are some, the folders ``uncertainty`` and ``samples`` and the
+            probabilities ``CASE.npz``.
+        references: one or several folders, see :func:`nndiffseg.uncertainty.prediction_folder.match_references`.
         dataset_json: content of the dataset's ``dataset.json``.
         truth: a phantom's ``truth.json``, or None.
         output_file: where to write the result as JSON, or None.
+        reader: of the segmentations; default: that of the plans, or nnU-Net's choice where there are none.
+        plans: the model's plans file; default: ``plans.json`` in ``predictions``.
+        tolerance: of the normalised surface distance in mm; None leaves out all distances of surfaces.
+        processes: worker processes; 0 and 1: none.
+        progress: show a progress bar.
 
     Returns:
-        ``{"summary": {...}, "cases": {case: {...}}}``, JSON-ready. In the summary ``dice_mean`` is the mean over
-        structures of the mean over cases, ``error_auroc`` pools the voxels of all cases, ``volume_spread_ratio`` is,
-        per structure, the mean over cases of the measured over that of the known standard deviation of the volume.
+        ``{"summary": {...}, "cases": {case: {...}}, "matching": {...}}``, JSON-ready; ``docs/reference/files.md`` has the keys.
+        In the summary ``dice_mean`` is the mean over structures of the mean over cases, ``error_auroc`` pools the voxels of all
+        cases, ``volume_spread_ratio`` is, per structure, the mean over cases of the measured over that of the known standard
+        deviation of the volume.
 
     Raises:
-        UserError: no segmentation in ``predictions`` has a reference.
+        UserError: no segmentation has a reference, or a file is damaged or does not fit.
     """
-    predictions, references = Path(predictions), Path(references)
-    names = matching_cases(predictions, references, dataset_json["file_ending"])
+    check_reader(dataset_json)
+    folder, folders = Path(predictions), [references] if isinstance(references, (str, os.PathLike)) else references
+    ending = dataset_json["file_ending"]
+    matching = match_references(folder, [Path(f) for f in folders], ending)
+    names = list(matching.cases)
+    reader = reader or planned_reader(Path(plans or folder / "plans.json"), dataset_json, folder / f"{names[0]}{ending}")
     known = read_json(truth)["cases"] if truth is not None else {}
-    evaluator = _Evaluator(predictions, references, dataset_json, example=names[0])
-    cases = {name: evaluator.case(name, known.get(name, {})) for name in names}
-    result = {"summary": evaluator.summary(cases), "cases": cases}
+    setting = Setting(folder, dataset_json, reader, tolerance)
+    results = map_cases(
+        evaluate_case,
+        [(setting, name, files, known.get(name, {})) for name, files in matching.cases.items()],
+        processes,
+        description="Evaluating",
+        progress=progress,
+    )
+    cases = {name: result.numbers for name, result in zip(names, results, strict=True)}
+    result = {
+        "summary": _summary(setting, results),
+        "cases": cases,
+        "matching": {"without_reference": matching.without_reference, "without_prediction": matching.without_prediction},
+    }
     if output_file is not None:
         write_json(result, output_file)
     return result
 
 
-def matching_cases(predictions: Path, references: Path, file_ending: str) -> list[str]:
-    """Names of the cases that both folders hold, sorted.
-
-    Raises:
-        UserError: there is none.
-    """
-    names = sorted(p.name[: -len(file_ending)] for p in predictions.glob(f"*{file_ending}") if (references / p.name).is_file())
-    if not names:
-        raise UserError(
-            f"No segmentation in {predictions} has a reference of the same name in {references}; "
-            "give the folder that holds the true labels of these cases."
-        )
-    return names
+# ---- summary ------------------------------------------------------------------------------------------------------------
 
 
-class _Evaluator:
-    """Reads case after case; pools what is pooled over voxels."""
-
-    def __init__(self, predictions: Path, references: Path, dataset_json: dict[str, Any], example: str) -> None:
-        self.predictions, self.references = predictions, references
-        self.structures, self.ending = structures_of(dataset_json), dataset_json["file_ending"]
-        self.ignore: int | None = dataset_json["labels"].get("ignore")
-        check_reader(dataset_json)
-        example_file = str(references / f"{example}{self.ending}")
-        self.reader = determine_reader_writer_from_dataset_json(dataset_json, example_file, verbose=False)()
-        self.errors = ErrorHistogram()
-        # With regions the probabilities need one reference mask each; labels alone do not tell their order.
-        regions = any(len(labels) > 1 for labels in self.structures.values())
-        self.reliability = None if regions else ReliabilityAccumulator(1 + len(self.structures))
-
-    def case(self, name: str, known: dict[str, Any]) -> dict[str, Any]:
-        """One case's numbers; ``known`` holds the true standard deviation of each structure's volume, or nothing."""
-        reference_file, prediction_file = (
-            str(folder / f"{name}{self.ending}") for folder in (self.references, self.predictions)
-        )
-        labels = list(self.structures.values())
-        metrics = compute_metrics(reference_file, prediction_file, self.reader, labels, self.ignore)["metrics"]
-        reference, properties = self.reader.read_seg(reference_file)
-        auroc = self._voxels(name, reference, self.reader.read_seg(prediction_file)[0])
-        report = case_report(self.predictions, name)
-        voxel_ml = float(np.prod(properties["spacing"])) / 1000
-        volumes = {
-            s: _volume_row(report, s, voxel_ml * float(region_or_label_to_mask(reference, v).sum()), known.get(s))
-            for s, v in self.structures.items()
-        }
-        dice = {structure: float(metrics[v]["Dice"]) for structure, v in self.structures.items()}
-        return {
-            "dice": dice,
-            "dice_mean": nanmean(dice.values()),
-            "error_auroc": auroc,
-            "expected_dice": report.get("expected_dice"),
-            "volumes": volumes,
-        }
-
-    def _voxels(self, name: str, reference: NDArray, prediction: NDArray) -> float:
-        """Pools a case's voxels, segmentations ``(1, *spatial)``; returns the AUROC of this case alone."""
-        region, own = dilated_foreground(reference, prediction, self.ignore), ErrorHistogram()
-        if (map_file := uncertainty_map(self.predictions, name, "total")) is not None:
-            own.add(read_array(map_file, self.reader)[region], (prediction[0] != reference[0])[region])
-            self.errors.right += own.right
-            self.errors.wrong += own.wrong
-        if (file := self.predictions / f"{name}.npz").is_file() and self.reliability is not None:
-            with np.load(file) as content:
-                self.reliability.add(content["probabilities"], reference[0], region)
-        return own.auroc()
-
-    def summary(self, cases: dict[str, Any]) -> dict[str, Any]:
-        """Means over cases, and the pooled figures."""
-        dice = {s: nanmean(case["dice"][s] for case in cases.values()) for s in self.structures}
-        volumes = {s: _summarise_volumes([case["volumes"][s] for case in cases.values()]) for s in self.structures}
-        ratios = {s: v["spread_ratio"] for s, v in volumes.items()}
-        known = [r for r in ratios.values() if r is not None]
-        return {
-            "cases": len(cases),
-            "dice": dice,
-            "dice_mean": nanmean(dice.values()),
-            "error_auroc": self.errors.auroc(),
-            "error_auroc_case_mean": nanmean(case["error_auroc"] for case in cases.values()),
-            "dilation_voxels": DILATION,
-            "calibration": _calibration(self.reliability),
-            "volumes": volumes,
-            "volume_spread_ratio": {**ratios, "mean": nanmean(known)} if known else None,
-        }
-
-
-def dilated_foreground(reference: NDArray, prediction: NDArray, ignore: int | None = None) -> NDArray[np.bool_]:
-    """Reference or predicted foreground ``(1, *spatial)``, dilated, without ignored voxels -> ``(*spatial)``."""
-    region = region_of_interest(((reference > 0) | (prediction > 0))[0] & (reference[0] != ignore), DILATION)
-    return region & (reference[0] != ignore)
-
-
-def uncertainty_map(predictions: Path, name: str, kind: str) -> Path | None:
-    """The file of a ``total``, ``aleatoric`` or ``epistemic`` map of a case, whatever its format; None if absent."""
-    return next(iter(sorted((predictions / "uncertainty").glob(f"{name}_{kind}.*"))), None)
-
-
-def read_array(file: Path, reader: BaseReaderWriter) -> NDArray:
-    """First channel ``(*spatial)`` of a file; ``reader`` reads the dataset's format, others are looked up by ending."""
-    ending = ".nii.gz" if file.name.endswith(".nii.gz") else file.suffix
-    if ending not in reader.supported_file_endings:
-        reader = determine_reader_writer_from_file_ending(ending, verbose=False)()
-    return reader.read_images([str(file)])[0][0]
-
-
-def case_report(predictions: Path, name: str) -> dict[str, Any]:
-    """``uncertainty/CASE.json``, or an empty dictionary where there is none."""
-    file = predictions / "uncertainty" / f"{name}.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _volume_row(report: dict, structure: str, reference_ml: float, known: dict | None) -> dict[str, Any]:
-    measured = report.get("structures", {}).get(structure, {})
-    sd, interval = error_bars(measured)
+def _summary(setting: Setting, results: Sequence[CaseResult]) -> dict[str, Any]:
+    """Means over cases, and the pooled figures."""
+    cases, structures = [result.numbers for result in results], setting.structures
+    errors = ErrorHistogram()
+    for result in results:
+        errors.merge(result.errors)
+    volumes = {s: _summarise_volumes([case["volumes"][s] for case in cases]) for s in structures}
+    ratios = {s: v["spread_ratio"] for s, v in volumes.items()}
+    known = [r for r in ratios.values() if r is not None]
+    calibration, pooled = _calibration(setting, results)
+    rows = {s: _structure_row([case["structures"][s] for case in cases]) | pooled.get(s, {}) for s in structures}
+    dice = {s: row["dice"] for s, row in rows.items()}
     return {
-        "reference_ml": reference_ml,
-        "mean_ml": measured.get("mean_ml"),
-        "sd_ml": sd,
-        "interval_90_ml": interval,
-        "covered": bool(interval[0] <= reference_ml <= interval[1]) if interval else None,
-        "known_sd_ml": known["sd_ml"] if known else None,
+        "cases": len(cases),
+        "annotators": [min(c["annotators"] for c in cases), max(c["annotators"] for c in cases)],
+        "dice": dice,
+        "dice_mean": nanmean(dice.values()),
+        "structures": rows,
+        "error_auroc": errors.auroc(),
+        "error_auroc_case_mean": nanmean(case["error_auroc"] for case in cases),
+        "error_auprc": errors.auprc(),
+        "error_rate": errors.error_rate(),
+        "dilation_voxels": DILATION,
+        "tolerance_mm": setting.tolerance,
+        "calibration": calibration,
+        "expected_dice": _selection(cases),
+        "sets": _means([{key: case[key] for key in (*SETS, "ncc")} for case in cases]),
+        "volumes": volumes,
+        "volume_spread_ratio": {**ratios, "mean": nanmean(known)} if known else None,
+        "left_out": _left_out(cases),
     }
 
 
-def _calibration(reliability: ReliabilityAccumulator | None) -> dict[str, Any] | None:
-    """NLL, Brier, ECE and the reliability diagram pooled over the foreground classes; None without probabilities."""
-    if reliability is None or not reliability.voxels.any():
-        return None
-    voxels, confidence, frequency = (
-        a[1:].sum(axis=0) for a in (reliability.voxels, reliability.confidence, reliability.frequency)
-    )
+def _means(rows: Sequence[Mapping[str, float | None]]) -> Row:
+    """Mean of every measure over the cases that have it; NaN where none has."""
+    return {key: nanmean(row[key] for row in rows) for key in rows[0]}
+
+
+def _structure_row(rows: Sequence[Row]) -> Row:
+    """:func:`_means`, but how often HD95 is undefined is counted."""
+    undefined = [row["hd95_undefined"] for row in rows if row["hd95_undefined"] is not None]
+    return _means(rows) | {"hd95_undefined": sum(undefined) if undefined else None}
+
+
+def _calibration(setting: Setting, results: Iterable[CaseResult]) -> tuple[dict[str, Any] | None, dict[str, Row]]:
+    """NLL, Brier, ECE, ACE and the reliability diagram pooled over the foreground, and the same of each structure.
+
+    Without probabilities, None and nothing.
+    """
+    pooled = ReliabilityAccumulator(len(setting.heads), regions=setting.regions)
+    for result in results:
+        if result.reliability is not None:
+            pooled.merge(result.reliability)
+    if not pooled.voxels.any():
+        return None, {}
+    first = 0 if setting.regions else 1
+    voxels, confidence, frequency = (a[first:].sum(axis=0) for a in (pooled.voxels, pooled.confidence, pooled.frequency))
     used = voxels > 0
     bins = {
         "voxels": voxels[used].tolist(),
         "probability": (confidence[used] / voxels[used]).tolist(),
         "frequency": (frequency[used] / voxels[used]).tolist(),
     }
-    return {**reliability.summary(), "bins": bins}
+    return {**pooled.summary(), "bins": bins}, per_structure(pooled, setting)
+
+
+def _selection(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Whether the expected Dice tells which cases are bad: risk 1 - Dice over coverage; None with fewer than two cases."""
+    known = [c for c in cases if c["expected_dice"] is not None and c["dice_mean"] == c["dice_mean"]]
+    if len(known) < 2:
+        return None
+    return risk_coverage([c["expected_dice"] for c in known], [1 - c["dice_mean"] for c in known])._asdict()
 
 
 def _summarise_volumes(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -242,7 +194,7 @@ def _summarise_volumes(rows: list[dict[str, Any]]) -> dict[str, Any]:
     known = [row for row in measured if row["known_sd_ml"]]
     ratio = None
     if known:
-        ratio = float(np.mean([row["sd_ml"] for row in known]) / np.mean([row["known_sd_ml"] for row in known]))
+        ratio = nanmean(row["sd_ml"] for row in known) / nanmean(row["known_sd_ml"] for row in known)
     present = [row for row in measured if row["reference_ml"] > 0]
     relative_errors = [abs(row["mean_ml"] - row["reference_ml"]) / row["reference_ml"] for row in present]
     return {
@@ -251,44 +203,38 @@ def _summarise_volumes(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "spread_ratio": ratio,
         "relative_error": nanmean(relative_errors),
         "coverage_90": nanmean(row["covered"] for row in measured),
+        "segmentation_error_ml": nanmean(row["segmentation_error_ml"] for row in rows),
+        "segmentation_relative_error": nanmean(row["segmentation_relative_error"] for row in rows),
+        "crps_ml": nanmean(row["crps_ml"] for row in rows),
     }
 
 
-def nanmean(values: Iterable[float | None]) -> float:
-    """Mean of the numbers that are there; NaN when there is none."""
-    numbers = [float(v) for v in values if v is not None and not np.isnan(v)]
-    return float(np.mean(numbers)) if numbers else float("nan")
-
-
-def format_table(evaluation: dict[str, Any]) -> str:
-    """The summary as a small table for a terminal."""
-    summary = evaluation["summary"]
-    rows = [("structure", "Dice", "volume error", "90 % coverage", "spread, ml", "known, ml", "ratio")]
-    for structure, dice in summary["dice"].items():
-        v = summary["volumes"][structure]
-        rows.append(
-            (
-                structure,
-                number(dice),
-                number(v["relative_error"]),
-                number(v["coverage_90"], 2),
-                number(v["mean_sd_ml"]),
-                number(v["mean_known_sd_ml"]),
-                number(v["spread_ratio"], 2),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    lines.append(
-        f"{summary['cases']} cases, mean Dice {number(summary['dice_mean'])}, AUROC of total uncertainty "
-        f"against errors {number(summary['error_auroc'])} (dilated foreground)"
+def _left_out(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What could not be measured, and which flag of the prediction gives it."""
+    n = len(cases)
+    parts = (
+        ([c["uncertainty"] is not None for c in cases], "uncertainty maps or probabilities", "detection of errors", ""),
+        (
+            [c["probabilities"] for c in cases],
+            "probabilities CASE.npz",
+            "ECE, ACE, Brier score and NLL",
+            "--save_probabilities",
+        ),
+        ([c["samples"] > 0 for c in cases], "samples", "energy score, CRPS and what compares sets", "--save_samples"),
+        ([c["expected_dice"] is not None for c in cases], "expected Dice", "AURC and AUGRC", ""),
     )
-    return "\n".join(lines)
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """``0.123``, or ``-`` for None and NaN."""
-    return "-" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+    sentences = []
+    for present, what, measures, flag in parts:
+        if not all(present):
+            having = f"only {sum(present)} of {n} cases have" if any(present) else "there are no"
+            remedy = f" (predict with {flag})" if flag else ""
+            limited = "over these cases only" if any(present) else "left out"
+            sentences.append(f"{having[:1].upper()}{having[1:]} {what}: {measures} {limited}{remedy}.")
+    if undefined := sum(row["hd95_undefined"] or 0 for c in cases for row in c["structures"].values()):
+        sentences.append(
+            f"HD95 is undefined {undefined} times, where either segmentation or annotator lacks a structure, and left out "
+            "there; Dice and NSD are 0."
+        )
+    if max(c["annotators"] for c in cases) == 1:
+        sentences.append("There is one annotator: GED, matched IoU, best Dice, consensus, thresholds and NCC left out.")
+    return sentences

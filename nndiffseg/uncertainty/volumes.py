@@ -76,6 +76,27 @@ def _statistics(volumes: np.ndarray, scales: Sequence[float], quantile: float | 
     }
 
 
+def crps(samples: ArrayLike, true: ArrayLike) -> float | None:
+    """Continuous ranked probability score of sampled volumes: E |X - y| - E |X - X'| / 2, in the volumes' unit.
+
+    E |X - X'| is over pairs of distinct samples (the "fair" score, Ferro 2014), so that it does not depend on their number.
+    With several annotators it is the mean of their scores.
+
+    Args:
+        samples: ``(N,)``.
+        true: of one or several annotators ``(M,)``.
+
+    Returns:
+        None with one sample.
+    """
+    x, y = np.asarray(samples, dtype=float), np.asarray(true, dtype=float)
+    n = len(x)
+    if n < 2:
+        return None
+    spread = np.abs(x[:, None] - x[None]).sum() / (n * (n - 1))
+    return float(np.abs(x[:, None] - y[None]).mean() - spread / 2)
+
+
 def error_bars(structure: Mapping[str, Any]) -> tuple[float | None, list[float] | None]:
     """Calibrated standard deviation and 90 % interval of one of :func:`volume_statistics`; None where there are none."""
     return structure.get("calibrated_sd_ml"), structure.get("calibrated_interval_90_ml")

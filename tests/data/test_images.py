@@ -17,7 +17,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from skimage import io
 
-from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
+from nndiffseg.data.images import find_reader, geometry_mismatch, is_flat, read_image, voxel_volume
 from nndiffseg.errors import UserError
 
 SHAPE = (6, 8, 10)
@@ -180,3 +180,10 @@ def test_affines_of_nibabel_are_compared(entry: tuple[int, int], expected: str) 
     first, second = ({"spacing": [1.0, 1.0, 1.0], "nibabel_stuff": {"original_affine": m}} for m in (a, b))
     assert (geometry_mismatch(first, second, SHAPE, SHAPE) or "").startswith(expected)
     assert geometry_mismatch(first, first, SHAPE, SHAPE) is None
+
+
+def test_one_thick_slice_is_a_2d_image_and_counts_as_1_mm_thick():
+    assert is_flat((1, 8, 8), (999.0, 1.0, 1.0))
+    assert not is_flat((1, 8, 8), (3.0, 1.0, 1.0)) and not is_flat((4, 8, 8), (999.0, 1.0, 1.0))
+    assert voxel_volume((1, 8, 8), (999.0, 0.5, 0.5)) == pytest.approx(0.25)
+    assert voxel_volume((4, 8, 8), (3.0, 0.5, 0.5)) == pytest.approx(0.75)

@@ -15,6 +15,7 @@ from nndiffseg.uncertainty import (
     mean_pairwise_dice,
     spread,
 )
+from nndiffseg.uncertainty.agreement import best_dice, energy_score
 
 
 def label_maps(members: int, *shape: int, classes: int = 4, seed: int = 0) -> np.ndarray:
@@ -142,6 +143,45 @@ def test_matched_iou_repeats_sets_of_unequal_size():
     assert matched_iou(overlap_of(maps), samples=2) == pytest.approx(best)
 
 
+def test_energy_score_of_a_hand_worked_case():
+    # 1 - IoU of samples and raters: 0 and 1/3, 1/2 and 2/3; of the two samples: 1/2.
+    assert energy_score(overlap_of(SAMPLES_AND_RATERS), 2) == pytest.approx((0 + 1 / 3 + 1 / 2 + 2 / 3) / 4 - 1 / 4)
+    assert energy_score(overlap_of(SAMPLES_AND_RATERS[1:]), 1) is None
+
+
+def test_energy_score_is_least_for_samples_of_the_truths_distribution():
+    rng = np.random.default_rng(0)
+    sizes = np.arange(1, 31)
+
+    def samples(low: int, high: int) -> np.ndarray:
+        return (sizes <= rng.integers(low, high, 400)[:, None]).astype(int)
+
+    truth = samples(5, 25)
+    right, narrow, wide, apart = (
+        energy_score(overlap_of(np.concatenate([s, truth])), 400)
+        for s in (samples(5, 25), samples(14, 16), samples(1, 30), samples(10, 30))
+    )
+    assert right < min(narrow, wide, apart)
+
+
+def test_energy_score_does_not_depend_on_the_number_of_samples():
+    maps = label_maps(300, 12, classes=2)
+    few = np.mean([energy_score(overlap_of(np.concatenate([maps[i : i + 2], maps[-50:]])), 2) for i in range(0, 250, 2)])
+    assert energy_score(overlap_of(maps), 250) == pytest.approx(few, abs=0.01)
+
+
+def test_best_dice_is_that_of_each_raters_best_sample():
+    # Rater 1 equals sample 1; rater 2 has three voxels, two of them in sample 1: 4/5.
+    assert best_dice(overlap_of(SAMPLES_AND_RATERS), 2) == pytest.approx((1 + 4 / 5) / 2)
+
+
+def test_one_structure_of_an_overlap_is_that_structures_own():
+    maps = label_maps(5, 40)
+    alone = overlap_of(maps, [1, 2, 3]).structure(1)
+    np.testing.assert_array_equal(alone.intersections, overlap_of(maps, [2]).intersections)
+    assert alone.structures == [(2,)]
+
+
 def test_a_subset_equals_the_overlap_of_those_members():
     maps = label_maps(6, 40)
     np.testing.assert_array_equal(
@@ -158,7 +198,7 @@ def test_bad_input_is_refused():
         PairwiseOverlap(3, [1]).add(label_maps(2, 5))
     with pytest.raises(ValueError, match="2 structures"):
         PairwiseOverlap(3, [1, 2]).add(np.zeros((3, 1, 5), dtype=bool))
-    for function in (generalised_energy_distance, matched_iou):
+    for function in (generalised_energy_distance, matched_iou, energy_score, best_dice):
         for samples in (0, 4):
             with pytest.raises(ValueError, match="at least one of each kind"):
                 function(overlap_of(SAMPLES_AND_RATERS), samples)

@@ -8,16 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from sklearn.metrics import roc_auc_score
+from prediction_files import disc, write_labels
 
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import (
-    DILATION,
-    ErrorHistogram,
-    dilated_foreground,
-    evaluate_predictions,
-    format_table,
-)
+from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table
+from nndiffseg.uncertainty.risk_coverage import risk_coverage
 
 pytestmark = pytest.mark.seconds
 
@@ -36,34 +31,6 @@ def evaluation(phantom_dataset, oracle_predictions, dataset_json):
 
 def array(path):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-
-
-def test_histogram_auroc_equals_the_exact_one_on_values_that_fall_on_bins():
-    rng = np.random.default_rng(0)
-    values, wrong = rng.integers(0, 4096, 5000) / 4096, rng.random(5000) < 0.2
-    values = np.where(wrong, np.sqrt(values), values)
-    values = np.floor(values * 64) / 64  # many ties
-    histogram = ErrorHistogram()
-    histogram.add(values[:2000], wrong[:2000])
-    histogram.add(values[2000:], wrong[2000:])
-    assert histogram.auroc() == pytest.approx(roc_auc_score(wrong, values), abs=1e-12)
-
-
-def test_auroc_without_any_error_is_undefined():
-    histogram = ErrorHistogram()
-    histogram.add(np.linspace(0, 1, 10), np.zeros(10, bool))
-    assert np.isnan(histogram.auroc())
-
-
-def test_dilated_foreground_reaches_exactly_so_many_voxels_and_leaves_out_ignored_ones():
-    reference, prediction = np.zeros((1, 1, 21, 21), int), np.zeros((1, 1, 21, 21), int)
-    reference[0, 0, 10, 10] = 1
-    region = dilated_foreground(reference, prediction)
-    assert region[0, 10, 10 + DILATION] and not region[0, 10, 11 + DILATION]
-    prediction[0, 0, 10, 14] = 2
-    assert dilated_foreground(reference, prediction)[0, 10, 14 + DILATION]
-    reference[0, 0, 10, 12] = 9
-    assert not dilated_foreground(reference, prediction, ignore=9)[0, 10, 12]
 
 
 def test_dice_equals_a_count_by_hand(evaluation, phantom_dataset, oracle_predictions):
@@ -118,3 +85,39 @@ def test_table_shows_the_numbers_of_each_structure(evaluation):
     table = format_table(evaluation)
     assert f"{evaluation['summary']['dice']['rear lobe']:.3f}" in table
     assert f"{evaluation['summary']['error_auroc']:.3f}" in table
+
+
+def test_each_case_reports_what_it_was_measured_with(evaluation):
+    for case in evaluation["cases"].values():
+        assert (case["annotators"], case["samples"], case["remark"]) == (1, 4, "")
+        assert case["uncertainty"] == "total map" and case["probabilities"]
+        assert case["structures"]["rear lobe"]["nsd"] is None  # no tolerance was given
+    assert evaluation["summary"]["tolerance_mm"] is None
+    assert evaluation["matching"] == {"without_reference": (), "without_prediction": ()}
+
+
+def test_pooled_scores_of_a_structure_are_not_the_mean_of_the_cases(evaluation):
+    pooled = evaluation["summary"]["structures"]["front lobe"]
+    cases = [case["structures"]["front lobe"] for case in evaluation["cases"].values()]
+    assert pooled["energy_score"] == pytest.approx(np.mean([c["energy_score"] for c in cases]))
+    assert pooled["ece"] < np.mean([c["ece"] for c in cases])  # over- and underestimates of cases cancel
+    assert min(c["brier"] for c in cases) < pooled["brier"] < max(c["brier"] for c in cases)
+
+
+def test_expected_dice_is_rated_by_risk_over_coverage(evaluation):
+    cases = list(evaluation["cases"].values())
+    expected = risk_coverage([c["expected_dice"] for c in cases], [1 - c["dice_mean"] for c in cases])
+    assert evaluation["summary"]["expected_dice"] == expected._asdict()
+
+
+def test_a_structure_that_one_side_lacks_counts_with_nsd_0_and_is_named_for_hd95(tmp_path):
+    shape, dataset_json = (8, 16, 16), {"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    for case, predicted, true in (("x", 1, 1), ("y", 1, 2)):
+        write_labels(predicted * disc(shape, 3), tmp_path / "out" / f"{case}.nii.gz")
+        write_labels(true * disc(shape, 3), tmp_path / "labels" / f"{case}.nii.gz")
+    found = evaluate_predictions(tmp_path / "out", tmp_path / "labels", dataset_json=dataset_json, tolerance=1.0)
+    a, b = found["summary"]["structures"]["a"], found["summary"]["structures"]["b"]
+    assert (a["dice"], a["nsd"], a["hd95_mm"]) == (0.5, 0.5, 0)
+    assert (b["dice"], b["nsd"]) == (0, 0) and np.isnan(b["hd95_mm"])  # in x both lack b
+    assert a["hd95_undefined"] == b["hd95_undefined"] == 1
+    assert any("HD95 is undefined 2 times" in sentence for sentence in found["summary"]["left_out"])

@@ -147,11 +147,88 @@ def test_rater_frequencies_may_stand_for_labels():
 def test_an_impossible_voxel_costs_a_finite_nll_and_an_empty_region_no_numbers():
     accumulator = ReliabilityAccumulator(2)
     accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([False]))
-    assert accumulator.summary() == {"ece": None, "ece_per_class": None, "brier": None, "nll": None, "voxels": 0}
+    assert accumulator.summary() == {"ece": None, "ece_per_class": None, "ace": None, "brier": None, "nll": None, "voxels": 0}
     assert np.isnan(accumulator.ece()).all()
     accumulator.add(np.array([[1.0], [0.0]]), np.array([1]), np.array([True]))
     assert accumulator.summary()["nll"] == pytest.approx(7 * math.log(10))
     json.dumps(accumulator.summary(), allow_nan=False)
+
+
+def test_adaptive_error_is_that_of_sorted_probabilities_in_bins_of_equal_mass():
+    rng = np.random.default_rng(4)
+    p = rng.beta(0.3, 2, 3000)
+    y = (rng.random(3000) < np.where(p < 0.02, 4 * p, p / 3)).astype(float)  # over and under in one bin of equal width
+    accumulator = ReliabilityAccumulator(1, regions=True, bins=15)
+    accumulator.add(p[None], y[None], everywhere(3000))
+    order = np.argsort(p)
+    expected = np.abs((p - y)[order].reshape(15, 200).sum(1)).sum() / 3000
+    assert accumulator.ace()[0] == pytest.approx(expected, abs=2e-3)  # ties within 1 / 4096 are shared
+    assert accumulator.ace()[0] > accumulator.ece()[0] + 2e-3
+    assert accumulator.per_class()["ace"][0] == accumulator.summary()["ace"] == accumulator.ace()[0]
+
+
+def test_adaptive_bins_share_voxels_of_equal_probability():
+    # 90 voxels at 0 and 10 at 0.5, all of these right: two bins of 50. The first has no gap, the second all of it.
+    p = np.r_[np.zeros(90), np.full(10, 0.5)]
+    accumulator = ReliabilityAccumulator(1, regions=True, bins=2)
+    accumulator.add(p[None], (p > 0)[None].astype(float), everywhere(100))
+    assert accumulator.ace()[0] == pytest.approx(10 * 0.5 / 100)
+
+
+def test_merged_cases_equal_one_accumulator_that_saw_both():
+    whole, first, second = (ReliabilityAccumulator(3) for _ in range(3))
+    for seed, part in ((0, first), (1, second)):
+        p, labels = random_case(3, 50, seed=seed)
+        part.add(p, labels, everywhere(50))
+        whole.add(p, labels, everywhere(50))
+    first.merge(second)
+    for name, values in first.per_class().items():
+        np.testing.assert_allclose(values, whole.per_class()[name])
+    assert first.summary()["nll"] == pytest.approx(whole.summary()["nll"])
+    np.testing.assert_allclose(first.frequency, whole.frequency)
+
+
+def test_each_class_has_the_scores_of_itself_against_the_rest():
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    p, labels = random_case(3, 400)
+    accumulator = ReliabilityAccumulator(3)
+    accumulator.add(p, labels, everywhere(400))
+    for c in range(3):
+        assert accumulator.per_class()["brier"][c] == pytest.approx(brier_score_loss(labels == c, p[c]))
+        assert accumulator.per_class()["nll"][c] == pytest.approx(log_loss(labels == c, p[c]))
+    assert accumulator.summary()["brier"] == pytest.approx(accumulator.per_class()["brier"].sum())
+
+
+@pytest.mark.seconds
+def test_calibration_error_of_a_class_equals_that_of_torchmetrics():
+    metrics = pytest.importorskip("torchmetrics.classification", reason="needs torchmetrics, of the extra oracle")
+    import torch
+
+    p, labels = random_case(3, 2000)
+    accumulator = ReliabilityAccumulator(3, bins=15)
+    accumulator.add(p, labels, everywhere(2000))
+    for c in range(3):
+        theirs = metrics.BinaryCalibrationError(n_bins=15)(torch.from_numpy(p[c]), torch.from_numpy(labels == c).long())
+        assert accumulator.ece()[c] == pytest.approx(float(theirs), abs=1e-5)
+
+
+@pytest.mark.seconds
+def test_adaptive_error_equals_that_of_torch_uncertainty():
+    try:
+        from torch_uncertainty.metrics.classification import AdaptiveCalibrationError
+    except ImportError as error:
+        pytest.skip(f"needs torch-uncertainty, of the extra oracle ({error})")
+    import torch
+
+    p, labels = random_case(3, 3000)
+    for c in range(3):
+        metric = AdaptiveCalibrationError(task="binary", num_bins=15)
+        metric.update(torch.from_numpy(p[c]), torch.from_numpy(labels == c).long())
+        accumulator = ReliabilityAccumulator(1, regions=True, bins=15)  # theirs is of the chosen class
+        right = ((p[c] > 0.5) == (labels == c)).astype(float)
+        accumulator.add(np.maximum(p[c], 1 - p[c])[None], right[None], everywhere(3000))
+        assert accumulator.ace()[0] == pytest.approx(float(metric.compute()), abs=2e-3)
 
 
 def test_shapes_and_kinds_that_do_not_fit_are_refused():

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from nndiffseg.uncertainty import volume_statistics
-from nndiffseg.uncertainty.volumes import error_bars
+from nndiffseg.uncertainty.volumes import crps, error_bars, volume_statistics
 
 
 def test_a_hand_worked_case():
@@ -81,3 +80,46 @@ def test_nonsense_is_refused(counts, volume):
 def test_error_bars_are_the_calibrated_ones_where_there_are_some():
     assert error_bars({"sd_ml": 1.0, "interval_90_ml": [2.0, 3.0]}) == (None, None)
     assert error_bars({"sd_ml": 1.0, "calibrated_sd_ml": 4.0, "calibrated_interval_90_ml": [0.0, 9.0]}) == (4.0, [0.0, 9.0])
+
+
+def test_crps_of_hand_worked_cases():
+    assert crps([1, 3], [2]) == pytest.approx(1 - 2 / 2)
+    assert crps([5, 5, 5], [2]) == 3  # the absolute error of a certain answer
+    assert crps([1, 3], [2, 6]) == pytest.approx((crps([1, 3], [2]) + crps([1, 3], [6])) / 2)
+    assert crps([1.0], [1.0]) is None
+
+
+def test_crps_does_not_depend_on_the_number_of_samples():
+    rng = np.random.default_rng(0)
+    few = np.mean([crps(rng.normal(0, 1, 2), [0.5]) for _ in range(20000)])
+    assert few == pytest.approx(crps(rng.normal(0, 1, 2000), [0.5]), abs=0.02)
+
+
+@pytest.mark.seconds
+def test_crps_follows_from_that_of_torchmetrics_which_counts_self_pairs():
+    regression = pytest.importorskip("torchmetrics.regression", reason="needs torchmetrics, of the extra oracle")
+    import torch
+
+    x = np.random.default_rng(1).gamma(3, 2, 9)
+
+    def theirs(y: float) -> float:
+        metric = regression.ContinuousRankedProbabilityScore()
+        return float(metric(torch.from_numpy(x)[None], torch.tensor([y], dtype=torch.float64)))
+
+    # Against a draw of their own the samples score half of their mean distance, self-pairs included.
+    half_spread = np.mean([theirs(y) for y in x])
+    for y in (0.5, 6.0, 40.0):
+        assert crps(x, [y]) == pytest.approx(theirs(y) - half_spread / 8, rel=1e-5)
+
+
+@pytest.mark.seconds
+def test_crps_follows_from_that_of_crepes_for_the_empirical_distribution():
+    base = pytest.importorskip("crepes.base", reason="needs crepes, of the extra oracle")
+    x = np.sort(np.random.default_rng(2).gamma(3, 2, 9))
+
+    def theirs(y: float) -> float:
+        return float(base.calculate_crps(x[None], x, np.ones(1), np.array([y])))
+
+    half_spread = np.mean([theirs(y) for y in x])
+    for y in (0.5, 6.0, 40.0):
+        assert crps(x, [y]) == pytest.approx(theirs(y) - half_spread / 8, rel=1e-6)

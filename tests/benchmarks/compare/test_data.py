@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from benchmarks.compare.data import data_from, is_flat, spread_evenly
+from benchmarks.compare.data import data_from, spread_evenly
 from benchmarks.compare.flags import data_parser
 from nndiffseg.errors import UserError
 
@@ -36,9 +35,3 @@ def test_bad_input_is_told_in_one_sentence(tiny_flags, flags, message):
 def test_heads_are_all_labels_and_structures_those_without_the_background(tiny_data):
     assert tiny_data.heads == [(0,), (1,), (2,)]
     assert tiny_data.structures == {"shell": (1,), "core": (2,)}
-
-
-def test_one_thick_slice_is_a_2d_image():
-    slice_, volume = np.zeros((2, 1, 8, 8)), np.zeros((2, 4, 8, 8))
-    assert is_flat(slice_, (999.0, 1.0, 1.0))
-    assert not is_flat(slice_, (3.0, 1.0, 1.0)) and not is_flat(volume, (999.0, 1.0, 1.0))

@@ -7,55 +7,11 @@ import pytest
 
 from benchmarks.compare.metrics import (
     agreement,
-    dice_of,
     expected_coverage,
-    nanmean_rows,
-    surface_dice,
     volume_coverage,
 )
 
 STRUCTURES = ((1,), (2,))
-
-
-def ball(radius: float, shape: tuple[int, ...] = (32, 40), shift: int = 0) -> np.ndarray:
-    grid = np.indices(shape) - np.array([n // 2 for n in shape]).reshape(-1, *[1] * len(shape))
-    grid[-1] -= shift
-    return (grid**2).sum(0) <= radius**2
-
-
-def test_surface_dice_of_two_shifted_cuboids_follows_from_their_faces():
-    a = np.zeros((30, 30, 30), bool)
-    a[5:25, 5:25, 5:25] = True
-    b = np.roll(a, 2, axis=0)
-    # The four faces along the shift lie within 1 mm of the other surface, the two across it but for their rims do not. At
-    # 2 mm everything does.
-    assert surface_dice(a, b, (1.0, 1.0, 1.0), 2.0) == 1
-    assert surface_dice(a, b, (1.0, 1.0, 1.0), 1.0) == pytest.approx(4 / 6, abs=0.04)
-    assert surface_dice(a, b, (0.5, 0.5, 0.5), 1.0) == 1  # spacing counts
-
-
-def test_surface_dice_is_the_authors_and_not_that_of_voxel_centres():
-    from surface_distance import compute_surface_dice_at_tolerance, compute_surface_distances
-
-    a, b = ball(6, (16, 18, 17)), ball(7, (16, 18, 17), shift=1)
-    distances = compute_surface_distances(b, a, (1.0, 1.0, 1.0))
-    assert surface_dice(a, b, (1.0, 1.0, 1.0), 1.0) == pytest.approx(compute_surface_dice_at_tolerance(distances, 1.0))
-
-
-def test_surface_dice_of_empty_masks():
-    some, none = ball(5), np.zeros((32, 40), bool)
-    assert np.isnan(surface_dice(none, none, (1, 1), 1))
-    assert surface_dice(some, none, (1, 1), 1) == surface_dice(none, some, (1, 1), 1) == 0
-    assert surface_dice(some, some, (1, 1), 0.1) == 1
-
-
-def test_dice_is_nan_only_where_both_lack_the_structure():
-    a, b = np.array([0, 1, 1, 2]), np.array([0, 1, 0, 0])
-    assert dice_of(a, b, [(1,), (2,), (3,), (1, 2)]) == pytest.approx([2 / 3, 0, np.nan, 1 / 2], nan_ok=True)
-
-
-def test_means_over_annotations_leave_out_absent_structures():
-    np.testing.assert_allclose(nanmean_rows(np.array([[1.0, np.nan], [0.5, np.nan]])), [0.75, np.nan])
 
 
 def test_the_energy_score_is_half_the_energy_distance_without_self_pairs():

@@ -71,10 +71,10 @@ def test_a_voxel_of_regions_counts_where_any_region_is_possible():
     """Both regions' losses count in a voxel where one is possible, and none in the last voxel, that nobody doubts."""
     head = torch.tensor([[0.5, 0.0004, 0.0002, 0.0004], [0.0004, 0.0004, 0.0004, 0.0004]])
     samples = torch.tensor([[0.0004, 0.0004, 0.0002, 0.0004], [0.0004, 0.5, 0.0004, 0.0004]])
-    onehot = torch.tensor([[True, False, True, False], [False, True, False, False]])
+    onehot = torch.tensor([[False, False, True, False], [False, True, False, False]])
     dice, nll = fusion_scores(head, samples, onehot, Heads(2, regions=True))
     certain = np.log(0.9996)
-    of_samples = (np.log(0.0004) + certain) + (certain + np.log(0.5)) + (np.log(0.0002) + certain)
+    of_samples = (certain + certain) + (certain + np.log(0.5)) + (np.log(0.0002) + certain)
     of_head = (np.log(0.5) + certain) + (certain + np.log(0.0004)) + (np.log(0.0002) + certain)
     assert nll[[0, -1]] == pytest.approx([-of_samples / 4, -of_head / 4], rel=1e-6)
     assert (dice == 0).all()  # structures of the reference that no probability above 1/2 finds

@@ -8,7 +8,8 @@ normal field n_c, and n_c mixes fields of a few correlation lengths:
     n_c(x) = sum_l sqrt(w_l) n_cl(x),    sum_l w_l = 1.
 
 Length 0 alone draws every voxel independently. An infinite length alone draws one g_c for the whole volume, which thresholds
-the map at one level for all voxels (its level sets). For regions, ``z + logit(Phi(n)) > 0`` has the probability sigmoid(z).
+the map at one level for all voxels (its level sets); these numbers are spread evenly over the samples of a case, so that
+few samples represent the distribution well. For regions, ``z + logit(Phi(n)) > 0`` has the probability sigmoid(z).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def components(
     drawn = []
     for i in which:
         if math.isinf(LENGTHS[i]):
-            whole = torch.stack([f.vector(STREAM + i, heads, device) for f in fields])
+            whole = torch.stack([f.spread_vector(STREAM + i, heads) for f in fields]).to(device)
             drawn.append(whole.view(*whole.shape, *[1] * len(shape)))
         else:
             scale = node_distances(LENGTHS[i], spacing, finest)

@@ -95,5 +95,20 @@ def test_lengths_are_measured_in_mm_so_thick_slices_are_less_alike():
     assert abs(float(across)) < 0.05 and float(along) > 0.5
 
 
+def test_the_volume_wide_numbers_of_a_case_are_spread_evenly_and_each_is_standard_normal():
+    """Of sixteen samples each sixteenth of the distribution holds about one; over cases each sample is standard normal."""
+    one = torch.stack([f.spread_vector(7, 1) for f in fields(16)])[:, 0]
+    counts = np.histogram(torch.special.ndtr(one).numpy(), bins=8, range=(0, 1))[0]
+    assert counts.min() >= 1 and counts.max() <= 3
+    over_cases = np.stack([NoiseField(3, f"c{i}", 5).spread_vector(7, 2).numpy() for i in range(3000)])
+    assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in over_cases.T)
+    assert abs(np.corrcoef(over_cases.T)[0, 1]) < 0.08
+    first = NoiseField(3, "c", 0)
+    assert torch.equal(first.spread_vector(7, 3), NoiseField(3, "c", 0).spread_vector(7, 3))
+    others = [NoiseField(4, "c", 0), NoiseField(3, "d", 0), NoiseField(3, "c", 1)]
+    assert all(not torch.isclose(first.spread_vector(7, 3), o.spread_vector(7, 3)).any() for o in others)
+    assert not torch.isclose(first.spread_vector(7, 3), first.spread_vector(8, 3)).any()
+
+
 def test_weights_are_told_in_words():
     assert lengths_in_words([0.25, 0, 0, 0.75]) == "0: 0.25, inf: 0.75" and math.isinf(LENGTHS[-1])

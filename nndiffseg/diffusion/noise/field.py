@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class NoiseField:
 
     def __init__(self, seed: int, case_id: str, sample: int):
         self.name = f"{seed}/{case_id}/{sample}"
+        self.case, self.sample = f"{seed}/{case_id}", sample
 
     def _key(self, stream: int, channel_pair: int, scale: int | str) -> int:
         text = f"{self.name}/{stream}/{channel_pair}/{scale}"
@@ -90,6 +92,23 @@ class NoiseField:
         # The numbers lie along an axis: one key for all, where channels would need one for every two. No draw has scale 0.
         words = _hash_grid([self._key(stream, 0, 0)], ((channels + 1) // 2,), (0,), torch.device(device))
         return torch.stack(_normal_pair(words[0]), 1).flatten()[:channels]
+
+    def spread_vector(self, stream: int, channels: int) -> Tensor:
+        """As :meth:`vector`, but the samples of a case are spread evenly over the distribution instead of independent.
+
+        Randomised quasi-Monte Carlo: sample n is point n of Roberts' additive recurrence (2018, "The unreasonable effectiveness
+        of quasirandom sequences"), rotated by a random shift of the case (Cranley & Patterson 1976). Each sample alone is
+        exactly standard normal, whatever their number is.
+        """
+        root = 2.0
+        for _ in range(64):  # the fixed point of x = (1 + x)^(1 / (channels + 1)), the generalised golden ratio
+            root = (1 + root) ** (1 / (channels + 1))
+        values = []
+        for c in range(channels):
+            word = hashlib.blake2b(f"{self.case}/shift/{stream}/{c}".encode(), digest_size=6).digest()
+            u = (int.from_bytes(word, "little") / 2**48 + (self.sample + 1) * root ** -(c + 1)) % 1.0
+            values.append(NormalDist().inv_cdf(min(max(u, 1e-9), 1 - 1e-9)))
+        return torch.tensor(values)
 
 
 def draw_samples(

@@ -114,12 +114,7 @@ def _values(scores: Sequence[SampleScores], cases: Sequence[CaseVoxels]) -> dict
         "Dice of two samples": [s.agreement[0].mean() for s in scores],
     }
     if any(c.labels.shape[0] > 1 for c in cases):
-        # Squares of 1 - IoU's energy distance with all pairs of samples and of annotations, as in the other benchmarks.
-        share = (SAMPLES - 1) / SAMPLES
-        found["GED^2"] = [
-            float((2 * s.outlines[0] + s.spread[0] * (1 - share)).mean()) - _between(c)
-            for s, c in zip(scores, cases, strict=True)
-        ]
+        found["GED^2"] = [2 * s.outlines[0].mean() - _between(c) for s, c in zip(scores, cases, strict=True)]
     return {k: np.array(v) for k, v in found.items()}
 
 

@@ -4,7 +4,8 @@ The marginals of the coherent sampler are the calibrated map's, whatever the wei
 :mod:`nndiffseg.diffusion.coherent` are, so no score of single voxels can choose them. Two scores of whole samples do: the
 energy score of outlines, E d(X, y) - E d(X, X') / 2 with d = 1 - IoU, and the same of volumes with d(a, b) = |a - b| (their
 continuous ranked probability score), over the mean volume of the structure (Gneiting & Raftery 2007, JASA 102, sections 4.2 and
-4.3). Both are proper, and so is their sum.
+4.3). Both are proper, and so is their sum. They are scores of the samples as an empirical distribution, over all pairs, those of a
+sample with itself included: samples need not be independent, and few that represent the distribution well are worth more.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class SampleScores(NamedTuple):
         volumes: energy score of each structure's volume, in voxels ``(candidates, K)``.
         voxels: of each structure in each sample ``(candidates, K, N)``.
         agreement: mean Dice of two samples ``(candidates, K)``; 1 where both are empty.
-        spread: mean 1 - IoU of two samples ``(candidates, K)``.
+        spread: mean 1 - IoU of two samples, a sample and itself included ``(candidates, K)``.
     """
 
     outlines: NDArray[np.float64]
@@ -80,14 +81,12 @@ def _scores_of(member: Tensor, case: CaseVoxels) -> tuple[NDArray, ...]:
     true = case.true[:, None]  # (K, 1, M)
     to_truth = _distance(hit, sizes[:, :, None] + true - hit)
     total = sizes[:, :, None] + sizes[:, None]
-    samples = sizes.shape[1]
-    pairs = samples * (samples - 1)
-    spread = _distance(both, total - both).sum((1, 2)) / pairs  # 0 on the diagonal
+    spread = _distance(both, total - both).mean((1, 2))
     outlines = to_truth.mean((1, 2)) - spread / 2
-    apart = (sizes[:, :, None] - sizes[:, None]).abs().sum((1, 2)) / pairs
+    apart = (sizes[:, :, None] - sizes[:, None]).abs().mean((1, 2))
     volumes = (sizes[:, :, None] - true).abs().mean((1, 2)) - apart / 2
     dice = torch.where(total > 0, 2 * both / total.clamp_min(1), 1.0)
-    agreement = dice[:, ~torch.eye(samples, dtype=torch.bool)].mean(1)
+    agreement = dice[:, ~torch.eye(sizes.shape[1], dtype=torch.bool)].mean(1)
     return tuple(x.double().numpy() for x in (outlines, volumes, sizes, agreement, spread))
 
 

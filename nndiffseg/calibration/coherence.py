@@ -4,7 +4,7 @@ The marginals of the coherent sampler are the calibrated map's, whatever the wei
 :mod:`nndiffseg.diffusion.coherent` are, so no score of single voxels can choose them. Two scores of whole samples do: the
 energy score of outlines, E d(X, y) - E d(X, X') / 2 with d = 1 - IoU, and the same of volumes with d(a, b) = |a - b| (their
 continuous ranked probability score), over the mean volume of the structure (Gneiting & Raftery 2007, JASA 102, sections 4.2 and
-4.3). Both are proper, and so is their sum. They are scores of the samples as an empirical distribution, over all pairs, those of a
+4.3). Both are proper, and so is their sum. They are scores of the samples as an empirical distribution, over all pairs, a
 sample with itself included: samples need not be independent, and few that represent the distribution well are worth more.
 """
 

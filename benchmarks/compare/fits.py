@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from benchmarks.compare.data import Data
 from benchmarks.compare.library import CasePrediction, labels_of
 from nndiffseg.calibration import CaseTable
-from nndiffseg.calibration.fusion import fusion_scores
+from nndiffseg.calibration.confidence import soft_dice
+from nndiffseg.calibration.fusion import WEIGHTS, fusion_scores
 from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.images import voxel_volume
 from nndiffseg.nn.heads import Heads
-from nndiffseg.uncertainty.agreement import pairwise_dice
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -49,5 +49,5 @@ def case_table(data: Data, case: str, prediction: CasePrediction, references: ND
     region = torch.from_numpy(near_structures([*references, labels_of(data, prediction.deterministic)]))
     frequency = torch.from_numpy(np.stack([np.isin(references, list(labels)).mean(0) for labels in data.heads]))
     curves = fused_curves(d[:, region], s[:, region], frequency[:, region], kind)
-    agreement = pairwise_dice(prediction.labels, data.structures.values())
-    return CaseTable(case, dice, np.mean([score[1] for score in scores], 0), sampled, true, curves, agreement)
+    confidence = np.stack([soft_dice(torch.lerp(s, d, float(w)), kind) for w in WEIGHTS])
+    return CaseTable(case, dice, np.mean([score[1] for score in scores], 0), sampled, true, curves, confidence)

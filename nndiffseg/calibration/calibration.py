@@ -29,7 +29,7 @@ class Calibration:
         volume_scale: r by which samples' volumes are stretched around their mean, where volumes are reported.
         volume_quantiles: of each structure, half the width of the 90 % interval in standard deviations of the samples'
             volumes (:mod:`nndiffseg.calibration.volumes`); None where the groups are too few to promise one.
-        dice: from the samples' agreement to the expected Dice; None where the cases are too few.
+        dice: from the confidence of the probabilities to the expected Dice; None where the cases are too few.
         groups: number of groups of cases that all of this was fitted on; 0 where nothing was fitted.
         folds: whose validation cases these were.
     """

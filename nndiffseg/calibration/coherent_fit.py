@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.coherence import CANDIDATES, SampleScores, fit_lengths, score_candidates
+from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.fit import cross_fitted, fit
 from nndiffseg.calibration.fusion import WEIGHTS
 from nndiffseg.calibration.tables import CaseTable
@@ -138,7 +139,7 @@ class _Fits:
         if (key := (name, temperature, chosen)) not in self._tables:
             case, one = self.cases[name], CANDIDATES[[chosen]]
             drawn = score_candidates(case, self._normals(case), temperature, self.kind, candidates=one)
-            self._tables[key] = _table(case, drawn, self.curves[name])
+            self._tables[key] = _table(case, self.kind, drawn, self.curves[name])
         return self._tables[key]
 
     def _normals(self, case: CaseVoxels) -> list[Tensor]:
@@ -177,9 +178,10 @@ def normals_at(case: CaseVoxels, heads: int, finest: float, seed: int = 0, sampl
     return [at[i] for i in range(len(LENGTHS))]
 
 
-def _table(case: CaseVoxels, drawn: SampleScores, curves: np.ndarray) -> CaseTable:
+def _table(case: CaseVoxels, kind: LabelKind, drawn: SampleScores, curves: np.ndarray) -> CaseTable:
     """The table of a case without a fusion weight, every weight has the same row; ``drawn`` with one candidate."""
     weights = len(WEIGHTS)
+    confidence = soft_dice(kind.heads.probabilities(case.logits, 0), kind.heads, case.every, case.certain)
     return CaseTable(
         case.case,
         np.broadcast_to(case.dice, (weights, len(case.dice))),
@@ -187,5 +189,5 @@ def _table(case: CaseVoxels, drawn: SampleScores, curves: np.ndarray) -> CaseTab
         drawn.voxels[0] * case.voxel_ml,
         case.true.double().numpy() * case.voxel_ml,
         np.broadcast_to(curves, (weights, *curves.shape)),
-        drawn.agreement[0],
+        np.broadcast_to(confidence, (weights, len(confidence))),
     )

@@ -1,7 +1,7 @@
-"""From the agreement of a case's samples to the Dice that its segmentation can be expected to have, with an interval.
+"""From the confidence of a case's probabilities to the Dice that its segmentation can be expected to have, with an interval.
 
-Were the samples draws from the posterior, the mean Dice of two of them would say how alike the segmentation and the truth are.
-They are not quite, so a straight line is fitted to validation cases. The interval is conformal
+Were the probabilities right, their soft Dice confidence (:mod:`nndiffseg.calibration.confidence`) would be close to the
+expected Dice. It ranks cases well but is too high, so a straight line is fitted to validation cases. The interval is conformal
 (:mod:`nndiffseg.calibration.conformal`), from residuals of lines that were fitted without the case's group (Barber et al. 2021,
 arXiv 1905.02928, the jackknife+, of which this is the symmetric, simpler form).
 """
@@ -19,13 +19,13 @@ from nndiffseg.data.schema import CONFIG, Real, Share
 
 #: Fewer groups of cases tell nothing about a slope.
 FEWEST = 5
-#: Samples that all agree alike would make any slope possible.
+#: Cases of equal confidence would make any slope possible.
 STEEPEST = 10.0
 
 
 @dataclass(frozen=True, config=CONFIG)
 class DiceMap:
-    """Expected Dice = intercept + slope * agreement.
+    """Expected Dice = intercept + slope * confidence.
 
     Attributes:
         intercept, slope: of the line; the slope is not negative.
@@ -36,31 +36,31 @@ class DiceMap:
     slope: Real
     margin: Share | None = None
 
-    def expected(self, agreement: float) -> float:
-        """Expected Dice in [0, 1] of a case whose samples have this mean pairwise Dice."""
-        return float(np.clip(self.intercept + self.slope * agreement, 0, 1))
+    def expected(self, confidence: float) -> float:
+        """Expected Dice in [0, 1] of a case of this confidence, mean over structures."""
+        return float(np.clip(self.intercept + self.slope * confidence, 0, 1))
 
-    def interval(self, agreement: float) -> list[float] | None:
+    def interval(self, confidence: float) -> list[float] | None:
         """90 % interval of the Dice, ``[low, high]``; None where none can be promised."""
         if self.margin is None:
             return None
-        centre = self.intercept + self.slope * agreement
+        centre = self.intercept + self.slope * confidence
         return [float(np.clip(centre + d, 0, 1)) for d in (-self.margin, self.margin)]
 
 
-def fit_dice_map(agreement: NDArray, dice: NDArray, groups: Sequence[str]) -> DiceMap | None:
+def fit_dice_map(confidence: NDArray, dice: NDArray, groups: Sequence[str]) -> DiceMap | None:
     """Fits line and margin.
 
     Args:
-        agreement: mean pairwise Dice of the samples, mean over structures ``(cases,)``; NaN where there is none.
+        confidence: soft Dice confidence, mean over structures ``(cases,)``; NaN where there is none.
         dice: of the segmentation and the truth ``(cases,)``; NaN where both are empty.
         groups: of the cases.
 
     Returns:
         None with fewer than :data:`FEWEST` groups.
     """
-    known = np.isfinite(agreement) & np.isfinite(dice)
-    x, y, names = agreement[known], dice[known], np.asarray(groups)[known]
+    known = np.isfinite(confidence) & np.isfinite(dice)
+    x, y, names = confidence[known], dice[known], np.asarray(groups)[known]
     members = np.unique(names)
     if len(members) < FEWEST:
         return None

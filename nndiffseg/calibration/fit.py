@@ -34,13 +34,13 @@ def fit(tables: Sequence[CaseTable], groups: Mapping[str, str] | None = None, fo
     names = [(groups or {}).get(t.case, t.case) for t in tables]
     weight = fit_fusion_weight(tables)
     at = int(np.argmin(np.abs(WEIGHTS - weight)))
-    agreement, dice = (_mean_over_structures(x) for x in ([t.agreement for t in tables], [t.dice[at] for t in tables]))
+    confidence, dice = (_mean_over_structures(x) for x in ([t.confidence[at] for t in tables], [t.dice[at] for t in tables]))
     return Calibration(
         fusion_weight=weight,
         temperature=fit_temperature([t.curves[at] for t in tables]),
         volume_scale=fit_volume_scale(tables, groups),
         volume_quantiles=fit_volume_quantiles(tables, names),
-        dice=fit_dice_map(agreement, dice, names),
+        dice=fit_dice_map(confidence, dice, names),
         groups=len(set(names)),
         folds=tuple(folds),
     )

@@ -29,7 +29,7 @@ class CaseTable:
         true_ml: volume of each structure in each annotation, in ml ``(K, M)``.
         curves: mean negative log-likelihood near the structures under each weight at each of
             :data:`~nndiffseg.calibration.temperature.LOG_TEMPERATURES`, in nats ``(weights, 1 or regions, temperatures)``.
-        agreement: mean Dice of two samples, of each structure ``(K,)``; 1 where both are empty, NaN with one sample.
+        confidence: :func:`~nndiffseg.calibration.confidence.soft_dice` under each weight ``(weights, K)``.
     """
 
     case: str
@@ -38,7 +38,7 @@ class CaseTable:
     sampled_ml: NDArray[np.floating]
     true_ml: NDArray[np.floating]
     curves: NDArray[np.floating]
-    agreement: NDArray[np.floating]
+    confidence: NDArray[np.floating]
 
 
 def write_table(table: CaseTable, folder: Path) -> None:

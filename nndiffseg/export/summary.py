@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nndiffseg.calibration import Calibration
+from nndiffseg.calibration.confidence import mean_confidence
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.uncertainty import PairwiseOverlap, volume_statistics
@@ -32,10 +33,10 @@ def case_summary(
         dataset_json: of the model.
 
     Returns:
-        ``samples``; ``agreement``, the mean pairwise Dice of the samples, mean over structures; ``expected_dice`` of the
-        segmentation, which is the agreement where the calibration has no map to it, and its ``expected_dice_interval_90`` or
-        None; and per structure ``segmentation_ml``, ``agreement`` and what
-        :func:`nndiffseg.uncertainty.volume_statistics` returns.
+        ``samples``; ``agreement``, the mean pairwise Dice of the samples, mean over structures; ``confidence``, the soft Dice
+        confidence of the probabilities before their temperature; ``expected_dice`` of the segmentation, which is the agreement
+        where the calibration has no map from the confidence, and its ``expected_dice_interval_90`` or None; and per structure
+        ``segmentation_ml``, ``agreement`` and what :func:`nndiffseg.uncertainty.volume_statistics` returns.
     """
     structures = structures_of(dataset_json)
     overlap = PairwiseOverlap(len(statistics.labels), list(structures.values()))
@@ -53,7 +54,7 @@ def case_summary(
         volumes[name] = own | volumes[name] | agreement
     summary: dict[str, Any] = {
         "samples": len(statistics.labels),
-        **_expected_dice(agreement_of(overlap), statistics.calibrations),
+        **_expected_dice(agreement_of(overlap), mean_confidence(statistics.confidence), statistics.calibrations),
         "structures": volumes,
     }
     if geometry.is_2d:
@@ -67,15 +68,16 @@ def _quantiles(calibrations: Sequence[Calibration], structures: int) -> list[flo
     return [None if any(q is None for q in column) else max(q for q in column if q is not None) for column in columns]
 
 
-def _expected_dice(agreement: float | None, calibrations: Sequence[Calibration]) -> dict[str, Any]:
+def _expected_dice(agreement: float | None, confidence: float | None, calibrations: Sequence[Calibration]) -> dict[str, Any]:
     """Mean over the folds' maps; the interval is the union of theirs."""
     maps = [c.dice for c in calibrations if c.dice is not None]
-    if agreement is None or len(maps) < len(calibrations):
-        return {"agreement": agreement, "expected_dice": agreement, "expected_dice_interval_90": None}
-    intervals = [i for m in maps if (i := m.interval(agreement)) is not None]
+    known = {"agreement": agreement, "confidence": confidence}
+    if confidence is None or len(maps) < len(calibrations):
+        return {**known, "expected_dice": agreement, "expected_dice_interval_90": None}
+    intervals = [i for m in maps if (i := m.interval(confidence)) is not None]
     return {
-        "agreement": agreement,
-        "expected_dice": float(np.mean([m.expected(agreement) for m in maps])),
+        **known,
+        "expected_dice": float(np.mean([m.expected(confidence) for m in maps])),
         "expected_dice_interval_90": (
             [min(i[0] for i in intervals), max(i[1] for i in intervals)] if len(intervals) == len(maps) else None
         ),

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.errors import UserError
@@ -139,17 +140,18 @@ class Predictor(CasePredictor):
         data = torch.as_tensor(data, dtype=torch.float32)
         regions, heads = self.label_manager.has_regions, self.label_manager.num_segmentation_heads
         labels, folds = self.empty_labels(data.shape[1:]), self.model.folds
-        decomposition = Decomposition(regions=regions)
+        decomposition, confidences = Decomposition(regions=regions), []
         for index, fold in enumerate(folds):
             with self._on_device(fold) as network:
                 sampler = self._sampler(network, on_tile)
                 sums = FusedSums(heads, tuple(data.shape[1:]), sampler.sums_device(data), fold.calibration.fusion_weight)
                 sampler.run(data, case_id, samples_of_fold(self.options.samples, index, len(folds)), sums, labels)
+            confidences.append(soft_dice(sums.fused, Heads(heads, regions)))
             fused = tempered(sums.fused, fold.calibration.temperature, Heads(heads, regions))
             if len(folds) == 1:
-                return CaseStatistics.of_one_fold(fused, labels, fold.calibration, regions)
+                return CaseStatistics.of_one_fold(fused, labels, fold.calibration, regions, confidences[0])
             decomposition.add(fused)
-        return CaseStatistics.of_folds(decomposition, labels, [fold.calibration for fold in folds])
+        return CaseStatistics.of_folds(decomposition, labels, [fold.calibration for fold in folds], confidences)
 
     def predict_parts(self, data: np.ndarray | torch.Tensor, case_id: str) -> CaseParts:
         """As :meth:`predict_preprocessed` with a single fold, before a calibration fuses head and samples."""

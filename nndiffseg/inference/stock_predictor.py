@@ -19,6 +19,7 @@ from torch import Tensor
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.errors import UserError
 from nndiffseg.inference.case_predictor import CasePredictor, check_numbers, device_or_best
@@ -142,11 +143,13 @@ class StockPredictor(CasePredictor):
         labels, heads = self.empty_labels(data.shape[1:]), self._heads()
         decomposition = Decomposition(regions=heads.regions)
         total: Tensor | None = None
-        calibrations = []
+        calibrations, confidences = [], []
         for index, fold in enumerate(folds):
             logits = self.logits(data, fold, on_tile)
             calibration = fold.calibration or Calibration()
-            p = tempered(heads.probabilities(logits, 0), calibration.temperature, heads)
+            p = heads.probabilities(logits, 0)
+            confidences.append(soft_dice(p, heads))
+            p = tempered(p, calibration.temperature, heads)
             self._draw(p, case_id, samples_of_fold(self.samples, index, len(folds)), calibration, labels)
             calibrations.append(calibration)
             decomposition.add(p)
@@ -154,9 +157,9 @@ class StockPredictor(CasePredictor):
         assert total is not None
         total = total.div_(len(folds)) if len(folds) > 1 else total
         if len(folds) == 1:
-            statistics = CaseStatistics.of_one_fold(p, labels, calibrations[0], heads.regions)
+            statistics = CaseStatistics.of_one_fold(p, labels, calibrations[0], heads.regions, confidences[0])
         else:
-            statistics = CaseStatistics.of_folds(decomposition, labels, calibrations)
+            statistics = CaseStatistics.of_folds(decomposition, labels, calibrations, confidences)
         return replace(statistics, logits=total)
 
     def logits(self, data: Tensor, fold: StockFold, on_tile: Callable[[], None] | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.files import write_atomically
 from nndiffseg.diffusion.coherent import lengths_in_words
-from nndiffseg.report.charts import ReliabilityBins, agreement_figure, reliability_figure
+from nndiffseg.report.charts import ReliabilityBins, dice_figure, reliability_figure
 from nndiffseg.report.page import environment
 from nndiffseg.report.pictures import as_data_uri
 
@@ -42,7 +42,7 @@ def write_calibration_report(
         charts=charts,
         rows=list(zip(structures, check["volumes"], strict=True)),
         promised=all(row["coverage_90"] is not None for row in check["volumes"]),
-        dice_chart=_chart(agreement_figure(check["dice"]["points"], calibration.dice)),
+        dice_chart=_chart(dice_figure(check["dice"]["points"], calibration.dice)),
     )
     with write_atomically(file) as temporary:
         temporary.write_text(text, encoding="utf8")

@@ -100,12 +100,12 @@ def reliability_figure(bins: ReliabilityBins) -> Figure | None:
     return figure
 
 
-def agreement_figure(points: Sequence[Sequence[float]], line: DiceMap | None) -> Figure | None:
-    """Agreement of the samples and Dice of the segmentation, a mark per case, with the fitted line and its interval."""
+def dice_figure(points: Sequence[Sequence[float]], line: DiceMap | None) -> Figure | None:
+    """Soft Dice confidence and Dice of the segmentation, a mark per case, with the fitted line and its interval."""
     known = np.array([p for p in points if np.isfinite(p).all()])
     if not len(known):
         return None
-    figure, ax = _square("mean Dice of two samples", "Dice of the segmentation")
+    figure, ax = _square("confidence", "Dice of the segmentation")
     low = max(0.0, float(known.min()) - 0.05)
     if line is not None:
         x = np.linspace(low, 1, 50)

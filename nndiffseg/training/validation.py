@@ -21,7 +21,8 @@ import torch.distributed as dist
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
-from nndiffseg.calibration.fusion import fusion_scores, mean_dice
+from nndiffseg.calibration.confidence import soft_dice
+from nndiffseg.calibration.fusion import WEIGHTS, fusion_scores, mean_dice
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
@@ -34,7 +35,6 @@ from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
-from nndiffseg.uncertainty.agreement import pairwise_dice
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
@@ -154,7 +154,9 @@ def _table(
     near = torch.from_numpy(near_structures([reference, predicted.numpy()]))
     curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
     sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
-    return CaseTable(case, dice, nll, sampled, true, curves, pairwise_dice(parts.labels, structures))
+    mixtures = (torch.lerp(parts.sampled, parts.deterministic, float(w)) for w in WEIGHTS)
+    confidence = np.stack([soft_dice(p, heads) for p in mixtures])
+    return CaseTable(case, dice, nll, sampled, true, curves, confidence)
 
 
 def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,7 @@ all samples of a whole volume nor one-hot volumes are ever held.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,16 +130,6 @@ def expected_dice(overlap: PairwiseOverlap) -> float | None:
     """
     per_structure = mean_pairwise_dice(overlap)
     return None if per_structure is None else float(per_structure.mean())
-
-
-def pairwise_dice(labels: NDArray, structures: Iterable[Sequence[int]]) -> NDArray[np.float64]:
-    """Mean Dice of two of the label maps ``(N, *spatial)``, of each structure ``(K,)``; NaN with one map."""
-    wanted = [tuple(s) for s in structures]
-    overlap = PairwiseOverlap(len(labels), wanted)
-    for part in np.array_split(labels, max(1, labels.shape[1] // 16), axis=1):
-        overlap.add(part)
-    mean = mean_pairwise_dice(overlap)
-    return np.full(len(wanted), np.nan) if mean is None else mean
 
 
 def spread(overlap: PairwiseOverlap) -> float | None:

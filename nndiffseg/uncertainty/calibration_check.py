@@ -64,16 +64,18 @@ def check_tables(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration]
 
     Returns:
         ``volumes``: per structure the share of true volumes in the promised interval and its mean width over the volume, None
-        where none was promised; ``dice``: rank correlation of agreement and Dice over cases, share of cases in the interval.
+        where none was promised; ``dice``: rank correlation of confidence and Dice over cases, share of cases in the interval.
     """
     structures = len(tables[0].true_ml)
     volumes = [_volumes(tables, crossed, k) for k in range(structures)]
     pairs, inside = [], []
     for table in tables:
-        agreement, dice = float(np.nanmean(table.agreement)), _dice(table, crossed[table.case])
+        confidence, dice = (_at_weight(t, crossed[table.case]) for t in (table.confidence, table.dice))
         calibration = crossed[table.case].dice
-        interval = calibration.interval(agreement) if calibration is not None else None
-        pairs.append((agreement, dice))
+        interval = (
+            calibration.interval(confidence) if calibration is not None and np.isfinite([confidence, dice]).all() else None
+        )
+        pairs.append((confidence, dice))
         inside.append(interval[0] <= dice <= interval[1] if interval is not None else None)
     known = [i for i in inside if i is not None]
     varied = len({p[0] for p in pairs}) > 2
@@ -81,16 +83,17 @@ def check_tables(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration]
         "cases": len(tables),
         "volumes": volumes,
         "dice": {
-            "spearman": float(spearmanr(*zip(*pairs, strict=True)).statistic) if varied else None,
+            "spearman": float(spearmanr(*zip(*pairs, strict=True), nan_policy="omit").statistic) if varied else None,
             "coverage_90": float(np.mean(known)) if known else None,
             "points": [list(p) for p in pairs],
         },
     }
 
 
-def _dice(table: CaseTable, calibration: Calibration) -> float:
-    row = round(calibration.fusion_weight * (len(table.dice) - 1))
-    return float(np.nanmean(table.dice[row])) if np.isfinite(table.dice[row]).any() else float("nan")
+def _at_weight(rows: NDArray, calibration: Calibration) -> float:
+    """Mean over structures of the row of the calibration's fusion weight ``(weights, K)``; NaN without any."""
+    row = rows[round(calibration.fusion_weight * (len(rows) - 1))]
+    return float(np.nanmean(row)) if np.isfinite(row).any() else float("nan")
 
 
 def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k: int) -> dict[str, Any]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.maps import Decomposition, entropy
@@ -79,9 +81,13 @@ class CaseParts:
 
     def statistics(self, calibration: Calibration) -> CaseStatistics:
         """The case's statistics with this calibration."""
-        fused = torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight)
-        fused = tempered(fused, calibration.temperature, Heads(len(fused), self.regions))
-        return CaseStatistics.of_one_fold(fused, self.labels, calibration, self.regions)
+        fused, heads = (
+            torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight),
+            Heads(len(self.sampled), self.regions),
+        )
+        confidence = soft_dice(fused, heads)
+        fused = tempered(fused, calibration.temperature, heads)
+        return CaseStatistics.of_one_fold(fused, self.labels, calibration, self.regions, confidence)
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class CaseStatistics:
             are the first fold's.
         calibrations: of each fold.
         regions: whether the heads are regions.
+        confidence: :func:`~nndiffseg.calibration.confidence.soft_dice` of the fused probabilities before their temperature, of
+            each structure ``(K,)``, mean over folds.
         logits: of a stock nnU-Net, ``(heads, *spatial)``: the segmentation is made of them by nnU-Net's own export, to the last
             voxel. None where it is made of ``probabilities``.
     """
@@ -106,21 +114,31 @@ class CaseStatistics:
     labels: np.ndarray
     calibrations: tuple[Calibration, ...]
     regions: bool = False
+    confidence: NDArray[np.float64] = field(default_factory=lambda: np.full(1, np.nan))
     logits: Tensor | None = None
 
     @classmethod
-    def of_one_fold(cls, fused: Tensor, labels: np.ndarray, calibration: Calibration, regions: bool) -> CaseStatistics:
+    def of_one_fold(
+        cls, fused: Tensor, labels: np.ndarray, calibration: Calibration, regions: bool, confidence: NDArray[np.float64]
+    ) -> CaseStatistics:
         """With one fold, disagreement between folds is unknown: aleatoric equals total."""
         fused = fused.cpu()
         total = entropy(fused, regions=regions)
-        return cls(fused, {"total": total, "aleatoric": total}, labels, (calibration,), regions)
+        return cls(fused, {"total": total, "aleatoric": total}, labels, (calibration,), regions, confidence)
 
     @classmethod
-    def of_folds(cls, decomposition: Decomposition, labels: np.ndarray, calibrations: Sequence[Calibration]) -> CaseStatistics:
+    def of_folds(
+        cls,
+        decomposition: Decomposition,
+        labels: np.ndarray,
+        calibrations: Sequence[Calibration],
+        confidences: Sequence[NDArray[np.float64]],
+    ) -> CaseStatistics:
         """``decomposition`` holds the fused probabilities of two or more folds."""
         maps = {name: torch.as_tensor(values).cpu() for name, values in decomposition.maps().items()}
         probabilities = torch.as_tensor(decomposition.probabilities).cpu()
-        return cls(probabilities, maps, labels, tuple(calibrations), decomposition.regions)
+        confidence = np.mean(confidences, 0)
+        return cls(probabilities, maps, labels, tuple(calibrations), decomposition.regions, confidence)
 
 
 def label_map(probabilities: Tensor, label_manager: LabelManager) -> Tensor:

@@ -10,12 +10,16 @@ from nndiffseg.calibration.fusion import WEIGHTS
 
 #: the same likelihood at every temperature
 FLAT = np.zeros((len(WEIGHTS), 1, 33))
+#: the same confidence under every weight
+SURE = np.ones((len(WEIGHTS), 1))
 
 
 def table(case: str, best: float) -> CaseTable:
     """A case whose Dice is best with this fusion weight, by far."""
     dice = 1 - np.abs(WEIGHTS - best)[:, None] * 10
-    return CaseTable(case, dice, np.zeros(len(WEIGHTS)), np.array([[1.0, 1.2]]), np.array([[1.1]]), FLAT, np.ones(1))
+    return CaseTable(
+        case, dice, np.zeros(len(WEIGHTS)), np.array([[1.0, 1.2]]), np.array([[1.1]]), FLAT, np.ones((len(WEIGHTS), 1))
+    )
 
 
 def test_no_case_has_a_part_in_its_own_calibration():
@@ -66,7 +70,9 @@ def test_groups_and_folds_reach_every_number_of_every_part():
     rng, flat = np.random.default_rng(0), (np.ones((len(WEIGHTS), 1)), np.zeros(len(WEIGHTS)))
     names = [f"case_{i:02d}" for i in range(12)]
     wide = [
-        CaseTable(c, *flat, 10 + 3 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1)), FLAT, np.ones(1))
+        CaseTable(
+            c, *flat, 10 + 3 * rng.standard_normal((1, 16)), 10 + rng.standard_normal((1, 1)), FLAT, np.ones((len(WEIGHTS), 1))
+        )
         for c in names
     ]
     assert fit(wide).volume_scale < 0.8

@@ -12,7 +12,7 @@ from nndiffseg.nn.heads import Heads
 
 
 def table(dice: np.ndarray, nll: np.ndarray) -> CaseTable:
-    return CaseTable("case", dice, nll, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros((11, 1, 33)), np.ones(1))
+    return CaseTable("case", dice, nll, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros((11, 1, 33)), np.ones((11, 1)))
 
 
 def test_scores_equal_a_plain_computation_over_all_voxels():

@@ -14,7 +14,7 @@ def table(case: str) -> CaseTable:
     dice = rng.random((11, 2))
     dice[0, 1] = np.nan
     return CaseTable(
-        case, dice, rng.random(11), rng.random((2, 16)), rng.random((2, 1)), rng.random((11, 1, 33)), rng.random(2)
+        case, dice, rng.random(11), rng.random((2, 16)), rng.random((2, 1)), rng.random((11, 1, 33)), rng.random((11, 2))
     )
 
 
@@ -24,7 +24,7 @@ def test_tables_come_back_sorted_and_equal(tmp_path):
     read = read_tables(tmp_path)
     assert [t.case for t in read] == ["a.b", "b", "c_1"]
     for found in read:
-        for name in ("dice", "nll", "sampled_ml", "true_ml", "curves", "agreement"):
+        for name in ("dice", "nll", "sampled_ml", "true_ml", "curves", "confidence"):
             assert np.array_equal(getattr(found, name), getattr(table(found.case), name), equal_nan=True)
     assert all(f.stat().st_size < 8192 for f in tmp_path.iterdir())
 

@@ -201,7 +201,7 @@ def test_an_own_model_is_calibrated_on_the_tables_of_all_its_folds(make_dataset,
             dice = np.broadcast_to(rng.uniform(0.7, 0.9, 2), (len(WEIGHTS), 2))
             curve = np.broadcast_to((LOG_TEMPERATURES - np.log(2)) ** 2, (len(WEIGHTS), 1, len(LOG_TEMPERATURES)))
             drawn, true = 10 + rng.standard_normal((2, 16)), 10 + rng.standard_normal((2, 1))
-            write_table(CaseTable(f"c{fold}{i}", dice, np.zeros(len(WEIGHTS)), drawn, true, curve, dice[0]), tables)
+            write_table(CaseTable(f"c{fold}{i}", dice, np.zeros(len(WEIGHTS)), drawn, true, curve, dice), tables)
     flags = [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
     assert calibrate([str(folder), *flags]) == 0
     assert "rank correlation 1.00" in capsys.readouterr().out

@@ -53,7 +53,7 @@ def test_isotonic_regression_sees_other_groups_only():
     assert found[ISOTONIC] == found[RAW] == found[TEMPERATURE]
 
 
-def table(case: str, drawn: np.ndarray, true: float, dice: float, agreement: float) -> CaseTable:
+def table(case: str, drawn: np.ndarray, true: float, dice: float, confidence: float) -> CaseTable:
     return CaseTable(
         case,
         np.full((len(WEIGHTS), 1), dice),
@@ -61,7 +61,7 @@ def table(case: str, drawn: np.ndarray, true: float, dice: float, agreement: flo
         drawn[None],
         np.array([[true]]),
         np.zeros((len(WEIGHTS), 1, 33)),
-        np.array([agreement]),
+        np.full((len(WEIGHTS), 1), confidence),
     )
 
 

@@ -57,8 +57,7 @@ def test_cuts_at_which_both_are_empty_are_left_out():
 
 def test_a_frequency_of_three_in_ten_reaches_the_cut_at_0_3():
     references = np.stack([line(1)] * 3 + [line(0)] * 7)
-    p = np.array([[[[0.3]]]])
-    assert thresholded_dice(p, frequencies(references, ONE), ONE) == [1]  # else 2 of 3 cuts
+    assert thresholded_dice(np.ones((1, 1, 1, 1)), frequencies(references, ONE), ONE) == pytest.approx([3 / 9])
 
 
 def test_ncc_equals_that_of_phiseg_with_cross_entropies_of_samples():

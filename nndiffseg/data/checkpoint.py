@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -94,6 +96,16 @@ def load_any_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path} holds no network weights; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
     return checkpoint
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, as hexadecimal digits; the device does not matter."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def _check_names(checkpoint: dict[str, Any], path: Path) -> None:

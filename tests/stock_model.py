@@ -50,7 +50,7 @@ def preprocess(
     Returns:
         Its folder of preprocessed data, and the name of the plans.
     """
-    raw = make_dataset(base / "raw", cases=6, splits=True, regions=regions)
+    raw = make_dataset(base / "raw", cases=4, splits=True, regions=regions)
     folder, dataset_json = base / "preprocessed" / raw.name, json.loads((raw / "dataset.json").read_text())
     cases = training_cases(raw, dataset_json)
     preprocessing.extract_fingerprint(cases, dataset_json, folder, progress=False)

@@ -91,10 +91,15 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Fi
     for fold in chosen:
         path = folder / f"fold_{fold}" / checkpoint
         content = read_finished(path)
-        configuration = configuration or _configuration(content, plans, dataset_json, path)
-        records.append(_record(content, plans["plans_name"], path))
-        architecture = _architecture(plans, configuration, dataset_json)
-        unet = planned_network(architecture.section, architecture.input_channels, architecture.heads, initialise=False)
+        try:
+            configuration = configuration or _configuration(content, plans, dataset_json, path)
+            architecture = _architecture(plans, configuration, dataset_json)
+            unet = planned_network(architecture.section, architecture.input_channels, architecture.heads, initialise=False)
+            records.append(_record(content, plans["plans_name"], path))
+        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            raise UserError(
+                f"The JSON files in {folder} describe no network of nnU-Net; copy the model folder again."
+            ) from None
         load_finished(unet, content["network_weights"], path)
         records[-1].sha256[fold] = digest(unet.state_dict())
         if replace(records[-1], sha256={}) != replace(records[0], sha256={}):

@@ -72,7 +72,7 @@ def assert_attached_and_going_on(base: Path, model: Path, plans: str, configurat
     trained = {k for k, v in first["network_weights"].items() if not torch.equal(v, first["network_weights_raw"][k])}
     parts = ("label_encoder.", "denoiser.", "label_decoder.", "to_condition.", "to_guides.", "prior_to_condition.")
     assert all(any(k.startswith(part) for k in trained) for part in parts), "everything but the image network is trained"
-    assert first["iteration"] == 2 and json.loads((folder / "fold_0" / "calibration.json").read_text())["groups"] == 3
+    assert first["iteration"] == 2 and json.loads((folder / "fold_0" / "calibration.json").read_text())["groups"] == 2
     assert (folder / "fold_0" / "validation" / "summary.json").is_file()
     now = files(preprocessed)
     assert now.keys() - before.keys() == {f"{plans}Attached.json"} and before.items() <= now.items(), "nothing is preprocessed"
@@ -117,7 +117,9 @@ REFUSED = {
     "no plans.json": lambda base: (base / MODEL / "plans.json").unlink(),
     "holds no fold_0/checkpoint_final.pth": lambda base: (base / MODEL / "fold_0" / "checkpoint_final.pth").unlink(),
     "cannot be read": lambda base: (base / MODEL / "fold_0" / "checkpoint_final.pth").write_bytes(b"text"),
-    "not those of the network in the plans": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 4),
+    "not those of the network in the plans": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 3),
+    "describe no network": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 4),
+    "describe no network of nnU-Net": lambda base: change(base / MODEL / "dataset.json", labels=["shell"]),
     "second stage of a cascade": lambda base: change(base / MODEL / "plans.json", previous_stage="2d"),
     "ignore label": lambda base: change(base / MODEL / "dataset.json", labels=LABELS | {"ignore": 3}),
     "not those of the model": lambda base: change(base / DATA / "dataset.json", labels=LABELS | {"core": 3}),

@@ -38,11 +38,11 @@ def test_the_selection_is_seeded_and_bounded(files: list[str]) -> None:
 def test_preprocessed_labels_are_cropped_and_lie_at_their_spacing_already(tmp_path: Path) -> None:
     seg = np.full((1, 1, 40, 60), -1, np.int16)
     seg[0, 0, 5:35, 5:55] = 0
-    seg[0, 0, 15:20, 20:40] = 2
+    seg[0, 0, 6:11, 20:40] = 2  # the margin reaches beyond the image
     for name, content in (("case", seg), ("empty", np.minimum(seg, 0))):
         nnUNetDatasetBlosc2.save_case(np.zeros(seg.shape, np.float32), content, {}, str(tmp_path / name))
     (label,) = load_preprocessed_labels(tmp_path, (0.5, 0.7))
-    assert label.array.shape == (1, 5 + 2 * 8, 20 + 2 * 8) and label.array.min() == 0
+    assert label.array.shape == (1, 6 + 5 + 8, 20 + 2 * 8) and label.array.min() == 0
     assert (label.array == 2).sum() == 5 * 20
     assert resample_label(label, (0.5, 0.7)) is label.array
 

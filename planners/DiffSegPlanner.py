@@ -153,7 +153,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         section = decide(arch, plan["spacing"], labels, self.structures, self.size)
         plan["diffusion"] = section.to_plan(self.regions, gb, self.latent)
         unit = "pixels" if issubclass(self.determine_reader_writer(), NaturalImage2DIO) else "mm"
-        return section.report(name, plan["batch_size"], gb, self.latent, unit)
+        return section.report(name, plan["batch_size"], unit, gb, self.latent)
 
     def _fit_methods(self, plans: dict[str, Any]) -> list[str]:
         """Gives each other method a patch and batch with which it fits the target, where memory is scarce."""

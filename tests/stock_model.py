@@ -1,109 +1,99 @@
-"""Stock nnU-Net model folders with random weights, their preprocessed data, and validation probabilities to calibrate on."""
+"""Model folders of stock nnU-Net on tiny preprocessed data, with untrained weights."""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import SimpleITK as sitk
+import pytest
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from scipy.ndimage import gaussian_filter
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring import nnUNetTrainerNoMirroring
 
-from nndiffseg.cli.plan_and_preprocess import main as plan
-from nndiffseg.methods.protocol import planned_network
+from nndiffseg.data import preprocessing
+from nndiffseg.data.check import training_cases
 
-TRAINER, PLANS = "nnUNetTrainer", "nnUNetPlansTiny"
+TRAINERS = {"nnUNetTrainer": nnUNetTrainer, "nnUNetTrainerNoMirroring": nnUNetTrainerNoMirroring}
+#: of the fixture :func:`stock`
+DATA, MODEL = Path("preprocessed/Dataset901_Tiny"), Path("results/Dataset901_Tiny/nnUNetTrainer__nnUNetPlans__2d")
+KINDS = ("raw", "preprocessed", "results")
 
 
-@dataclass(frozen=True)
-class StockWorld:
-    """A dataset, raw and preprocessed, and a model of stock nnU-Net trained on it, as far as files tell.
+@functools.cache
+def _plain_2d(make_dataset: Callable[..., Path]) -> Path:
+    base = Path(tempfile.mkdtemp(prefix="nndiffseg_stock_"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    write_stock_model(base, *preprocess(base, "2d", ExperimentPlanner, make_dataset), "2d", folds=2)
+    return base
 
-    Attributes:
-        raw, preprocessed, results: nnU-Net's folders.
-        model: the model's folder.
-        dataset: name.
+
+@pytest.fixture
+def stock(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:
+    """Folders ``preprocessed`` and ``results`` with a plain 2D model of two folds (:data:`MODEL`), for one test alone."""
+    base = tmp_path / "stock"
+    shutil.copytree(_plain_2d(make_dataset), base)
+    return base
+
+
+def preprocess(
+    base: Path, configuration: str, planner: type, make_dataset: Callable[..., Path], *, regions: bool = False
+) -> tuple[Path, str]:
+    """A tiny dataset that is planned by nnU-Net, with few features, and preprocessed.
+
+    Returns:
+        Its folder of preprocessed data, and the name of the plans.
     """
-
-    raw: Path
-    preprocessed: Path
-    results: Path
-    model: Path
-    dataset: str
-
-    @property
-    def flags(self) -> list[str]:
-        return [f"--raw={self.raw}", f"--preprocessed={self.preprocessed}", f"--results={self.results}"]
-
-    @property
-    def images(self) -> Path:
-        return self.raw / self.dataset / "imagesTr"
-
-    def keep_probabilities(self, sharpness: float = 12.0) -> None:
-        """What ``nnUNetv2_train --npz`` leaves: over-confident probabilities around boundaries that are a little off."""
-        splits = json.loads((self.preprocessed / self.dataset / "splits_final.json").read_text())
-        dataset_json = json.loads((self.model / "dataset.json").read_text())
-        rng = np.random.default_rng(0)
-        for fold, split in enumerate(splits):
-            folder = self.model / f"fold_{fold}" / "validation"
-            folder.mkdir(parents=True, exist_ok=True)
-            for case in split["val"]:
-                file = self.preprocessed / self.dataset / "gt_segmentations" / f"{case}{dataset_json['file_ending']}"
-                label = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-                label = np.roll(label, int(rng.integers(-2, 3)), rng.integers(1, label.ndim))
-                if isinstance(dataset_json["labels"]["core"], list):
-                    smooth = np.stack([gaussian_filter(m.astype(float), 1) for m in (label > 0, label == 2)])
-                    p = 1 / (1 + np.exp(-sharpness * (smooth - 0.5)))
-                else:
-                    z = sharpness * np.stack([gaussian_filter((label == k).astype(float), 1) for k in range(3)])
-                    p = np.exp(z - z.max(0)) / np.exp(z - z.max(0)).sum(0)
-                np.savez_compressed(folder / f"{case}.npz", probabilities=p.astype(np.float32))
+    raw = make_dataset(base / "raw", cases=4, splits=True, regions=regions)
+    folder, dataset_json = base / "preprocessed" / raw.name, json.loads((raw / "dataset.json").read_text())
+    cases = training_cases(raw, dataset_json)
+    preprocessing.extract_fingerprint(cases, dataset_json, folder, progress=False)
+    with environment(base, processes=1):  # nnU-Net's planner asks for that many threads
+        plans = planner(raw.name).plan_experiment()
+        name = plans["plans_name"]
+        for content in plans["configurations"].values():
+            arguments = content["architecture"]["arch_kwargs"]
+            arguments["features_per_stage"] = [n // 4 for n in arguments["features_per_stage"]]
+        (folder / f"{name}.json").write_text(json.dumps(plans))
+        preprocessing.preprocess_configuration(cases, dataset_json, plans, configuration, folder, progress=False)
+    preprocessing.copy_ground_truth(cases, folder, ".nii.gz")
+    return folder, name
 
 
-def make_stock_world(
-    make_dataset: Callable[..., Path],
-    root: Path,
-    configuration: str = "3d_fullres",
-    *,
-    folds: int = 2,
-    cases: int = 4,
-    regions: bool = False,
-    spacing: tuple[float, ...] | None = None,
-) -> StockWorld:
-    """Plans, preprocesses and writes a model folder of stock nnU-Net with random weights."""
-    dataset = make_dataset(root / "raw", cases=cases, regions=regions, splits=True, spacing=spacing)
-    world = StockWorld(root / "raw", root / "preprocessed", root / "results", Path(), dataset.name)
-    assert (
-        plan(["-d", "901", "-pl", "DiffSegPlannerS", "-c", configuration, "--no_pbar", "-np", "1", "-npfp", "1", *world.flags])
-        == 0
-    )
-    plans = json.loads((world.preprocessed / dataset.name / "nnDiffSegPlansS.json").read_text())
-    plans["plans_name"] = PLANS
-    for one in plans["configurations"].values():
-        one.pop("diffusion", None)
-    model = world.results / dataset.name / f"{TRAINER}__{PLANS}__{configuration}"
-    model.mkdir(parents=True)
-    (world.preprocessed / dataset.name / f"{PLANS}.json").write_text(json.dumps(plans))
-    (model / "plans.json").write_text(json.dumps(plans))
-    dataset_json = json.loads((dataset / "dataset.json").read_text())
-    (model / "dataset.json").write_text(json.dumps(dataset_json))
-    manager = PlansManager(plans).get_configuration(configuration)
-    for fold in range(folds):
-        with torch.random.fork_rng():
+@contextmanager
+def environment(base: Path, processes: int = 0) -> Iterator[None]:
+    """nnU-Net's folders below ``base``, and so many worker processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in KINDS:
+            patch.setenv(f"nnUNet_{kind}", str(base / kind))
+        patch.setenv("nnUNet_compile", "f")
+        patch.setenv("nnUNet_n_proc_DA", str(processes))
+        yield
+
+
+def write_stock_model(
+    base: Path, preprocessed: Path, plans_name: str, configuration: str, *, trainer: str = "nnUNetTrainer", folds: int = 1
+) -> Path:
+    """What ``nnUNetv2_train`` leaves, but for its training; written by nnU-Net's own trainer. Returns the model folder."""
+    plans, dataset_json = (json.loads((preprocessed / f"{name}.json").read_text()) for name in (plans_name, "dataset"))
+    with environment(base):
+        for fold in range(folds):
             torch.manual_seed(fold)
-            network = planned_network(manager.configuration["architecture"], 1, 2 if regions else 3)
-        checkpoint = {
-            "network_weights": network.state_dict(),
-            "trainer_name": TRAINER,
-            "init_args": {"plans": plans, "configuration": configuration, "fold": fold, "dataset_json": dataset_json},
-            "inference_allowed_mirroring_axes": tuple(range(len(manager.patch_size))),
-            "logging": {"mean_fg_dice": [np.float64(0.1)]},
-            "current_epoch": 1,
-        }
-        (model / f"fold_{fold}").mkdir()
-        torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
-    return StockWorld(world.raw, world.preprocessed, world.results, model, dataset.name)
+            made = TRAINERS[trainer](
+                {**plans, "continue_training": False}, configuration, fold, dataset_json, torch.device("cpu")
+            )
+            made.initialize()
+            made.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            for layer in made.network.decoder.seg_layers:
+                torch.nn.init.normal_(layer.weight)  # as sure as a trained one
+            made.save_checkpoint(str(Path(made.output_folder) / "checkpoint_final.pth"))
+    folder = Path(made.output_folder_base)
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    return folder

@@ -29,9 +29,6 @@ def _parser() -> Parser:
     parser.add_argument("fold", help="0 to 4, or all")
     parser.add_argument("-tr", default="nnDiffSegTrainer", metavar="TRAINER", help="default: %(default)s")
     parser.add_argument("-p", default="nnDiffSegPlans", metavar="PLANS", help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, help="number of epochs (default 1000 unless --minutes is given)")
-    parser.add_argument("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
-    parser.add_argument("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
     parser.add_argument(
         "-pretrained_weights",
         "--pretrained_weights",
@@ -45,39 +42,46 @@ def _parser() -> Parser:
         metavar="NAME=VALUE",
         help="an option of the method, such as steps=4; may be given several times",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
+    add_training_flags(parser, "1000")
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
-    parser.add_argument(
+    parser.add_argument("--disable_checkpointing", action="store_true", help="for quick tests")
+    add_device_flag(parser)
+    add_folder_flags(parser)
+    return parser
+
+
+def add_training_flags(parser: Parser, epochs: str) -> None:
+    """Adds what bounds and continues a training; :func:`set_budget` reads it. ``epochs`` is the default, in words."""
+    add = parser.add_argument
+    add("--epochs", type=int, help=f"number of epochs (default {epochs} unless --minutes is given)")
+    add("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
+    add("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
+    add(
         "--npz",
         "--save_probabilities",
         dest="npz",
         action="store_true",
         help="save the validation's probabilities, for nnUNetv2_find_best_configuration",
     )
-    parser.add_argument("--disable_checkpointing", action="store_true", help="for quick tests")
-    parser.add_argument("--disable_progress_bar", action="store_true")
-    add_device_flag(parser)
-    add_folder_flags(parser)
-    return parser
+    add("--disable_progress_bar", action="store_true")
 
 
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    _check_numbers(args)
+    check_numbers(args)
+    _check_stages(args)
+    fold = fold_of(args.fold)
     folders = folders_from(args)
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, args.fold, dataset_json, pick_device(args.device))
-    trainer.num_iterations_per_epoch = args.iterations_per_epoch
-    trainer.num_epochs = args.epochs or trainer.num_epochs
-    trainer.minutes, trainer.seed = args.minutes, args.seed
-    trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, pick_device(args.device))
+    set_budget(trainer, args, epochs=trainer.num_epochs)
     trainer.disable_checkpointing = args.disable_checkpointing
-    trainer.show_progress = not args.disable_progress_bar
     _load(trainer, args)
     if not args.val:
         trainer.run_training()
@@ -88,11 +92,34 @@ def _main(argv: Sequence[str] | None) -> None:
         trainer.perform_actual_validation(args.npz)
 
 
-def _check_numbers(args: Any) -> None:
-    if args.fold != "all":
-        if not args.fold.isdigit():
-            raise UserError(f"The fold must be 0 to 4 or all, not {args.fold!r}.")
-        args.fold = int(args.fold)
+def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
+    """Gives a trainer what :func:`add_training_flags` asked for; ``epochs`` bounds it where nothing else does."""
+    trainer.num_iterations_per_epoch = args.iterations_per_epoch
+    trainer.num_epochs = args.epochs or epochs
+    trainer.minutes, trainer.seed = args.minutes, args.seed
+    trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
+    trainer.show_progress = not args.disable_progress_bar
+
+
+def fold_of(text: str) -> Any:
+    """A fold as nnU-Net takes it: a number, or ``all``.
+
+    Raises:
+        UserError: neither.
+    """
+    if text == "all":
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"The fold must be 0 to 4 or all, not {text!r}.")
+    return int(text)
+
+
+def check_numbers(args: Any) -> None:
+    """Checks the numbers of :func:`add_training_flags`.
+
+    Raises:
+        UserError: one is not positive.
+    """
     for flag, value in (
         ("--epochs", args.epochs),
         ("--iterations_per_epoch", args.iterations_per_epoch),
@@ -100,6 +127,9 @@ def _check_numbers(args: Any) -> None:
     ):
         if value is not None and value <= 0:
             raise UserError(f"{flag} must be positive, not {value}.")
+
+
+def _check_stages(args: Any) -> None:
     if args.c and args.val:
         raise UserError("--c continues a training and --val only validates; give one of them.")
     if args.pretrained_weights and (args.c or args.val):
@@ -184,12 +214,18 @@ def _load(trainer: DiffusionTrainer, args: Any) -> None:
         if not args.val_best:  # the best one is loaded just before its validation
             trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     elif args.c:
-        for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
-            if (folder / name).is_file():
-                trainer.load_checkpoint(str(folder / name))
-                trainer.print_to_log_file(f"Continuing from {name} at iteration {trainer.iteration}.")
-                return
-        trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+        go_on(trainer)
+
+
+def go_on(trainer: DiffusionTrainer) -> None:
+    """Takes a training up where it stopped; one without any checkpoint begins."""
+    folder = Path(trainer.output_folder)
+    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
+        if (folder / name).is_file():
+            trainer.load_checkpoint(str(folder / name))
+            trainer.print_to_log_file(f"Continuing from {name} at iteration {trainer.iteration}.")
+            return
+    trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
 
 
 if __name__ == "__main__":

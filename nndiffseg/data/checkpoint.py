@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,6 +22,8 @@ NUMPY_TYPES: list[Any] = [
     np.dtype,
     *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
+#: what torch may raise about a file that is damaged or no checkpoint at all
+UNREADABLE = (UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 #: what a prediction needs of a checkpoint
 KEYS = {"network_weights", "nndiffseg_version", "trainer_name", "init_args", "options", "calibration"}
 
@@ -56,8 +60,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
         raise UserError(f"There is no checkpoint {path}; train the fold first with nndiffseg_train.")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError):
-        # torch reports a truncated archive as any of these, an empty file without a message.
+    except UNREADABLE:
         raise UserError(
             f"The checkpoint {path} cannot be read: it is damaged or was not written by nndiffseg; train the fold again "
             "or choose another with -chk."
@@ -88,12 +91,22 @@ def load_any_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(NUMPY_TYPES):
             checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, KeyError):
+    except UNREADABLE:
         raise UserError(f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net; choose another file.") from None
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not weights:
         raise UserError(f"{path} holds no network weights; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
     return checkpoint
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, as hexadecimal digits; the device does not matter."""
+    state = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def _check_names(checkpoint: dict[str, Any], path: Path) -> None:

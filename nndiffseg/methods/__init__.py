@@ -6,7 +6,7 @@ from nndiffseg.methods.ldseg.method import LDSegMethod
 from nndiffseg.methods.medsegdiff.method import MedSegDiffV2
 from nndiffseg.methods.protocol import Method
 
-#: name of a trainer -> the method that it trains
+#: name of a trainer -> the method that it trains; the planner fits each to the memory that there is
 METHODS: dict[str, type[Method]] = {
     "nnDiffSegTrainer": LatentDiffusion,
     "nnDiffSegTrainerLDSeg": LDSegMethod,

@@ -1,13 +1,15 @@
-"""A seeded selection of a dataset's training labels, cropped to their foreground, at any target spacing."""
+"""A seeded selection of a dataset's training labels, raw or preprocessed, cropped to their foreground."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
 MAX_CASES = 64
@@ -48,17 +50,45 @@ def load_labels(
         transpose_forward: order of the axes in the plans.
         progress: show a progress bar.
     """
-    order = np.random.default_rng(seed).permutation(len(files))[:max_cases]
+
+    def read(i: int) -> Label:
+        seg, properties = reader.read_seg(files[i])
+        spacing = tuple(float(properties["spacing"][a]) for a in transpose_forward)
+        return Label(np.asarray(seg)[0].transpose(transpose_forward), spacing)
+
+    return _select(read, len(files), max_cases, max_voxels, seed, progress)
+
+
+def load_preprocessed_labels(folder: Path, spacing: Sequence[float]) -> list[Label]:
+    """The same selection of labels that nnU-Net has preprocessed, with a progress bar.
+
+    Args:
+        folder: of one configuration's preprocessed data.
+        spacing: of that configuration, mm; with two numbers that between slices is unknown, and set to 1.
+    """
+    dataset = infer_dataset_class(str(folder))(str(folder))
+    names = sorted(dataset.identifiers)
+
+    def read(i: int) -> Label:
+        array = np.asarray(dataset.load_case(names[i])[1][0]).clip(0)  # -1 is nnU-Net's mark of what lies outside the image
+        return Label(array, (1.0,) * (array.ndim - len(spacing)) + tuple(float(s) for s in spacing))
+
+    return _select(read, len(names), MAX_CASES, MAX_VOXELS, 0, True)
+
+
+def _select(
+    read: Callable[[int], Label], count: int, max_cases: int, max_voxels: int, seed: int, progress: bool
+) -> list[Label]:
+    """Labels of a random selection of cases, cropped; those without foreground are left out."""
+    order = np.random.default_rng(seed).permutation(count)[:max_cases]
     labels: list[Label] = []
     voxels = 0
     for i in tqdm(order, desc="Reading labels", disable=not progress):
-        seg, properties = reader.read_seg(files[i])
-        array = np.asarray(seg)[0].transpose(transpose_forward)
-        spacing = tuple(float(properties["spacing"][a]) for a in transpose_forward)
-        box = foreground_box(array, MARGIN)
+        label = read(i)
+        box = foreground_box(label.array, MARGIN)
         if box is None:
             continue
-        labels.append(Label(np.ascontiguousarray(array[box]).astype(np.int16), spacing))
+        labels.append(Label(np.ascontiguousarray(label.array[box]).astype(np.int16), label.spacing))
         voxels += labels[-1].array.size
         if voxels > max_voxels:
             break

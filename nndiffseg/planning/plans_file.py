@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
@@ -87,6 +89,12 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
                     continue
                 if _preprocessing(plans, configuration) != _preprocessing(other, theirs):
                     configuration["data_identifier"] = f"{own}_{name}"
+
+
+def same_preprocessing(plans: dict[str, Any], other: dict[str, Any], name: str) -> bool:
+    """Whether two plans preprocess the configuration ``name`` alike, into the same folder."""
+    one, two = (PlansManager(p).get_configuration(name).configuration for p in (plans, other))
+    return one["data_identifier"] == two["data_identifier"] and _preprocessing(plans, one) == _preprocessing(other, two)
 
 
 def _preprocessing(plans: dict[str, Any], configuration: dict[str, Any]) -> str:

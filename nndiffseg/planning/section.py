@@ -52,12 +52,12 @@ class Section:
     curve: Sequence[RateDistortion]
     thickness: Mapping[str, Thickness]
 
-    def to_plan(self, regions: bool, image_network_gb: float, latent: str) -> dict[str, Any]:
+    def to_plan(self, regions: bool, image_network_gb: float | None = None, latent: str = "planned") -> dict[str, Any]:
         """The section, JSON-ready.
 
         Args:
             regions: the labels are nnU-Net's regions.
-            image_network_gb: memory that the image network needs in training.
+            image_network_gb: memory that the image network needs in training; None where it is not trained.
             latent: LDSeg's, ``planned`` or ``paper``.
         """
         section = {
@@ -72,29 +72,36 @@ class Section:
             section["options"] = {LDSegMethod.name: {"latent": latent}}
         return section
 
-    def _cost(self, image_network_gb: float) -> dict[str, Any]:
+    def _cost(self, image_network_gb: float | None) -> dict[str, Any]:
         light = self.arch.light(self.settings)
-        return {
+        cost: dict[str, Any] = {
             "image_network_gflop": self.arch.image.flops / 1e9,
             "denoiser_step_gflop": light.denoise.flops / 1e9,
             "label_decoder_gflop": light.decode.flops / 1e9,
             "samples": self.settings.samples,
             "samples_to_image_ratio": price(self.arch, self.settings),
             "budget": self.size.budget,
-            "training_memory_gb": {
-                "image_network": image_network_gb,
-                "all_networks": image_network_gb * (1 + self.arch.memory_overhead(self.settings)),
-            },
         }
+        if image_network_gb is not None:
+            cost["training_memory_gb"] = {"image_network": image_network_gb, "all_networks": self._all_gb(image_network_gb)}
+        return cost
 
-    def report(self, name: str, batch_size: int, image_network_gb: float, latent: str, unit: str) -> str:
+    def _all_gb(self, image_network_gb: float) -> float:
+        return image_network_gb * (1 + self.arch.memory_overhead(self.settings))
+
+    def report(
+        self, name: str, batch_size: int, unit: str, image_network_gb: float | None = None, latent: str = "planned"
+    ) -> str:
         """The decisions as text; ``unit`` of lengths, the other arguments as :meth:`to_plan`'s."""
         reasons = [self.reason, *([paper_latent_reason(self.arch, self.curve)] if latent == "paper" else [])]
-        gb = image_network_gb * (1 + self.arch.memory_overhead(self.settings))
+        memory = ""
+        if image_network_gb is not None:
+            all_gb = self._all_gb(image_network_gb)
+            memory = f", about {all_gb:.1f} GB to train ({image_network_gb:.1f} GB of it the image network)"
         return "\n".join(
             [
-                f"{name}: patch {cross(self.arch.patch)}, batch size {batch_size}, spacing {cross(self.spacing)} {unit}, "
-                f"about {gb:.1f} GB to train ({image_network_gb:.1f} GB of it the image network)",
+                f"{name}: patch {cross(self.arch.patch)}, batch size {batch_size}, spacing {cross(self.spacing)} {unit}"
+                f"{memory}",
                 *(
                     f"    {structure}: {t.median_mm:.3g} {unit} thick (5th percentile {t.p5_mm:.3g})"
                     for structure, t in self.thickness.items()

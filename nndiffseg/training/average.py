@@ -1,4 +1,4 @@
-"""Exponential moving average of all weights."""
+"""Exponential moving average of all weights that are trained."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ class WeightAverage:
         self.updates += 1
         rate = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         averaged = self.network.state_dict()
-        floats = [k for k, v in averaged.items() if v.is_floating_point()]
-        live = network.state_dict()
+        live, frozen = network.state_dict(), _frozen(network)
+        floats = [k for k, v in averaged.items() if v.is_floating_point() and k not in frozen]
         torch._foreach_lerp_([averaged[k] for k in floats], [live[k] for k in floats], rate)
-        for key in averaged.keys() - set(floats):
+        for key in averaged.keys() - frozen - set(floats):
             averaged[key].copy_(live[key])
+
+
+def _frozen(network: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained."""
+    return {name for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}

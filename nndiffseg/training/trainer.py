@@ -118,9 +118,8 @@ class DiffusionTrainer(EpochLoop):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         fused = self.device.type in ("cpu", "cuda")  # one pass through memory instead of ten
-        return torch.optim.AdamW(
-            self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused
-        ), None
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Deep supervision is an argument of the network's forward, so there is nothing to switch."""

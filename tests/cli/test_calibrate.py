@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from stock_model import StockWorld, make_stock_world
+from stock_world import StockWorld, make_stock_world
 from tiny_model import write_model
 
 from nndiffseg.calibration import Calibration

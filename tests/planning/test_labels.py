@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nndiffseg.planning.labels import Label, foreground_box, load_labels, resample_label
+from nndiffseg.planning.labels import Label, foreground_box, load_labels, load_preprocessed_labels, resample_label
 
 
 @pytest.fixture
@@ -32,6 +33,18 @@ def test_the_selection_is_seeded_and_bounded(files: list[str]) -> None:
     assert len(first) == 3
     assert all(np.array_equal(a.array, b.array) for a, b in zip(first, again, strict=True))
     assert len(load_labels(files, SimpleITKIO(), (0, 1, 2), max_voxels=1)) == 1
+
+
+def test_preprocessed_labels_are_cropped_and_lie_at_their_spacing_already(tmp_path: Path) -> None:
+    seg = np.full((1, 1, 40, 60), -1, np.int16)
+    seg[0, 0, 5:35, 5:55] = 0
+    seg[0, 0, 6:11, 20:40] = 2  # the margin reaches beyond the image
+    for name, content in (("case", seg), ("empty", np.minimum(seg, 0))):
+        nnUNetDatasetBlosc2.save_case(np.zeros(seg.shape, np.float32), content, {}, str(tmp_path / name))
+    (label,) = load_preprocessed_labels(tmp_path, (0.5, 0.7))
+    assert label.array.shape == (1, 6 + 5 + 8, 20 + 2 * 8) and label.array.min() == 0
+    assert (label.array == 2).sum() == 5 * 20
+    assert resample_label(label, (0.5, 0.7)) is label.array
 
 
 def test_box_holds_the_foreground_and_the_margin() -> None:

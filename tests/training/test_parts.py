@@ -50,6 +50,20 @@ def test_weight_average_follows_the_recursion_and_copies_counters():
     assert not average.network.weight.requires_grad
 
 
+def test_frozen_weights_are_not_averaged():
+    """Not even with themselves: what is frozen keeps its bits."""
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[0].requires_grad_(False)
+    average = WeightAverage(network)
+    frozen = [p.clone() for p in network[0].parameters()]
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 1
+    average.update(network)
+    assert all(map(torch.equal, frozen, average.network[0].parameters()))
+    assert not torch.equal(average.network[1].weight, network[1].weight - 1)
+
+
 def test_checkpoints_load_without_running_code(tmp_path):
     content = {
         "network_weights": {"w": torch.ones(2)},

@@ -22,11 +22,12 @@ class LatentLosses(Losses):
     Args:
         segmentation: nnU-Net's loss.
         heads: of the segmentation.
+        frozen: the image network is not trained, so that there is no deterministic term.
     """
 
-    def __init__(self, segmentation: SegmentationLoss, heads: Heads):
+    def __init__(self, segmentation: SegmentationLoss, heads: Heads, *, frozen: bool = False):
         super().__init__()
-        self.segmentation, self.heads = segmentation, heads
+        self.segmentation, self.heads, self.frozen = segmentation, heads, frozen
         self.control = nn.ModuleDict(
             {
                 "latent": SpreadControl(len(LATENT_SCALES)),
@@ -39,7 +40,7 @@ class LatentLosses(Losses):
         out = network(
             batch.image,
             batch.onehot,
-            deep_supervision=True,
+            deep_supervision=not self.frozen,
             generator=batch.generator("noise"),
             seed=batch.seed("samples"),
         )
@@ -54,8 +55,9 @@ class LatentLosses(Losses):
         jaccard = jaccard_distances(p[:, :, first:], foreground)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
         share = foreground.amax(1).mean().clamp_min(0.01)
+        head = {} if self.frozen else {"deterministic": self.segmentation.deep([x.float() for x in out.logits], batch.targets)}
         return {
-            "deterministic": self.segmentation.deep([x.float() for x in out.logits], batch.targets),
+            **head,
             "reconstruction": self.segmentation.full(out.reconstruction.float(), batch.targets[0]),
             "latent": self._score("latent", out.pure, latent, batch.progress),
             "label": self._score("label", out.pure, label, batch.progress) / share,

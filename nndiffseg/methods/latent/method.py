@@ -23,3 +23,16 @@ class LatentDiffusion(Method):
 
     def losses(self, segmentation: Callable[..., SegmentationLoss]) -> LatentLosses:
         return LatentLosses(segmentation(), self.plan.heads)
+
+
+class AttachedLatentDiffusion(LatentDiffusion):
+    """The same on a finished nnU-Net: its network is frozen, and all that draws samples from it is trained."""
+
+    name = "attached"
+
+    def network(self) -> LatentDiffusionSegmenter:
+        plan = self.plan
+        return LatentDiffusionSegmenter(plan.unet(), plan.strides, plan.heads, plan.settings, frozen=True)
+
+    def losses(self, segmentation: Callable[..., SegmentationLoss]) -> LatentLosses:
+        return LatentLosses(segmentation(), self.plan.heads, frozen=True)

@@ -50,10 +50,21 @@ class LatentDiffusionSegmenter(nn.Module):
     trains goes through ``forward`` because DistributedDataParallel exposes nothing else.
     """
 
-    def __init__(self, unet: nn.Module, strides: Sequence[Sequence[int]], heads: Heads, settings: DiffusionSettings):
-        """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least."""
+    def __init__(
+        self,
+        unet: nn.Module,
+        strides: Sequence[Sequence[int]],
+        heads: Heads,
+        settings: DiffusionSettings,
+        *,
+        frozen: bool = False,
+    ):
+        """``strides[s]`` leads from stage s to stage s + 1 of the image network, up to the latent stage at least.
+
+        With ``frozen`` the image network is never trained.
+        """
         super().__init__()
-        self.settings, self.heads = settings, heads
+        self.settings, self.heads, self.frozen = settings, heads, frozen
         self.schedule = Cosine()
         depth = settings.latent_stage
         to_latent = [tuple(int(v) for v in s) for s in strides[:depth]]
@@ -68,7 +79,7 @@ class LatentDiffusionSegmenter(nn.Module):
         self.map_strides = (cumulative[0], cumulative[-1], cumulative[-1], *cumulative)
 
         xi_channels = len(settings.noise_scales) * settings.noise_channels
-        self.image_network = ImageNetwork(unet)
+        self.image_network = ImageNetwork(unet).requires_grad_(not frozen)
         self.label_encoder = LabelEncoder(dim, heads.number, to_latent, settings.encoder_channels, settings.latent_channels)
         self.denoiser = Denoiser(
             dim,
@@ -90,6 +101,13 @@ class LatentDiffusionSegmenter(nn.Module):
         self.default_sampler, self.default_steps = "ancestral", settings.steps
 
     # ---- training -------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> LatentDiffusionSegmenter:
+        """A frozen image network stays in evaluation mode: norms and dropout do what they do in a prediction."""
+        super().train(mode)
+        if self.frozen:
+            self.image_network.eval()
+        return self
 
     def forward(
         self,

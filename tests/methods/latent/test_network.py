@@ -18,10 +18,16 @@ def make(
     dim: int = 3,
     strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)),
     unet=ResidualEncoderUNet,
+    frozen=False,
+    batch_norm=False,
 ):
     torch.manual_seed(0)
     features = [8, 12, 16, 16]
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+    more = {}
+    if batch_norm:
+        norm, dropout = (nn.BatchNorm3d, nn.Dropout3d) if dim == 3 else (nn.BatchNorm2d, nn.Dropout2d)
+        more = {"dropout_op": dropout, "dropout_op_kwargs": {"p": 0.5}}
     blocks = {"n_blocks_per_stage" if unet is ResidualEncoderUNet else "n_conv_per_stage": [1, 1, 1, 1]}
     image_network = unet(
         1,
@@ -37,6 +43,7 @@ def make(
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
         **blocks,
+        **more,
     )
     latent_stride = tuple(a * b for a, b in zip(strides[0], strides[1], strict=True))
     settings = DiffusionSettings(
@@ -49,7 +56,7 @@ def make(
         decoder_channels=(4, 6, 8),
         noise_scales=(1, 4),
     )
-    return LatentDiffusionSegmenter(image_network, strides, Heads(3), settings)
+    return LatentDiffusionSegmenter(image_network, strides, Heads(3), settings, frozen=frozen)
 
 
 def draw_for(n: int, grid, seed: int = 0):
@@ -98,6 +105,25 @@ def test_every_parameter_takes_part_in_a_training_step():
     loss.backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
+
+
+@pytest.mark.parametrize("unet", [ResidualEncoderUNet, PlainConvUNet])
+def test_a_frozen_image_network_is_the_same_function_in_training_and_learns_nothing(unet):
+    """Also with batch norm and dropout, which behave otherwise in training."""
+    model = make(dim=2, strides=((2, 2), (2, 2), (2, 2)), unet=unet, frozen=True, batch_norm=True)
+    image, onehot = torch.randn(2, 1, 32, 24), torch.zeros(2, 3, 32, 24)
+    onehot[:, 0] = 1
+    before = {k: v.clone() for k, v in model.image_network.state_dict().items()}
+    expected = model.eval()(image)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.01 * torch.randn_like(p)  # as above
+    out = model.train()(image, onehot, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(out.logits[0], expected) and not out.logits[0].requires_grad
+    sum(x.square().mean() for x in (out.reconstruction, out.x0, out.samples)).backward()
+    learning = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert learning == {name for name, _ in model.named_parameters() if not name.startswith("image_network.")}
+    assert all(torch.equal(v, before[k]) for k, v in model.image_network.state_dict().items())
 
 
 def test_diffusion_loss_does_not_reach_the_label_encoder():

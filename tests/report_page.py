@@ -30,7 +30,7 @@ class ParsedPage(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -54,14 +54,32 @@ class ParsedPage(HTMLParser):
         return [attrs[name] for t, attrs in self.tags if t == tag and name in attrs]
 
     def pictures(self) -> list[Image.Image]:
-        return [open_picture(source or "") for source in self.attributes("img", "src")]
+        """Charts and middle frames: what a page shows at first, without the samples."""
+        return [open_picture(attrs["src"] or "") for attrs in self._shown()]
+
+    def described(self) -> list[str | None]:
+        """What these show."""
+        return [attrs["alt"] for attrs in self._shown()]
+
+    def frames(self, case: str) -> list[Image.Image]:
+        """All slices of a case, those that are hidden at first as well."""
+        wanted = [a for tag, a in self.tags if tag == "img" and (a["alt"] or "").startswith(f"Slices of {case}")]
+        return [open_picture(attrs["src"] or "") for attrs in wanted]
+
+    def samples(self) -> list[str | None]:
+        """Descriptions of the pictures of samples."""
+        return [alt for alt in self.attributes("img", "alt") if (alt or "").startswith("Sample ")]
+
+    def _shown(self) -> list[dict[str, str | None]]:
+        pictures = [attrs for tag, attrs in self.tags if tag == "img" and "hidden" not in attrs]
+        return [attrs for attrs in pictures if not (attrs["alt"] or "").startswith("Sample ")]
 
 
 def open_picture(source: str) -> Image.Image:
-    """The PNG in a data URI."""
-    start = "data:image/png;base64,"
-    assert source.startswith(start)
-    return Image.open(io.BytesIO(base64.b64decode(source[len(start) :])))
+    """The PNG or WebP in a data URI."""
+    start, _, content = source.partition(";base64,")
+    assert start in ("data:image/png", "data:image/webp")
+    return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
 def pixels_of_colour(picture: Image.Image, colour: str) -> int:

@@ -77,7 +77,7 @@ def predict_folder(
         bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
     finally:
         remove_staging(output, [case.id for case in own_cases])
-    _write_report(output, predictor, every_case, flag_below)
+    _write_report(output, predictor, every_case, flag_below, progress)
     if bad:
         number = f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete)"
         raise UserError(f"{number}: {' '.join(bad.values())}")
@@ -159,10 +159,12 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
     )
 
 
-def _write_report(output: Path, predictor: CasePredictor, cases: Sequence[Case], flag_below: float | None) -> None:
+def _write_report(
+    output: Path, predictor: CasePredictor, cases: Sequence[Case], flag_below: float | None, progress: bool
+) -> None:
     ending = predictor.dataset_json["file_ending"]
     images = {case.id: list(case.files) for case in cases if (output / f"{case.id}{ending}").is_file()}
     if images:
         from nndiffseg.report.report import write_prediction_report  # loads matplotlib
 
-        write_prediction_report(output, images, flag_below)
+        write_prediction_report(output, images, flag_below, progress=progress)

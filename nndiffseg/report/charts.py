@@ -95,7 +95,7 @@ def reliability_figure(bins: ReliabilityBins) -> Figure | None:
     figure, ax = _square("predicted probability", "how often it was right")
     x, y = bins["probability"], bins["frequency"]
     ax.plot(x, y, color=_colour(0), linewidth=1.2)
-    ax.scatter(x, y, s=sizes, color=COLOURS[0], edgecolors=_colour(0), linewidths=0.8, zorder=3)
+    ax.scatter(x, y, s=sizes, color=COLOURS[0], edgecolors=_colour(0), linewidths=0.8, zorder=3, clip_on=False)
     _finish(ax, 0, 1)
     return figure
 

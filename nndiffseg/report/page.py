@@ -25,15 +25,21 @@ class EvaluatedCase(TypedDict):
 
 @dataclass(frozen=True)
 class Picture:
-    """The slices of a case.
+    """The slices of a case; all pictures are data URIs.
 
     Attributes:
-        source: a PNG as a data URI; empty if it could not be drawn.
-        problem: why it could not be drawn.
+        frames: to scroll through, one picture each; empty if they could not be drawn.
+        middle: index of the frame that is shown first.
+        samples: a picture of each of the first samples.
+        plane: name of the plane that these show; empty for a 2D image.
+        problem: why nothing could be drawn.
         samples_drawn, samples_saved: number of samples.
     """
 
-    source: str = ""
+    frames: Sequence[str] = ()
+    middle: int = 0
+    samples: Sequence[str] = ()
+    plane: str = ""
     problem: str = ""
     samples_drawn: int = 0
     samples_saved: int = 0
@@ -118,6 +124,11 @@ class Page:
     def volume_columns(self) -> Sequence[str]:
         """The structures whose volumes are in the table of all cases: all or none."""
         return self.structures if len(self.structures) <= MAX_VOLUME_COLUMNS else ()
+
+    @property
+    def scrolls(self) -> bool:
+        """Some case has several frames."""
+        return any(case.picture is not None and len(case.picture.frames) > 1 for case in self.cases)
 
     @property
     def mean_coverage(self) -> float:

@@ -15,14 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from PIL import Image
 
-from nndiffseg.report.slices import ANATOMICAL, View
+from nndiffseg.report.planes import ANATOMICAL
+from nndiffseg.report.slices import View, grey_window
 
 #: After Okabe and Ito, so that colour-blind readers can tell them apart. The brightest come first: they lie on grey images.
 COLOURS = ("#56b4e9", "#e69f00", "#2fbf8f", "#cc79a7", "#f0e442", "#d55e00", "#4d86d8")
@@ -38,6 +39,8 @@ TITLES = {
 DPI = 130
 DASHES = (0, (3, 2))
 GAP, TITLE, COLOUR_BAR, LEGEND = 0.06, 0.27, 0.62, 0.36  # inches: between pictures, above a row, right of it, below all
+SAMPLE_EDGE = 2.2  # inches: the longer edge of the picture of a sample
+WEBP_QUALITY = 80
 
 Structures = Mapping[str, Sequence[int]]  # name -> labels
 
@@ -48,7 +51,7 @@ def case_figure(views: Sequence[View], structures: Structures, *, scale: float =
     Three slices make one row per kind of picture. The pictures of a 2D image stand two to a row.
 
     Args:
-        views: from :func:`nndiffseg.report.slices.read_views`.
+        views: a frame of :func:`nndiffseg.report.slices.read_views`.
         structures: their names and labels.
         scale: uncertainty at the bright end of the colour bar.
         width: in inches.
@@ -71,6 +74,27 @@ def case_figure(views: Sequence[View], structures: Structures, *, scale: float =
     _scale_bars(figure, rows[0])
     _legend(figure, views[0], structures)
     return figure
+
+
+def sample_figures(view: View, structures: Structures, count: int) -> list[Figure]:
+    """Draws the first ``count`` samples of a slice: each filled, under the white outlines of the segmentation."""
+    height, width = (n * s for n, s in zip(view.image.shape, view.spacing, strict=True))
+    inches = SAMPLE_EDGE / max(height, width)
+    figures = []
+    for sample in view.samples[:count]:
+        figure = Figure((width * inches, height * inches), dpi=DPI)
+        ax = _axes(figure, 0, 0, *figure.get_size_inches())
+        _grey(ax, view)
+        line = _line_width(ax, len(view.image))
+        for i, labels in enumerate(structures.values()):
+            colour, mask = COLOURS[i % len(COLOURS)], np.isin(sample, labels)
+            _show(ax, view, mask[..., None] * to_rgba(colour, 0.45), interpolation="nearest")
+            _contours(ax, [mask], view.spacing, color=colour, linewidth=0.6 * line)
+        for labels in structures.values():
+            _contours(ax, [np.isin(view.segmentation, labels)], view.spacing, color="white", linewidth=0.6 * line)
+        _frame(ax, view)
+        figures.append(figure)
+    return figures
 
 
 def _rows(views: Sequence[View]) -> list[list[tuple[str, View]]]:
@@ -96,9 +120,7 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 def draw_view(ax: Axes, view: View, kind: str, structures: Structures, scale: float) -> None:
     """Draws one slice: the image and, over it, the ``segmentation``, the ``errors`` or the map named ``kind``."""
-    height, width = (n * s for n, s in zip(view.image.shape, view.spacing, strict=True))
-    low, high = np.percentile(view.image, (0.5, 99.5))
-    _show(ax, view, view.image, interpolation="bilinear", cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+    _grey(ax, view)
     line = _line_width(ax, len(view.image))
     if kind in view.maps:
         _show(ax, view, _overlay(view.maps[kind], scale), interpolation="bilinear")
@@ -114,8 +136,19 @@ def draw_view(ax: Axes, view: View, kind: str, structures: Structures, scale: fl
         _true_outlines(ax, view, structures, 0.65 * line)
         if view.name:
             ax.text(0.03, 0.97, view.name, transform=ax.transAxes, va="top", color="white", fontsize=7.5, bbox=TEXT_BOX)
+    _frame(ax, view)
+
+
+def _frame(ax: Axes, view: View) -> None:
+    """Nothing but the slice."""
+    height, width = (n * s for n, s in zip(view.image.shape, view.spacing, strict=True))
     ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
+
+
+def _grey(ax: Axes, view: View) -> None:
+    low, high = view.window or grey_window(view.image)
+    _show(ax, view, view.image, interpolation="bilinear", cmap="gray", vmin=low, vmax=high)
 
 
 def _show(ax: Axes, view: View, pixels: NDArray, **style: Any) -> None:
@@ -230,10 +263,23 @@ def add_legend(owner: Figure | Axes, entries: Sequence[tuple[Artist, str]], **st
 
 
 def as_data_uri(figure: Figure) -> str:
-    """The figure as a PNG to embed in HTML. Without the two lowest bits of its colours, it is much smaller."""
+    """A chart as a PNG to embed in HTML. Without the two lowest bits of its colours, it is much smaller."""
+    return _data_uri(Image.fromarray(_pixels(figure) | 3), "png")  # white stays white
+
+
+def as_small_data_uri(figure: Figure) -> str:
+    """Slices as a WebP to embed in HTML: a fifth of a PNG, and the small text stays readable."""
+    return _data_uri(Image.fromarray(_pixels(figure)), "webp", quality=WEBP_QUALITY)
+
+
+def _pixels(figure: Figure) -> NDArray:
+    """Colours ``(H, W, 3)``, 0 to 255."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    colours = np.asarray(canvas.buffer_rgba())[..., :3] | 3  # white stays white
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(colours).save(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture.save(buffer, format=kind, **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

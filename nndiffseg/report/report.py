@@ -9,16 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_atomically
 from nndiffseg.errors import UserError
 from nndiffseg.report.charts import reliability_figure, spread_figure, volume_figure
 from nndiffseg.report.page import Case, EvaluatedCase, Page, Picture, render
-from nndiffseg.report.pictures import as_data_uri, case_figure
+from nndiffseg.report.pictures import as_data_uri, as_small_data_uri, case_figure, sample_figures
 from nndiffseg.report.slices import full_scale, read_views, sample_files
 from nndiffseg.uncertainty.evaluation import case_report, uncertainty_map
 
 MAX_PICTURED_CASES = 20
+MAX_SAMPLE_PICTURES = 6
 #: What a report tells of ``predict_from_raw_data_args.json``: no folders, so that it can be passed on.
 SETTINGS = (
     *("trainer", "plans", "configuration", "folds", "checkpoint", "samples", "steps", "sampler", "seed"),
@@ -26,13 +29,16 @@ SETTINGS = (
 )
 
 
-def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]], flag_below: float | None = None) -> Path:
+def write_prediction_report(
+    output: Path, images: Mapping[str, Sequence[Path]], flag_below: float | None = None, *, progress: bool = False
+) -> Path:
     """Writes the report of a prediction, with the least certain cases first.
 
     Args:
         output: folder written by ``nndiffseg_predict``; the report becomes its ``report.html``.
         images: case -> its image files, one per channel; the first is shown.
         flag_below: mark cases with a lower expected Dice.
+        progress: show a progress bar.
 
     Returns:
         The report.
@@ -40,7 +46,8 @@ def write_prediction_report(output: Path, images: Mapping[str, Sequence[Path]], 
     Raises:
         UserError: ``output`` holds no ``dataset.json``.
     """
-    source = _Source(output, {case: Path(files[0]) for case, files in images.items()}, _read_dataset_json(output))
+    first_files = {case: Path(files[0]) for case, files in images.items()}
+    source = _Source(output, first_files, _read_dataset_json(output), progress=progress)
     name = str(source.dataset_json.get("name", "")) or "Prediction"
     settings = _read_settings(output)
     page = source.page(f"{name}: segmentations and their uncertainty", _counts(len(images), settings))
@@ -91,6 +98,7 @@ class _Source:
         dataset_json: of the dataset.
         references: case -> its true labels, if there are any.
         evaluations: case -> how it compares with the truth, if that is known.
+        progress: show a progress bar.
     """
 
     predictions: Path
@@ -98,6 +106,7 @@ class _Source:
     dataset_json: Mapping[str, Any]
     references: Mapping[str, Path] = field(default_factory=dict)
     evaluations: Mapping[str, EvaluatedCase] = field(default_factory=dict)
+    progress: bool = False
 
     def page(self, title: str, subtitle: str) -> Page:
         """The part of the page that both reports share."""
@@ -114,16 +123,27 @@ class _Source:
         """By expected Dice, those without one (a single sample) last; the first ones with pictures."""
         cases = [Case(case, case_report(self.predictions, case), self.evaluations.get(case)) for case in self.images]
         cases.sort(key=lambda case: (case.expected_dice is None, case.expected_dice or 0.0, case.id))
-        pictured = [replace(case, picture=self._picture(case.id)) for case in cases[:MAX_PICTURED_CASES]]
-        return pictured + cases[MAX_PICTURED_CASES:]
+        chosen = cases[:MAX_PICTURED_CASES]
+        frames = frames_per_case(len(chosen))
+        with tqdm(chosen, desc="report", disable=not self.progress, dynamic_ncols=True) as bar:
+            return [replace(case, picture=self._picture(case.id, frames)) for case in bar] + cases[MAX_PICTURED_CASES:]
 
-    def _picture(self, case: str) -> Picture:
+    def _picture(self, case: str, frames: int) -> Picture:
+        reference, structures = self.references.get(case), structures_of(self.dataset_json)
         try:
-            views = read_views(self.predictions, case, self.images[case], self.dataset_json, self.references.get(case))
-            figure = case_figure(views, structures_of(self.dataset_json), scale=full_scale(self.dataset_json))
+            views = read_views(self.predictions, case, self.images[case], self.dataset_json, reference, frames)
+            figures = [case_figure(frame, structures, scale=full_scale(self.dataset_json)) for frame in views.frames]
         except (UserError, FileNotFoundError) as error:  # a finished prediction gets its report without this picture
             return Picture(problem=self._without_folders(str(error)))
-        return Picture(as_data_uri(figure), samples_drawn=len(views[0].samples), samples_saved=len(self._sample_files(case)))
+        doubtful = views.doubtful
+        return Picture(
+            [as_small_data_uri(figure) for figure in figures],
+            views.middle,
+            [as_small_data_uri(figure) for figure in sample_figures(doubtful, structures, MAX_SAMPLE_PICTURES)],
+            doubtful.name,
+            samples_drawn=len(doubtful.samples),
+            samples_saved=len(self._sample_files(case)),
+        )
 
     def _without_folders(self, message: str) -> str:
         """A report is passed on: files are named without the folders of this machine."""
@@ -134,6 +154,11 @@ class _Source:
 
     def _sample_files(self, case: str) -> list[Path]:
         return sample_files(self.predictions, case, self.dataset_json["file_ending"])
+
+
+def frames_per_case(cases: int) -> int:
+    """Positions at which the planes cut each case; fewer for many cases, to keep the page small and quickly drawn."""
+    return 7 if cases <= 10 else 5
 
 
 def _charts(evaluation: Mapping[str, Any], structures: Sequence[str]) -> dict[str, str]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
-from nibabel.orientations import io_orientation
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.images import planned_reader, read_image
+from nndiffseg.report.planes import Planes, find_planes
 from nndiffseg.uncertainty.evaluation import read_array, sample_files, uncertainty_map
 
-ANATOMICAL = ("axial", "coronal", "sagittal")
 #: A whole sample is read for a few slices of it, so fewer samples of a large volume are drawn.
 MAX_SAMPLES = 16
 SAMPLE_VOXELS = 64_000_000
@@ -36,6 +34,7 @@ class View:
         maps: ``total`` and, if several folds were used, ``aleatoric`` and ``epistemic`` uncertainty, in [0, 1].
         samples: labels of each saved sample.
         reference: true labels, if they are known.
+        window: grey values that are drawn black and white; those of the slice if None.
     """
 
     name: str
@@ -45,41 +44,46 @@ class View:
     maps: dict[str, NDArray] = field(default_factory=dict)
     samples: list[NDArray] = field(default_factory=list)
     reference: NDArray | None = None
+    window: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
-class Planes:
-    """Where to cut a volume ``(*spatial)`` into one slice per axis.
+class CaseViews:
+    """What is shown of a case.
 
     Attributes:
-        names: of the slices, see :class:`View`.
-        order: the volume is first transposed to this order of axes.
-        flipped: these axes of the transposed volume are then flipped. What follows refers to the result.
-        spacing: of each axis, in mm for anatomical planes.
-        position: index of the slice along each axis.
-        box: field of view of the slices.
+        frames: to scroll through; each is one view per plane.
+        middle: index of the frame that is shown first.
+        doubtful: the view with the largest area of undecided voxels.
     """
 
-    names: tuple[str, ...]
-    order: tuple[int, ...]
-    flipped: tuple[int, ...]
-    spacing: tuple[float, ...]
-    position: tuple[int, ...]
-    box: tuple[slice, ...]
+    frames: list[list[View]]
+    middle: int
+    doubtful: View
 
-    def cut(self, volume: NDArray) -> list[NDArray]:
-        """One slice ``(H, W)`` per plane, copied so that the volume can be freed."""
-        oriented, slices = _orient(volume, self.order, self.flipped), []
-        for axis in range(len(self.names)):
-            index: list[int | slice] = list(self.box)
-            index[axis] = self.position[axis]
-            slices.append(oriented[tuple(index)].copy())
-        return slices
 
-    def pixel_spacing(self, plane: int) -> tuple[float, float]:
-        """Height and width of a pixel."""
-        height, width = (s for axis, s in enumerate(self.spacing) if axis != plane)
-        return height, width
+@dataclass(frozen=True)
+class _Cuts:
+    """The slices of every volume of a case: per frame, and last at the doubtful position, ``(H, W)`` per plane."""
+
+    image: list[list[NDArray]]
+    segmentation: list[list[NDArray]]
+    maps: dict[str, list[list[NDArray]]]
+    samples: list[list[list[NDArray]]]
+    reference: list[list[NDArray]] | None
+
+    def view(self, planes: Planes, frame: int, plane: int) -> View:
+        """Scrolling through the frames of a plane does not change its grey values."""
+        return View(
+            planes.names[plane],
+            planes.pixel_spacing(plane),
+            self.image[frame][plane],
+            self.segmentation[frame][plane],
+            {kind: slices[frame][plane] for kind, slices in self.maps.items()},
+            [slices[frame][plane] for slices in self.samples],
+            None if self.reference is None else self.reference[frame][plane],
+            grey_window(np.stack([slices[plane] for slices in self.image[:-1]])),
+        )
 
 
 def full_scale(dataset_json: Mapping[str, Any]) -> float:
@@ -104,9 +108,14 @@ def report_reader(predictions: Path, dataset_json: Mapping[str, Any], example: P
 
 
 def read_views(
-    predictions: Path, case: str, image_file: Path, dataset_json: Mapping[str, Any], reference_file: Path | None = None
-) -> list[View]:
-    """Reads the slices of one case, with no more than a few volumes in memory at a time.
+    predictions: Path,
+    case: str,
+    image_file: Path,
+    dataset_json: Mapping[str, Any],
+    reference_file: Path | None = None,
+    frames: int = 1,
+) -> CaseViews:
+    """Reads the slices of one case. Each file is read once, with no more than a few volumes in memory at a time.
 
     Args:
         predictions: folder written by ``nndiffseg_predict``.
@@ -114,9 +123,10 @@ def read_views(
         image_file: its first channel. A photograph is shown as the mean of its colours.
         dataset_json: of the dataset.
         reference_file: its true labels, if there are any.
+        frames: odd number of positions at which the planes cut the volume.
 
     Returns:
-        Three orthogonal slices, cropped around the segmentation; a 2D image gives one slice, uncropped.
+        Frames of three orthogonal slices, cropped around the segmentation; a 2D image gives one slice, uncropped.
 
     Raises:
         UserError: a file is missing, truncated or not an image.
@@ -126,19 +136,28 @@ def read_views(
     reference = None if reference_file is None else _read_labels(reader, reference_file)
     total_file = uncertainty_map(predictions, case, "total")
     total = np.zeros(labels.shape[1:], np.float32) if total_file is None else read_array(total_file, reader)
-    planes = find_planes(labels[0], total, reference, properties, full_scale(dataset_json))
-    maps = {} if total_file is None else {"total": planes.cut(total)}
+    planes = find_planes(labels[0], total, reference, properties, full_scale(dataset_json), frames)
+    places = [replace(planes, position=position) for position in (*planes.frames, planes.doubtful)]
+
+    def cut(volume: NDArray) -> list[list[NDArray]]:
+        return [place.cut(volume) for place in places]
+
+    maps = {} if total_file is None else {"total": cut(total)}
     del total
-    maps |= {kind: planes.cut(read_array(file, reader)) for kind, file in _parts_of_total(predictions, case).items()}
+    maps |= {kind: cut(read_array(file, reader)) for kind, file in _parts_of_total(predictions, case).items()}
     drawn = sample_files(predictions, case, ending)[: max_samples_drawn(labels.size)]
-    samples = [planes.cut(_read_labels(reader, file)) for file in drawn]
-    image, segmentation = planes.cut(_read_grey(reader, image_file)), planes.cut(labels[0])
-    truth = [None] * len(planes.names) if reference is None else planes.cut(reference)
-    views = []
-    for i, name in enumerate(planes.names):
-        maps_here, samples_here = {kind: slices[i] for kind, slices in maps.items()}, [slices[i] for slices in samples]
-        views.append(View(name, planes.pixel_spacing(i), image[i], segmentation[i], maps_here, samples_here, truth[i]))
-    return views
+    samples = [cut(_read_labels(reader, file)) for file in drawn]
+    truth = None if reference is None else cut(reference)
+    cuts = _Cuts(cut(_read_grey(reader, image_file)), cut(labels[0]), maps, samples, truth)
+    shown = [[cuts.view(planes, i, plane) for plane in range(len(planes.names))] for i in range(len(planes.frames))]
+    middle = planes.frames.index(planes.position)
+    return CaseViews(shown, middle, cuts.view(planes, len(planes.frames), planes.doubtful_plane))
+
+
+def grey_window(image: NDArray) -> tuple[float, float]:
+    """The grey values to draw black and white, not equal: a slice keeps 99 % of its contrast."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-6))
 
 
 def _read_labels(reader: BaseReaderWriter, file: Path) -> NDArray:
@@ -161,79 +180,3 @@ def _parts_of_total(predictions: Path, case: str) -> dict[str, Path]:
 def max_samples_drawn(voxels: int) -> int:
     """At most so many samples of a volume of this size are drawn."""
     return min(MAX_SAMPLES, max(4, SAMPLE_VOXELS // voxels))
-
-
-def find_planes(
-    segmentation: NDArray, total: NDArray, reference: NDArray | None, properties: Mapping[str, Any], scale: float
-) -> Planes:
-    """Chooses the slices.
-
-    Each slice lies at the median of the foreground along its axis, so it cuts the foreground even if that is hollow or
-    scattered. If the segmentation is empty, the true foreground takes its place. If that is empty or unknown, the most
-    uncertain voxels do, and if no voxel is uncertain, the whole image does.
-
-    Args:
-        segmentation: labels ``(*spatial)``, axes in the order of nnU-Net's readers.
-        total: total uncertainty ``(*spatial)``, in [0, 1].
-        reference: true labels ``(*spatial)``, or None.
-        properties: of the segmentation, from its reader.
-        scale: uncertainty of an undecided voxel. The field of view includes the voxels above half of it.
-    """
-    spacing = tuple(float(s) for s in properties["spacing"])
-    if segmentation.shape[0] == 1:  # a 2D image is not cropped
-        whole = tuple(slice(0, n) for n in segmentation.shape)
-        return Planes(("",), (0, 1, 2), (), spacing, (0, 0, 0), whole)
-    anatomical = _anatomical_order(properties)
-    names, order, flipped = (ANATOMICAL, *anatomical) if anatomical else (("axis 1", "axis 2", "axis 3"), (0, 1, 2), ())
-    foreground = segmentation != 0
-    visible = foreground if reference is None else foreground | (reference != 0)
-    if not foreground.any():
-        foreground = visible if visible.any() else (total >= total.max())
-    visible = _orient(visible | foreground | (total > scale / 2), order, flipped)
-    spacing = tuple(spacing[axis] for axis in order)
-    position = _median_position(_orient(foreground, order, flipped))
-    return Planes(names, order, flipped, spacing, position, _field_of_view(visible, spacing))
-
-
-def _orient(volume: NDArray, order: tuple[int, ...], flipped: tuple[int, ...]) -> NDArray:
-    return np.flip(volume.transpose(order), flipped)
-
-
-def _median_position(mask: NDArray[np.bool_]) -> tuple[int, ...]:
-    """Per axis of ``(*spatial)``, the index up to which half of the mask's voxels lie."""
-    profiles = [np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    return tuple(int(np.searchsorted(profile.cumsum(), profile.sum() / 2)) for profile in profiles)
-
-
-def _field_of_view(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[slice, ...]:
-    """The mask's bounding box with a margin, not too narrow, within the image ``(*spatial)``."""
-    bounds = get_bbox_from_mask(mask)
-    sizes = [1.5 * (high - low) * s for (low, high), s in zip(bounds, spacing, strict=True)]  # mm
-    box = []
-    for (low, high), size, s, n in zip(bounds, sizes, spacing, mask.shape, strict=True):
-        wanted = max(size, 0.7 * max(sizes), 24 * min(spacing)) / s
-        length = min(n, int(np.ceil(wanted)))
-        start = min(max(0, round((low + high - length) / 2)), n - length)
-        box.append(slice(start, start + length))
-    return tuple(box)
-
-
-def _anatomical_order(properties: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Order of axes and flips that make a reader's array point to inferior, posterior and left; None if unknown.
-
-    Slices are then upright, with the patient's left on the right: the radiological convention.
-    """
-    affine = np.eye(4)
-    if "nibabel_stuff" in properties:
-        affines = properties["nibabel_stuff"]
-        affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.asarray(affines.get("reoriented_affine", affines["original_affine"]))
-    elif len(properties.get("sitk_stuff", {}).get("direction", ())) == 9:
-        affine[:3, :3] = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
-    else:
-        return None
-    ornt = io_orientation(affine)  # per file axis (x, y, z): physical axis (left, posterior, superior) and sign
-    if np.isnan(ornt).any():
-        return None
-    file_axis = [int(np.flatnonzero(ornt[:, 0] == physical)[0]) for physical in (2, 1, 0)]
-    wanted = (-1, 1, 1)
-    return (tuple(2 - axis for axis in file_axis), tuple(i for i, axis in enumerate(file_axis) if ornt[axis, 1] != wanted[i]))

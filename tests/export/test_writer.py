@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -17,6 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from sklearn.metrics import f1_score
 
 from nndiffseg.calibration import Calibration
+from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.data.cases import preprocess
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -180,8 +182,27 @@ def test_volumes_and_agreement_of_known_boxes(plans):
     np.testing.assert_allclose(shell["interval_90_ml"], np.percentile([0.064, 0.096, 0.128], [5, 95]))
     np.testing.assert_allclose(shell["calibrated_interval_90_ml"], [0.064, 0.128])
     pairs = [2 * 2 / 5, 2 * 2 / 6, 2 * 3 / 7]  # boxes of widths 2, 3, 4 share the narrower one
-    assert shell["expected_dice"] == pytest.approx(np.mean(pairs))
-    assert summary["expected_dice"] == pytest.approx((np.mean(pairs) + 1) / 2) and summary["samples"] == 3
+    assert shell["agreement"] == pytest.approx(np.mean(pairs))
+    assert summary["agreement"] == pytest.approx((np.mean(pairs) + 1) / 2) and summary["samples"] == 3
+    assert summary["expected_dice"] == summary["agreement"] and summary["expected_dice_interval_90"] is None
+    assert summary["confidence"] is None
+
+
+def test_the_expected_dice_is_the_mean_of_the_folds_maps_and_its_interval_holds_theirs(plans):
+    geometry, _ = prepared(plans)
+    labels = np.ones((4, 12, 16, 14), np.uint8)
+    maps = [DiceMap(0.1, 0.5, 0.1), DiceMap(0.2, 0.5, 0.02)]
+    calibrations = tuple(Calibration(dice=m, volume_quantiles=q) for m, q in zip(maps, ((1.0, None), (2.0, 3.0)), strict=True))
+    statistics = replace(
+        statistics_of(torch.zeros(3, 12, 16, 14), labels), confidence=np.array([0.8, np.nan]), calibrations=calibrations
+    )
+    summary = case_summary(statistics, labels[0], geometry, LABELS)
+    assert summary["confidence"] == pytest.approx(0.8) and summary["expected_dice"] == pytest.approx(0.55)
+    assert summary["expected_dice_interval_90"] == pytest.approx([0.4, 0.62])
+    promised = [s["interval_promised"] for s in summary["structures"].values()]
+    assert promised == [True, False]  # the second structure has no quantile in one fold
+    one = replace(statistics, calibrations=(calibrations[0], Calibration()))
+    assert case_summary(one, labels[0], geometry, LABELS)["expected_dice_interval_90"] is None
 
 
 def test_a_case_is_whole_or_absent(plans, tmp_path, monkeypatch):

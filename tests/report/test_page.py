@@ -11,7 +11,8 @@ from report_page import ParsedPage
 from nndiffseg.report.charts import VolumeRow
 from nndiffseg.report.page import Case, EvaluatedCase, Page, Picture, interval, ml, number, percent, render
 
-PICTURE = Picture("data:image/png;base64,AAAA")
+PICTURE = Picture(["data:image/webp;base64,AAAA"])
+SCROLLING = Picture(["data:1", "data:2", "data:3"], 1, ["data:s1", "data:s2"], "coronal", samples_drawn=2, samples_saved=9)
 STRUCTURE = {
     "segmentation_ml": 12.34,
     "mean_ml": 23.45,
@@ -19,7 +20,7 @@ STRUCTURE = {
     "interval_90_ml": [88.8, 99.9],
     "calibrated_sd_ml": 1.567,
     "calibrated_interval_90_ml": [20.25, 26.75],
-    "expected_dice": 0.777,
+    "agreement": 0.777,
 }
 VOLUME: VolumeRow = {
     "reference_ml": 22.2,
@@ -58,6 +59,33 @@ def test_page_loads_nothing_and_closes_every_tag():
     assert not re.search(r"https?://|url\(|@import", html)
 
 
+def test_slices_can_be_scrolled_by_a_script_in_the_page_and_without_one_the_middle_is_shown():
+    html = render(Page("t", "s", ["a"], [case("x", picture=SCROLLING), case("y")], True, True))
+    page = ParsedPage(html)
+    assert page.open == []
+    assert [(a["type"], a["min"], a["max"], a["value"]) for tag, a in page.tags if tag == "input"] == [("range", "1", "3", "2")]
+    assert [attrs for tag, attrs in page.tags if tag == "label"] == [
+        {"class": "slider", "hidden": None}
+    ]  # until the script runs
+    assert "2 of 3" in page.words
+    assert [(a["src"], "hidden" in a, a.get("class")) for tag, a in page.tags if tag == "img"][:3] == [
+        ("data:1", True, None),
+        ("data:2", False, "middle"),
+        ("data:3", True, None),
+    ]
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]  # inline, and once for all cases
+    assert not re.search(r"https?://|url\(|@import|innerHTML|eval", html)
+
+
+def test_samples_stand_in_a_row_below_the_slices():
+    page = parsed([case("x", picture=SCROLLING), case("y")])
+    assert page.samples() == ["Sample 1 of x", "Sample 2 of x"]
+    assert page.attributes("img", "src") == ["data:1", "data:2", "data:3", "data:s1", "data:s2", PICTURE.frames[0]]
+    assert page.words.count("of 9 samples") == 2  # how many outlines are drawn, and how many samples are shown
+    assert "The first 2 of 9 samplescoronal, where the model is least certain" in page.words
+    assert "The first" not in parsed([case("y")]).words
+
+
 def test_page_fits_a_phone():
     viewport = [attrs["content"] for tag, attrs in parsed([case()]).tags if tag == "meta" and attrs.get("name") == "viewport"]
     assert viewport == ["width=device-width, initial-scale=1"]
@@ -87,7 +115,7 @@ def test_cases_without_pictures_are_counted():
 
 
 def test_table_of_all_cases():
-    structures = {"a": STRUCTURE, "b": {"segmentation_ml": 3.0, "expected_dice": 0.5}}
+    structures = {"a": STRUCTURE, "b": {"segmentation_ml": 3.0, "agreement": 0.5}}
     head, row = parsed([case("x", expected_dice=0.6, structures=structures, picture=None)], structures=["a", "b"]).rows
     assert head == ["case", "expected Dice", "least certain structure", "a, ml (90 %)", "b, ml (90 %)"]
     assert row == ["x", "0.600", "b", "12.3 (20.2 to 26.8)", "3.00"]
@@ -107,14 +135,14 @@ def test_many_structures_have_no_column_each(number_of_structures, columns):
 def test_table_of_a_case_shows_its_calibrated_volumes():
     page = parsed([case(structures={"a": STRUCTURE})])
     assert page.rows[2:] == [
-        ["volumes in ml", "segmentation", "mean", "sd", "90 % interval", "expected Dice"],
+        ["volumes in ml", "segmentation", "mean", "sd", "90 % interval", "agreement"],
         ["a", "12.3", "23.4", "1.57", "20.2 to 26.8", "0.777"],
     ]
 
 
 def test_one_sample_gives_dashes():
     one = {"segmentation_ml": 1.0, "mean_ml": 1.0, "calibrated_sd_ml": None, "calibrated_interval_90_ml": None}
-    page = parsed([case(expected_dice=None, structures={"a": one | {"expected_dice": None}})])
+    page = parsed([case(expected_dice=None, structures={"a": one | {"agreement": None}})])
     assert page.rows[1] == ["case", "–", "–", "1.00"]
     assert page.rows[3] == ["a", "1.00", "1.00", "–", "–", "–"]
     assert "expected Dice –" in page.words
@@ -196,7 +224,7 @@ def test_true_outline_is_explained_where_there_is_one():
 
 @pytest.mark.parametrize(("drawn", "saved", "told"), [(4, 16, True), (16, 16, False), (0, 0, False)])
 def test_page_tells_how_many_samples_are_drawn(drawn, saved, told):
-    page = parsed([case(picture=Picture("data:", samples_drawn=drawn, samples_saved=saved))])
+    page = parsed([case(picture=Picture(["data:"], samples_drawn=drawn, samples_saved=saved))])
     assert (f"Outlines of {drawn} of {saved} samples are drawn." in page.words) == told
 
 
@@ -211,7 +239,7 @@ def test_names_are_escaped():
     evaluation: EvaluatedCase = {"dice_mean": 0.5, "volumes": {evil: VOLUME}}
     page = parsed(
         [
-            case(evil, evaluation, Picture("data:"), note=evil, structures={evil: STRUCTURE}),
+            case(evil, evaluation, Picture(["data:"]), note=evil, structures={evil: STRUCTURE}),
             case("x", evaluation, Picture(problem=evil)),
         ],
         title=evil,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib import colormaps
-from report_page import open_picture
+from report_page import open_picture, pixels_of_colour
 
-from nndiffseg.report.pictures import as_data_uri, case_figure, wrong_voxels
+from nndiffseg.report.pictures import COLOURS, as_data_uri, as_small_data_uri, case_figure, sample_figures, wrong_voxels
 from nndiffseg.report.slices import View
 
 
@@ -86,6 +86,45 @@ def test_samples_are_thin_outlines_below_the_segmentation():
     assert thin.get_linewidth()[0] < 0.5 * thick.get_linewidth()[0]
     np.testing.assert_allclose(thin.get_segments()[0].min(0), [5, 5])
     np.testing.assert_allclose(thick.get_segments()[0].min(0), [10, 10])
+
+
+def test_each_sample_has_a_picture_of_its_own_with_the_outline_of_the_segmentation():
+    samples = [np.zeros((40, 40), np.uint8) for _ in range(3)]
+    for i, sample in enumerate(samples):
+        sample[5 + i : 35, 5:35] = 1
+    first, second = sample_figures(square_view(samples=samples), {"a": (1,)}, 2)
+    for i, figure in enumerate((first, second)):
+        (ax,) = figure.axes
+        np.testing.assert_array_equal(ax.images[1].get_array()[..., 3] > 0, samples[i] == 1)
+        coloured, white = ax.collections
+        np.testing.assert_allclose(coloured.get_segments()[0].min(0), [5, 5 + i])
+        np.testing.assert_allclose(white.get_segments()[0].min(0), [10, 10])
+        assert white.get_color()[0].tolist() == [1, 1, 1, 1]
+
+
+def test_pictures_of_samples_keep_the_proportions_of_the_slice():
+    view = View("", (1.0, 3.0), np.zeros((40, 40)), np.zeros((40, 40)), samples=[np.zeros((40, 40))])
+    (figure,) = sample_figures(view, {"a": (1,)}, 6)
+    picture = open_picture(as_small_data_uri(figure))
+    assert picture.width / picture.height == pytest.approx(3, rel=0.02)
+    assert sample_figures(square_view(), {"a": (1,)}, 6) == []
+
+
+def test_a_window_decides_the_grey_values_of_a_slice():
+    bright = np.full((40, 40), 5.0)
+    figures = [case_figure([square_view(image=bright, window=w)], {"a": (1,)}) for w in ((0.0, 10.0), None)]
+    assert [figure.axes[0].images[0].get_clim() for figure in figures] == [(0.0, 10.0), (5.0, pytest.approx(5.0, abs=1e-5))]
+
+
+def test_slices_are_much_smaller_than_a_png_and_keep_their_colours():
+    image = np.random.default_rng(0).random((40, 40))
+    figure = case_figure([square_view(image=image)], {"a": (1,)})
+    png, small = as_data_uri(figure), as_small_data_uri(figure)
+    assert len(small) < 0.5 * len(png)
+    one, other = (np.asarray(open_picture(uri).convert("RGB")).astype(int) for uri in (png, small))
+    assert one.shape == other.shape
+    assert np.abs(one - other).mean() < 6
+    assert pixels_of_colour(open_picture(png), COLOURS[0]) > 500
 
 
 def test_the_legend_prints_names_as_they_are_and_no_more_than_fit():

@@ -12,7 +12,7 @@ from report_page import ParsedPage, pixels_of_colour
 
 from nndiffseg.data.phantom import STRUCTURES
 from nndiffseg.errors import UserError
-from nndiffseg.report.report import write_demo_report, write_prediction_report
+from nndiffseg.report.report import frames_per_case, write_demo_report, write_prediction_report
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
 
 CASES = ("phantom_008", "phantom_009", "phantom_010")
@@ -35,11 +35,34 @@ def test_report_is_one_file_that_loads_nothing_and_leaves_nothing_beside_it(pred
     page = parsed(report)
     assert page.open == []  # every tag is closed
     assert all(h and h.startswith("#") for h in page.attributes("a", "href"))
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}]  # inline
+    assert all((source or "").startswith("data:image/") for source in page.attributes("img", "src"))
     assert not re.search(r"https?://|url\(|@import", report.read_text(encoding="utf8"))
     assert len(page.pictures()) == len(CASES)
     assert "Epistemic" in page.text
     assert "The thin outlines are samples" in page.text
+
+
+def test_each_case_has_frames_to_scroll_through_and_a_row_of_samples(predictions, image_files):
+    page = parsed(write_prediction_report(predictions, image_files))
+    assert page.attributes("input", "max") == ["7"] * 3
+    frames = page.frames(CASES[0])
+    assert len({frame.size for frame in frames}) == 1  # scrolling moves nothing on the page
+    assert len({frame.tobytes() for frame in frames}) == 7
+    assert page.samples()[:4] == [f"Sample {i} of {CASES[0]}" for i in (1, 2, 3, 4)]
+    assert len(page.samples()) == 4 * len(CASES)
+
+
+def test_without_saved_samples_there_is_no_row_of_them(predictions, image_files):
+    shutil.rmtree(predictions / "samples")
+    page = parsed(write_prediction_report(predictions, {CASES[0]: image_files[CASES[0]]}))
+    assert page.samples() == []
+    assert "The first" not in page.words
+
+
+def test_many_cases_have_fewer_frames():
+    assert [frames_per_case(n) for n in (1, 10, 11, 20)] == [7, 7, 5, 5]
 
 
 def test_an_old_report_stays_if_the_new_one_cannot_be_rendered(predictions, image_files, monkeypatch):
@@ -61,7 +84,7 @@ def test_least_certain_case_comes_first_and_links_lead_to_the_cases(predictions,
     assert [row[0] for row in page.rows[1:4]] == order
     assert page.attributes("a", "href") == ["#case-1", "#case-2", "#case-3"]
     assert [a for a in page.attributes("section", "id") if a] == ["case-1", "case-2", "case-3"]
-    assert page.attributes("img", "alt") == [f"Slices of {case}" for case in order]
+    assert page.described() == [f"Slices of {case}" for case in order]
 
 
 def test_with_one_fold_the_report_says_that_aleatoric_is_total_and_draws_it_once(predictions, image_files):
@@ -75,7 +98,7 @@ def test_with_one_fold_the_report_says_that_aleatoric_is_total_and_draws_it_once
 
 def test_volumes_of_every_structure_are_in_the_case_table(predictions, image_files):
     calibrated = {"calibrated_sd_ml": 1.567, "calibrated_interval_90_ml": [20.25, 26.75]}
-    structure = {"segmentation_ml": 12.34, "mean_ml": 23.45, "expected_dice": 0.777}
+    structure = {"segmentation_ml": 12.34, "mean_ml": 23.45, "agreement": 0.777}
     edit_case_report(predictions, CASES[0], structures={"a": structure | calibrated})
     page = parsed(write_prediction_report(predictions, image_files))
     assert ["a", "12.3", "23.4", "1.57", "20.2 to 26.8", "0.777"] in page.rows
@@ -100,7 +123,8 @@ def test_names_are_escaped(predictions, image_files):
     (predictions / "dataset.json").write_text(json.dumps(dataset_json))
     edit_case_report(predictions, "a<b>&c", structures={evil: {"mean_ml": 1.0}, "_<script>": {"mean_ml": 1.0}}, note="<u>")
     page = parsed(write_prediction_report(predictions, {"a<b>&c": image_files[CASES[0]]}))
-    assert not {"b", "script", "h6", "u"} & {tag for tag, _ in page.tags}
+    assert not {"b", "h6", "u"} & {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("script") == 1  # that of the slider
     assert len(page.pictures()) == 1
     for shown in (evil, "a<b>&c", "<h6>: segmentations", "_<script>", "<u>"):
         assert shown in page.text
@@ -112,7 +136,7 @@ def test_more_cases_than_are_drawn_are_listed(predictions, image_files, monkeypa
         edit_case_report(predictions, case, expected_dice=dice)
     page = parsed(write_prediction_report(predictions, image_files))
     assert len(page.pictures()) == 2
-    assert page.attributes("img", "alt") == [f"Slices of {CASES[1]}", f"Slices of {CASES[2]}"]
+    assert page.described() == [f"Slices of {CASES[1]}", f"Slices of {CASES[2]}"]
     assert [row[0] for row in page.rows[1:4]] == [CASES[1], CASES[2], CASES[0]]
     assert "pictures of the 2 least certain of 3 cases" in page.words
 
@@ -126,7 +150,7 @@ def test_a_broken_file_costs_its_picture_not_the_report(predictions, image_files
     (predictions / "uncertainty" / f"{CASES[1]}_total.nii.gz").unlink()
     (predictions / f"{CASES[0]}.nii.gz").write_bytes(b"nothing")
     page = parsed(write_prediction_report(predictions, image_files))
-    assert set(page.attributes("img", "alt")) == {f"Slices of {CASES[1]}", f"Slices of {CASES[2]}"}
+    assert set(page.described()) == {f"Slices of {CASES[1]}", f"Slices of {CASES[2]}"}
     assert page.text.count("No picture:") == 1
     assert f"No picture: {CASES[0]}.nii.gz cannot be read" in page.words
     assert str(predictions.parent) not in page.text
@@ -192,7 +216,9 @@ def test_demo_report_on_own_data_has_coverage_instead_of_spread(demo):
 @pytest.mark.parametrize("file_ending", [".png", ".tif"])
 def test_photographs_are_drawn_two_in_a_row(photograph, file_ending):
     out, image = photograph(file_ending)
-    (picture,) = parsed(write_prediction_report(out, {"case_000": [image]})).pictures()
+    page = parsed(write_prediction_report(out, {"case_000": [image]}))
+    assert not {"input", "script"} & {tag for tag, _ in page.tags}  # nothing to scroll
+    (picture,) = page.pictures()
     assert picture.width == 9 * 130  # two rows of two pictures, each 48:64
     assert 0.7 < picture.height / picture.width < 0.85
 

@@ -61,8 +61,20 @@ def test_one_sample_has_a_volume_but_no_spread():
         "interval_90_ml": None,
         "calibrated_sd_ml": None,
         "calibrated_interval_90_ml": None,
+        "interval_promised": False,
         "samples": 1,
     }
+
+
+def test_a_conformal_interval_is_mean_plus_minus_q_sd_never_below_0_and_promised():
+    drawn = [100, 200, 300]  # 0.2 +- 0.1 ml
+    found = volume_statistics(
+        {"a": drawn, "b": drawn, "c": drawn, "d": [200] * 3}, 1.0, quantiles={"a": 0.5, "b": 3.0, "d": 2.0}
+    )
+    assert found["a"]["calibrated_interval_90_ml"] == pytest.approx([0.15, 0.25]) and found["a"]["interval_promised"]
+    assert found["b"]["calibrated_interval_90_ml"] == pytest.approx([0, 0.5])
+    assert found["c"]["calibrated_interval_90_ml"] == pytest.approx([0.1, 0.3]) and not found["c"]["interval_promised"]
+    assert found["d"]["calibrated_interval_90_ml"] == pytest.approx([0.196, 0.204])  # equal samples: 1 % of the mean
 
 
 def test_absent_structures_have_volume_zero_and_everything_is_json():

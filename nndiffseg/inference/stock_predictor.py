@@ -165,7 +165,12 @@ class StockPredictor(CasePredictor):
     def logits(self, data: Tensor, fold: StockFold, on_tile: Callable[[], None] | None = None) -> Tensor:
         """nnU-Net's own logits of one fold ``(heads, *grid)`` float16 on the CPU; data ``(C, *grid)``."""
         self.nnunet.list_of_parameters = [fold.weights]
-        hook = self.nnunet.network.register_forward_hook(lambda *_: on_tile() if on_tile is not None else None)
+
+        def count(*_: Any) -> None:  # a hook that returned something would replace the network's output
+            if on_tile is not None:
+                on_tile()
+
+        hook = self.nnunet.network.register_forward_hook(count)
         try:
             return self.nnunet.predict_logits_from_preprocessed_data(data).clone()  # nnU-Net's own may not be added to
         finally:

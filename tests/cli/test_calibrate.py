@@ -68,7 +68,7 @@ def test_predictions_have_nnunets_voxels_and_calibrated_maps_and_samples(world, 
         shutil.copy(world.images / f"{case}_0000.nii.gz", images)
     arguments = ["-i", str(images), "-m", str(world.model)]
     ours, again, theirs = (tmp_path / name for name in ("ours", "again", "theirs"))
-    more = ["--samples", "6", "--save_samples", "--save_probabilities", "--disable_progress_bar", "-device", "cpu"]
+    more = ["--samples", "6", "--save_samples", "--save_probabilities", "-device", "cpu"]  # with a progress bar
     assert predict([*arguments, "-o", str(ours), *more, *world.flags]) == 0
     command = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as f; f()"
     flags = ["-f", "0", "1", "-device", "cpu", "-npp", "1", "-nps", "1"]

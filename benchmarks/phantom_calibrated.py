@@ -31,7 +31,7 @@ def truth_of(seed: int, index: int) -> tuple[NDArray[np.float64], NDArray[np.flo
     """Of one case, over :data:`DRAWS` labels: marginals ``(2, *spatial)``, volumes in ml ``(draws, 2)``, voxels near."""
     for_geometry, _, _, for_truth = case_generators(seed, index)
     geometry = draw_geometry(for_geometry)
-    labels = [draw_label(geometry, for_truth) for _ in range(DRAWS)]
+    labels = [draw_label(geometry, for_truth).transpose(2, 1, 0) for _ in range(DRAWS)]  # as the files are read
     masks = np.stack([[label == k for k in (1, 2)] for label in labels])  # (draws, 2, *spatial)
     near = near_structures(labels)
     return masks.mean(0), masks.sum((2, 3, 4)) * geometry.spacing**3 / 1000, near

@@ -82,7 +82,7 @@ def open_picture(source: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(content)))
 
 
-def pixels_of_colour(picture: Image.Image, colour: str) -> int:
-    """Number of pixels close to ``#rrggbb``."""
+def pixels_of_colour(picture: Image.Image, colour: str, tolerance: int = 4) -> int:
+    """Number of pixels close to ``#rrggbb``; slices are compressed with loss, and thin lines lose some of their colour."""
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(np.asarray(picture).astype(int) - wanted).max(-1) <= 4).sum())
+    return int((np.abs(np.asarray(picture).astype(int) - wanted).max(-1) <= tolerance).sum())

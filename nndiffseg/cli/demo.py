@@ -52,7 +52,7 @@ def _parser() -> Parser:
         metavar="FOLDER",
         help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom",
     )
-    parser.add_argument("--minutes", type=float, default=4.2, help="training time (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=3.9, help="training time (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=32, help="samples per case (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=96, help="training cases of the phantom (default: %(default)s)")

@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.data.files import write_json
 from nndiffseg.data.schema import CONFIG, Index, Positive, Share, Weight, to_json, validated
+from nndiffseg.diffusion.coherent import LENGTHS
+from nndiffseg.errors import UserError
+from nndiffseg.nn.heads import Heads
 
 FILE = "calibration.json"
 
@@ -55,6 +58,24 @@ class Calibration:
             UserError: unknown names, wrong types or values out of range.
         """
         return validated(cls, values, "The calibration's numbers", "calibrate anew with nndiffseg_calibrate")
+
+    def check(self, heads: Heads, structures: int, where: str, *, coherent: bool = False) -> None:
+        """Checks that it is one of such a model; a file may have been copied from another.
+
+        Args:
+            heads: of the model.
+            structures: their number K.
+            where: the file or model, the start of the message.
+            coherent: the model has no samples of its own, so the coherent sampler's weights are needed.
+
+        Raises:
+            UserError: other numbers of labels, regions, structures or lengths, or weights that do not sum to 1.
+        """
+        fits = len(self.temperature) in ({1, heads.number} if heads.regions else {1})
+        fits &= len(self.volume_quantiles) in (0, structures)
+        weighted = len(self.length_weights) == len(LENGTHS) and abs(sum(self.length_weights) - 1) < 1e-6
+        if not fits or not (weighted or (not self.length_weights and not coherent)):
+            raise UserError(f"The calibration of {where} is not one of this model; calibrate it anew with nndiffseg_calibrate.")
 
     def write(self, folder: Path) -> None:
         """Writes ``calibration.json`` into the folder of a fold or of a model."""

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import FILE, Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
 from nndiffseg.data.names import check_file_ending
 from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
@@ -211,6 +212,7 @@ def load_model(
             )
         # What else a checkpoint holds, such as the optimiser's state, is dropped before the next one is read.
         calibration = files.calibration or Calibration.from_json(content["calibration"])
+        calibration.check(method.plan.heads, len(structures_of(dataset_json)), str(file))
         loaded.append(LoadedFold(name, _network(method, content, file), calibration))
         first = {k: v for k, v in first.items() if k != "network_weights" and "state" not in k}
     assert first is not None

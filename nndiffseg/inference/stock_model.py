@@ -13,10 +13,12 @@ from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_any_checkpoint
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, ModelFiles, open_folder, read_calibration
 from nndiffseg.methods.protocol import planned_network
+from nndiffseg.nn.heads import Heads
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,10 @@ def load_stock_model(
                 f"The weights of fold {fold.name} in {folder} are not those of the network in its plans (trainer "
                 f"{first['trainer_name']}); only trainers that keep nnU-Net's network can be calibrated."
             ) from None
+    kind = Heads(heads, plans.get_label_manager(files.dataset_json).has_regions)
+    for fold in loaded:
+        if fold.calibration is not None:
+            fold.calibration.check(kind, len(structures_of(files.dataset_json)), str(folder), coherent=True)
     network.decoder.deep_supervision = False  # type: ignore[union-attr]
     axes = tuple(int(a) for a in first["inference_allowed_mirroring_axes"] or ())
     return StockModel(network.eval(), tuple(loaded), plans, configuration, files.dataset_json, str(first["trainer_name"]), axes)

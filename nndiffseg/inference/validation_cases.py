@@ -143,9 +143,12 @@ class ValidationCases:
 def _read_probabilities(file: Path) -> Tensor:
     try:
         with np.load(file, allow_pickle=False) as content:
-            return torch.from_numpy(np.asarray(content["probabilities"], dtype=np.float32))
+            p = np.asarray(content["probabilities"], dtype=np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise UserError(f"{file} cannot be read; validate the fold again with nnUNetv2_train --val --npz.") from None
+    if not ((p >= 0) & (p <= 1)).all():  # NaN is neither
+        raise UserError(f"{file} holds no probabilities from 0 to 1; validate the fold again with nnUNetv2_train --val --npz.")
+    return torch.from_numpy(p)
 
 
 def _observed(case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind) -> CaseVoxels:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from nndiffseg.calibration import Calibration
 from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.errors import UserError
+from nndiffseg.nn.heads import Heads
 
 
 def test_it_round_trips_through_its_file(tmp_path):
@@ -57,6 +59,24 @@ def test_what_is_out_of_range_is_refused_in_one_sentence(change, message):
     with pytest.raises(UserError, match=message) as error:
         Calibration.from_json(Calibration().to_json() | change)
     assert "\n" not in str(error.value) and "nndiffseg_calibrate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": (1.0, 2.0)},
+        {"length_weights": (1.0,)},
+        {"length_weights": (0.5, 0.0, 0.0, 0.0)},
+        {"length_weights": ()},
+        {"volume_quantiles": (1.0, 2.0, 3.0)},
+    ],
+)
+def test_a_calibration_of_another_model_is_refused(change):
+    good = Calibration(length_weights=(0.5, 0.0, 0.0, 0.5), volume_quantiles=(1.0, None))
+    good.check(Heads(3), 2, "X", coherent=True)
+    Calibration(temperature=(1.0, 2.0)).check(Heads(2, True), 2, "X")
+    with pytest.raises(UserError, match="calibrate it anew with nndiffseg_calibrate"):
+        replace(good, **change).check(Heads(3), 2, "X", coherent=True)
 
 
 def test_something_else_is_refused():

@@ -137,6 +137,13 @@ def _other_shape(world: StockWorld) -> None:
     np.savez(world.model / "fold_0" / "validation" / "case_000.npz", probabilities=np.zeros((3, 2, 2, 2), np.float32))
 
 
+def _not_finite(world: StockWorld) -> None:
+    (world.model / "fold_0" / "validation").mkdir()
+    file = world.preprocessed / world.dataset / "gt_segmentations" / "case_000.nii.gz"
+    p = np.full((3, *read(file).shape), np.nan, np.float32)
+    np.savez(world.model / "fold_0" / "validation" / "case_000.npz", probabilities=p)
+
+
 def _unknown_label(world: StockWorld) -> None:
     file = world.preprocessed / world.dataset / "gt_segmentations" / "case_000.nii.gz"
     image = sitk.ReadImage(str(file))
@@ -157,6 +164,7 @@ def _ignore_label(world: StockWorld) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (_not_finite, "holds no probabilities from 0 to 1"),
         (_unknown_label, "label of case_000 holds 9"),
         (_ignore_label, "ignore label cannot be calibrated"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),

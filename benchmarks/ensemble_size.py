@@ -23,7 +23,8 @@ from benchmarks.compare.trainers import TRAINERS, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import FUSIONS, staple
-from nndiffseg.uncertainty.evaluation import nanmean, number
+from nndiffseg.uncertainty.evaluation_table import number
+from nndiffseg.uncertainty.means import nanmean
 
 SIZES = (1, 2, 4, 8, 16)
 

@@ -24,7 +24,7 @@ from benchmarks.compare.trainers import STOCK, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 VARIANCES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 

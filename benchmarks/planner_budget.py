@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.common import report
 from benchmarks.compare.planning import PLANNERS, PLANS, dataset_name, planned
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 PARTS = ("denoiser_step", "label_decoder")
 TRIED = (0, 100, 200, 300, 500, 1000, 2000)

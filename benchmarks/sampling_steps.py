@@ -20,7 +20,7 @@ from benchmarks.compare.trainers import TRAINERS, Entry, class_name, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.diffusion.samplers import SAMPLERS
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 STEPS = (1, 2, 3, 5, 10, 15, 20, 50)
 

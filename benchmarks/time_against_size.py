@@ -27,7 +27,7 @@ from benchmarks.compare.plots import colour_of, new_figure, plain_ticks, save_fi
 from benchmarks.compare.trainers import class_name, find_class, label_of
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 
 def main(argv: Sequence[str] | None = None) -> int:

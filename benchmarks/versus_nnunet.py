@@ -29,7 +29,7 @@ from benchmarks.compare.planning import PLANNERS, PLANS, dataset_name, planned, 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
 from nndiffseg.data.folders import Folders
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
     import torch

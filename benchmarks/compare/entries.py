@@ -15,7 +15,7 @@ from benchmarks.compare.data import Data
 from benchmarks.compare.flags import Budget, add_result_flags, check_positive, passed_on
 from benchmarks.compare.processes import clock_name, run_module
 from benchmarks.compare.trainers import Entry, class_name
-from nndiffseg.uncertainty.evaluation import number
+from nndiffseg.uncertainty.evaluation_table import number
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from benchmarks.compare.data import Data, references_of
 from benchmarks.compare.library import CasePrediction, Change, Model, Options, labels_of, predict_case
 from nndiffseg.uncertainty import PairwiseOverlap, expected_dice
 from nndiffseg.uncertainty.agreement import dice_of
-from nndiffseg.uncertainty.evaluation import nanmean
+from nndiffseg.uncertainty.means import nanmean
 
 Scores = dict[str, float | None]
 

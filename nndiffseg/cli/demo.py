@@ -234,7 +234,8 @@ def _evaluate(demo: Demo, dataset: Path, predictions: Path, images: Path, refere
     """Evaluation, report, ``summary.json`` and the closing table."""
     from nndiffseg.data.files import write_json
     from nndiffseg.report.report import write_demo_report
-    from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table, number
+    from nndiffseg.uncertainty.evaluation import evaluate_predictions
+    from nndiffseg.uncertainty.evaluation_table import format_table, number
 
     truth = dataset / "truth.json"
     dataset_json = json.loads((dataset / "dataset.json").read_text(encoding="utf8"))

@@ -50,7 +50,8 @@ def _main(argv: Sequence[str] | None) -> None:
     # nnU-Net takes seconds to load, so wrong flags are told before.
     from nndiffseg.data.check import read_label_definition
     from nndiffseg.report.evaluation_report import write_evaluation
-    from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table
+    from nndiffseg.uncertainty.evaluation import evaluate_predictions
+    from nndiffseg.uncertainty.evaluation_table import format_table
 
     evaluation = evaluate_predictions(
         predictions,

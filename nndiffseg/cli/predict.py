@@ -120,7 +120,7 @@ def _main(argv: Sequence[str] | None) -> None:
 def _name_flagged(output: Path, cases: Sequence[str], below: float) -> None:
     """Says which of the predicted cases are to be looked at, the worst first."""
     from nndiffseg.report.page import is_flagged
-    from nndiffseg.uncertainty.evaluation import case_report
+    from nndiffseg.uncertainty.prediction_folder import case_report
 
     expected = {case: case_report(output, case).get("expected_dice") for case in cases}
     flagged = sorted((dice, case) for case, dice in expected.items() if is_flagged(dice, below))

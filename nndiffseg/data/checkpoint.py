@@ -76,8 +76,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     return checkpoint
 
 
-def load_any_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_any_checkpoint(path: str | Path, *, tensors: bool = True) -> dict[str, Any]:
     """Reads a checkpoint of nndiffseg or of nnU-Net without executing code from it.
+
+    Args:
+        path: of the file.
+        tensors: False leaves them on the disk, mapped, where only what stands beside them is wanted.
 
     Returns:
         At least ``network_weights``, name -> tensor, on the CPU.
@@ -90,7 +94,7 @@ def load_any_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"There is no checkpoint {path}; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
     try:
         with torch.serialization.safe_globals(NUMPY_TYPES):
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not tensors)
     except UNREADABLE:
         raise UserError(f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net; choose another file.") from None
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None

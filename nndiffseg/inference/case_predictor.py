@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+import nndiffseg
 from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
@@ -30,6 +32,8 @@ class CasePredictor(ABC):
         configuration_name: in the plans.
         folds: names of the folds that predict together.
         device: where networks run.
+        trainer: name of the class that trained the model.
+        origin: model folder and checkpoint, as far as they are known.
     """
 
     plans: PlansManager
@@ -37,6 +41,8 @@ class CasePredictor(ABC):
     configuration_name: str
     folds: tuple[str, ...]
     device: torch.device
+    trainer: str
+    origin: dict[str, Any]
 
     @property
     def label_manager(self) -> Any:
@@ -56,6 +62,18 @@ class CasePredictor(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """How this predictor predicts, JSON-ready; recorded in every case's JSON."""
+
+    def _common_settings(self) -> dict[str, Any]:
+        """The part of :meth:`settings` that does not depend on how samples are drawn."""
+        return {
+            "device": self.device.type,
+            "folds": list(self.folds),
+            "trainer": self.trainer,
+            "plans": self.plans.plans_name,
+            "configuration": self.configuration_name,
+            **self.origin,
+            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
+        }
 
     @abstractmethod
     def predict_preprocessed(

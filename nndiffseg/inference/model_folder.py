@@ -16,8 +16,8 @@ from nndiffseg.calibration.calibration import FILE, Calibration
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
-from nndiffseg.data.names import check_file_ending
-from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
+from nndiffseg.data.model_json import read_model_json
+from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 
@@ -157,10 +157,7 @@ def open_folder(
         UserError: something is missing or damaged, or the plans name what no planner writes.
     """
     folder = Path(folder)
-    plans, dataset_json = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
-    check_plan_names(plans, str(folder / "plans.json"))
-    check_reader(dataset_json, str(folder / "dataset.json"))
-    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
+    plans, dataset_json = read_model_json(folder)
     chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
     files = {fold: folder / f"fold_{fold}" / checkpoint for fold in chosen}
     if not files or not all(f.is_file() for f in files.values()):
@@ -190,9 +187,7 @@ def load_model(
     """Loads a model folder as nnU-Net's and nndiffseg's training leave it.
 
     Args:
-        folder: holds ``plans.json``, ``dataset.json`` and ``fold_K/checkpoint_*.pth``.
-        folds: such as ``[0, 1]`` or ``["all"]``; None for all that have this checkpoint.
-        checkpoint: file name.
+        folder, folds, checkpoint: see :func:`open_folder`.
 
     Raises:
         UserError: something is missing, damaged, or from another trainer, or the plans name what no planner writes.
@@ -238,15 +233,6 @@ def _network(method: Method, checkpoint: dict[str, Any], file: Path) -> Any:
             "again."
         ) from None
     return network.eval()
-
-
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise UserError(f"There is no model folder {folder}; give one that nndiffseg_train wrote with -m.")
-    try:
-        return read_json(folder / name, "copy the model folder again")
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no {name}, so it is not a model folder; give the one above fold_0.") from None
 
 
 def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
@@ -40,7 +38,7 @@ class Predictor(CasePredictor):
     ):
         """``origin`` (model folder, checkpoint) is recorded with the results."""
         self.model, self.options, self.device, self.origin = model, options, device, origin or {}
-        self.plans, self.dataset_json = model.plans, model.dataset_json
+        self.plans, self.dataset_json, self.trainer = model.plans, model.dataset_json, model.trainer
         self.configuration_name, self.folds = model.configuration, tuple(fold.name for fold in model.folds)
         if len(model.folds) == 1:
             model.folds[0].network.to(device)
@@ -125,13 +123,7 @@ class Predictor(CasePredictor):
             "step_size": self.options.step_size,
             "mirror_axes": list(self.options.mirror_axes),
             "precision": self.options.precision or default_precision(self.device),
-            "device": self.device.type,
-            "folds": list(self.folds),
-            "trainer": self.model.trainer,
-            "plans": self.plans.plans_name,
-            "configuration": self.configuration_name,
-            **self.origin,
-            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
+            **self._common_settings(),
         }
 
     def predict_preprocessed(

@@ -14,9 +14,10 @@ from torch import Tensor
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_any_checkpoint
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.names import is_plain_name
+from nndiffseg.data.model_json import ModelNames
 from nndiffseg.errors import UserError
-from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, ModelFiles, open_folder, read_calibration
+from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT, open_folder, read_calibration
+from nndiffseg.methods.latent.source import load_finished
 from nndiffseg.methods.protocol import planned_network
 from nndiffseg.nn.heads import Heads
 
@@ -56,7 +57,7 @@ def is_stock(folder: str | Path, folds: Sequence[int | str] | None = None, check
         UserError: there is none, or it cannot be read.
     """
     first = next(iter(open_folder(folder, folds, checkpoint).checkpoints.values()))
-    return "nndiffseg_version" not in load_any_checkpoint(first)
+    return "nndiffseg_version" not in load_any_checkpoint(first, tensors=False)
 
 
 def load_stock_model(
@@ -78,7 +79,7 @@ def load_stock_model(
         content = load_any_checkpoint(file)
         if first is None:
             first = {k: content.get(k) for k in ("trainer_name", "init_args", "inference_allowed_mirroring_axes")}
-            configuration = _configuration(files, first, file)
+            configuration = ModelNames.of(content, files.plans, file).configuration
         calibration = files.calibration or read_calibration(file.parent)
         loaded.append(StockFold(name, content["network_weights"], calibration))
     assert first is not None
@@ -90,13 +91,7 @@ def load_stock_model(
     heads = plans.get_label_manager(files.dataset_json).num_segmentation_heads
     network = planned_network(manager.configuration["architecture"], channels, heads, initialise=False)
     for fold in loaded:
-        try:
-            network.load_state_dict(fold.weights)
-        except RuntimeError:
-            raise UserError(
-                f"The weights of fold {fold.name} in {folder} are not those of the network in its plans (trainer "
-                f"{first['trainer_name']}); only trainers that keep nnU-Net's network can be calibrated."
-            ) from None
+        load_finished(network, fold.weights, files.checkpoints[fold.name])
     kind = Heads(heads, plans.get_label_manager(files.dataset_json).has_regions)
     for fold in loaded:
         if fold.calibration is not None:
@@ -104,13 +99,3 @@ def load_stock_model(
     network.decoder.deep_supervision = False  # type: ignore[union-attr]
     axes = tuple(int(a) for a in first["inference_allowed_mirroring_axes"] or ())
     return StockModel(network.eval(), tuple(loaded), plans, configuration, files.dataset_json, str(first["trainer_name"]), axes)
-
-
-def _configuration(files: ModelFiles, checkpoint: dict[str, Any], file: Path) -> str:
-    arguments, trainer = checkpoint["init_args"], checkpoint["trainer_name"]
-    configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
-    if not isinstance(configuration, str) or not is_plain_name(trainer):
-        raise UserError(f"The checkpoint {file} does not say by which trainer and for which configuration it was trained.")
-    if configuration not in files.plans["configurations"]:
-        raise UserError(f"The plans in {files.folder} have no configuration {configuration}; the model folder is mixed up.")
-    return configuration

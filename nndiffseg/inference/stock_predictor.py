@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from torch import Tensor
 
-import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
@@ -58,7 +56,7 @@ class StockPredictor(CasePredictor):
         self.samples, self.seed, self.step_size = samples, seed, step_size
         self.mirror_axes = model.mirror_axes if mirroring else ()
         self.plans, self.dataset_json, self.configuration_name = model.plans, model.dataset_json, model.configuration
-        self.folds = tuple(fold.name for fold in model.folds)
+        self.folds, self.trainer = tuple(fold.name for fold in model.folds), model.trainer
         with redirect_stdout(StringIO()):  # it complains about every device but CUDA
             self.nnunet = nnUNetPredictor(
                 tile_step_size=step_size,
@@ -127,13 +125,7 @@ class StockPredictor(CasePredictor):
             "step_size": self.step_size,
             "mirror_axes": list(self.mirror_axes),
             "precision": "float16" if self.device.type == "cuda" else "float32",  # nnU-Net's own
-            "device": self.device.type,
-            "folds": list(self.folds),
-            "trainer": self.model.trainer,
-            "plans": self.plans.plans_name,
-            "configuration": self.configuration_name,
-            **self.origin,
-            "versions": {"nndiffseg": nndiffseg.__version__, "nnunetv2": version("nnunetv2"), "torch": torch.__version__},
+            **self._common_settings(),
         }
 
     def predict_preprocessed(

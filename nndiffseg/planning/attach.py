@@ -15,8 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nndiffseg.data.checkpoint import digest
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
-from nndiffseg.data.names import check_file_ending
-from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
+from nndiffseg.data.model_json import read_model_json
+from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
 from nndiffseg.inference.model_folder import available_folds
 from nndiffseg.methods.latent.source import KEY, Source, load_finished, read_finished
@@ -82,10 +82,7 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Fi
     Raises:
         UserError: something is missing, damaged, or not supported.
     """
-    plans, dataset_json = (_read(folder, name) for name in ("plans.json", "dataset.json"))
-    check_plan_names(plans, str(folder / "plans.json"))
-    check_reader(dataset_json, str(folder / "dataset.json"))
-    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
+    plans, dataset_json = read_model_json(folder)
     chosen = _folds(folder, folds, checkpoint)
     configuration, records = "", []
     for fold in chosen:
@@ -108,18 +105,6 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Fi
             )
     sha256 = {fold: value for record in records for fold, value in record.sha256.items()}
     return FinishedModel(folder, plans, dataset_json, configuration, checkpoint, replace(records[0], sha256=sha256))
-
-
-def _read(folder: Path, name: str) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise UserError(f"There is no model folder {folder}; give one that nnUNetv2_train wrote.")
-    try:
-        content = read_json(folder / name, "copy the model folder again")
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no {name}, so it is not a model folder; give the one above fold_0.") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / name} holds no JSON object; copy the model folder again.")
-    return content
 
 
 def _folds(folder: Path, wanted: Sequence[str] | None, checkpoint: str) -> list[str]:

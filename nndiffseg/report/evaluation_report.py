@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from nndiffseg.data.files import json_text, write_atomically
 from nndiffseg.report.charts import reliability_figure
+from nndiffseg.report.page import environment
 from nndiffseg.report.pictures import as_data_uri
 from nndiffseg.uncertainty.evaluation_table import blocks, csv_text, findings, number
 
@@ -34,20 +33,14 @@ def write_evaluation(evaluation: Mapping[str, Any], folder: Path) -> None:
 
 def evaluation_page(evaluation: Mapping[str, Any]) -> str:
     """The evaluation as an HTML document; every name is escaped."""
-    environment = Environment(
-        loader=PackageLoader("nndiffseg.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["number"] = number
+    templates = environment()
+    templates.filters["number"] = number
     summary = evaluation["summary"]
     figure = reliability_figure(summary["calibration"]["bins"]) if summary["calibration"] else None
     worst = sorted(
         evaluation["cases"].items(), key=lambda case: (case[1]["dice_mean"] != case[1]["dice_mean"], case[1]["dice_mean"])
     )
-    return environment.get_template("evaluation.html.j2").render(
+    return templates.get_template("evaluation.html.j2").render(
         summary=summary,
         blocks=blocks(summary),
         findings=findings(summary),

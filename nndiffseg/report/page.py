@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nndiffseg.report.charts import VolumeRow
-from nndiffseg.uncertainty.evaluation import nanmean
+from nndiffseg.uncertainty.means import nanmean
 from nndiffseg.uncertainty.volumes import error_bars
 
 MAX_VOLUME_COLUMNS = 4  # structures whose volumes fit into the table of all cases

@@ -18,7 +18,7 @@ from nndiffseg.report.charts import reliability_figure, spread_figure, volume_fi
 from nndiffseg.report.page import Case, EvaluatedCase, Page, Picture, render
 from nndiffseg.report.pictures import as_data_uri, as_small_data_uri, case_figure, sample_figures
 from nndiffseg.report.slices import full_scale, read_views, sample_files
-from nndiffseg.uncertainty.evaluation import case_report, uncertainty_map
+from nndiffseg.uncertainty.prediction_folder import case_report, uncertainty_map
 
 MAX_PICTURED_CASES = 20
 MAX_SAMPLE_PICTURES = 6

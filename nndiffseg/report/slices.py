@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.images import planned_reader, read_image
 from nndiffseg.report.planes import Planes, find_planes
-from nndiffseg.uncertainty.evaluation import read_array, sample_files, uncertainty_map
+from nndiffseg.uncertainty.prediction_folder import read_array, sample_files, uncertainty_map
 
 #: A whole sample is read for a few slices of it, so fewer samples of a large volume are drawn.
 MAX_SAMPLES = 16

@@ -21,30 +21,12 @@ from nndiffseg.data.plan_names import check_reader
 from nndiffseg.uncertainty.case_evaluation import SETS, CaseResult, Row, evaluate_case, per_structure
 from nndiffseg.uncertainty.case_labels import DILATION, Setting
 from nndiffseg.uncertainty.detection import ErrorHistogram
-from nndiffseg.uncertainty.evaluation_table import format_table, number
 from nndiffseg.uncertainty.means import nanmean
 from nndiffseg.uncertainty.prediction_folder import (
-    case_report,
     match_references,
-    read_array,
-    sample_files,
-    uncertainty_map,
 )
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator
 from nndiffseg.uncertainty.risk_coverage import risk_coverage
-
-__all__ = [
-    "DILATION",
-    "ErrorHistogram",
-    "case_report",
-    "evaluate_predictions",
-    "format_table",
-    "nanmean",
-    "number",
-    "read_array",
-    "sample_files",
-    "uncertainty_map",
-]
 
 Folder = str | os.PathLike[str]
 
@@ -94,13 +76,8 @@ def evaluate_predictions(
     reader = reader or planned_reader(Path(plans or folder / "plans.json"), dataset_json, folder / f"{names[0]}{ending}")
     known = read_json(truth)["cases"] if truth is not None else {}
     setting = Setting(folder, dataset_json, reader, tolerance)
-    results = map_cases(
-        evaluate_case,
-        [(setting, name, files, known.get(name, {})) for name, files in matching.cases.items()],
-        processes,
-        description="Evaluating",
-        progress=progress,
-    )
+    work = [(setting, name, files, known.get(name, {})) for name, files in matching.cases.items()]
+    results = map_cases(evaluate_case, work, processes, description="Evaluating", progress=progress)
     cases = {name: result.numbers for name, result in zip(names, results, strict=True)}
     result = {
         "summary": _summary(setting, results),

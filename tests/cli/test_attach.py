@@ -119,7 +119,7 @@ REFUSED = {
     "cannot be read": lambda base: (base / MODEL / "fold_0" / "checkpoint_final.pth").write_bytes(b"text"),
     "not those of the network in the plans": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 3),
     "describe no network": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 4),
-    "describe no network of nnU-Net": lambda base: change(base / MODEL / "dataset.json", labels=["shell"]),
+    "names no labels": lambda base: change(base / MODEL / "dataset.json", labels=["shell"]),
     "second stage of a cascade": lambda base: change(base / MODEL / "plans.json", previous_stage="2d"),
     "ignore label": lambda base: change(base / MODEL / "dataset.json", labels=LABELS | {"ignore": 3}),
     "not those of the model": lambda base: change(base / DATA / "dataset.json", labels=LABELS | {"core": 3}),

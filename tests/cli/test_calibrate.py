@@ -173,7 +173,7 @@ def _ignore_label(world: StockWorld) -> None:
             lambda w: (w.preprocessed / w.dataset / "gt_segmentations" / "case_000.nii.gz").unlink(),
             "case_000.nii.gz is missing",
         ),
-        (_another_network, "not those of the network in its plans"),
+        (_another_network, "not those of the network in the plans"),
         (_damage, "case_000.npz cannot be read"),
         (_other_shape, r"probabilities of case_000 are \(3, 2, 2, 2\)"),
         (lambda w: shutil.rmtree(w.model / "fold_0"), "holds no checkpoint yet"),

@@ -16,7 +16,7 @@ from prediction_files import disc, write_dataset_json, write_labels
 
 from nndiffseg.cli.evaluate import FILES, main
 from nndiffseg.uncertainty import region_of_interest
-from nndiffseg.uncertainty.evaluation import DILATION
+from nndiffseg.uncertainty.case_labels import DILATION
 
 pytestmark = pytest.mark.seconds
 

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from prediction_files import disc, write_labels
 
 from nndiffseg.errors import UserError
-from nndiffseg.uncertainty.evaluation import evaluate_predictions, format_table
+from nndiffseg.uncertainty.evaluation import evaluate_predictions
+from nndiffseg.uncertainty.evaluation_table import format_table
 from nndiffseg.uncertainty.risk_coverage import risk_coverage
 
 pytestmark = pytest.mark.seconds

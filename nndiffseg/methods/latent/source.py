@@ -101,6 +101,6 @@ def load_finished(unet: nn.Module, weights: Mapping[str, Any], path: str | Path)
 
 def _other_network(path: str | Path, difference: str) -> str:
     return (
-        f"The weights in {path} are not those of the network in the plans beside it ({difference}); nndiffseg_attach takes "
-        "models of trainers that keep nnU-Net's network, so train the data with nnUNetTrainer or with nndiffseg_train."
+        f"The weights in {path} are not those of the network in the plans beside it ({difference}); only models of "
+        "trainers that keep nnU-Net's network will do, so train the data with nnUNetTrainer or with nndiffseg_train."
     )

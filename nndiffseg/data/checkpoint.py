@@ -103,6 +103,20 @@ def load_any_checkpoint(path: str | Path, *, tensors: bool = True) -> dict[str, 
     return checkpoint
 
 
+def mirror_axes(checkpoint: Mapping[str, Any], axes: int, path: str | Path) -> tuple[int, ...]:
+    """Axes along which a model's prediction may mirror a patch of so many axes.
+
+    Raises:
+        UserError: they are none of the patch's.
+    """
+    allowed = checkpoint.get("inference_allowed_mirroring_axes") or ()
+    if not isinstance(allowed, (list, tuple)) or not all(type(a) is int and 0 <= a < axes for a in allowed):
+        raise UserError(
+            f"The checkpoint {path} asks to mirror axes that its patch does not have; choose another file with -chk."
+        )
+    return tuple(allowed)
+
+
 def digest(weights: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 of names, types, shapes and values, as hexadecimal digits; the device does not matter."""
     state = hashlib.sha256()

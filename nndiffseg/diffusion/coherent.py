@@ -90,4 +90,4 @@ def perturbation(normal: Tensor, regions: bool) -> Tensor:
 
 def lengths_in_words(weights: Sequence[float]) -> str:
     """Such as ``16: 0.25, inf: 0.75``."""
-    return ", ".join(f"{length:g}: {w:g}" for length, w in zip(LENGTHS, weights, strict=True) if w > 0)
+    return ", ".join(f"{length:g}: {w:.2g}" for length, w in zip(LENGTHS, weights, strict=True) if w > 0)

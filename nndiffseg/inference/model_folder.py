@@ -13,7 +13,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import FILE, Calibration
-from nndiffseg.data.checkpoint import load_checkpoint
+from nndiffseg.data.checkpoint import load_checkpoint, mirror_axes
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
 from nndiffseg.data.model_json import read_model_json
@@ -211,7 +211,6 @@ def load_model(
         loaded.append(LoadedFold(name, _network(method, content, file), calibration))
         first = {k: v for k, v in first.items() if k != "network_weights" and "state" not in k}
     assert first is not None
-    axes = first.get("inference_allowed_mirroring_axes") or ()
     return LoadedModel(
         method,
         tuple(loaded),
@@ -219,7 +218,7 @@ def load_model(
         first["init_args"]["configuration"],
         dataset_json,
         first["trainer_name"],
-        tuple(int(a) for a in axes),
+        mirror_axes(first, len(method.plan.patch), files.folder),
     )
 
 

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
-from nndiffseg.data.checkpoint import load_any_checkpoint
+from nndiffseg.data.checkpoint import load_any_checkpoint, mirror_axes
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.model_json import ModelNames
 from nndiffseg.errors import UserError
@@ -97,5 +97,5 @@ def load_stock_model(
         if fold.calibration is not None:
             fold.calibration.check(kind, len(structures_of(files.dataset_json)), str(folder), coherent=True)
     network.decoder.deep_supervision = False  # type: ignore[union-attr]
-    axes = tuple(int(a) for a in first["inference_allowed_mirroring_axes"] or ())
+    axes = mirror_axes(first, len(manager.patch_size), folder)
     return StockModel(network.eval(), tuple(loaded), plans, configuration, files.dataset_json, str(first["trainer_name"]), axes)

@@ -165,7 +165,7 @@ def command_line() -> str:
     line = " ".join(words)
     for kind in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         line = line.replace(os.environ.get(kind) or f"${kind}", f"${kind}")
-    return line
+    return " ".join(Path(word).name if word.startswith("/") else word for word in line.split(" "))
 
 
 def write_per_case(file: Path | None, content: dict[str, Any]) -> None:

@@ -7,15 +7,17 @@ same way: prediction cache, cross-fitted calibration (:mod:`benchmarks.compare.f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from benchmarks.compare import predictions
+from benchmarks.compare.coherence import coherent_samples, finest, label_kind, observed
 from benchmarks.compare.data import Data, references_of
 from benchmarks.compare.fits import case_table
 from benchmarks.compare.library import CasePrediction, Options, independent_samples, labels_of
@@ -28,7 +30,11 @@ from benchmarks.compare.metrics import (
 )
 from benchmarks.compare.trainers import Entry
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit
+from nndiffseg.calibration.coherent_fit import fit_coherent
+from nndiffseg.calibration.fit import cross_fitted
+from nndiffseg.calibration.isotonic import fit_isotonic, probability_histogram
 from nndiffseg.calibration.temperature import tempered
+from nndiffseg.calibration.voxels import CaseVoxels
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import is_flat
 from nndiffseg.data.seeds import seed_of
@@ -58,6 +64,8 @@ class Side:
         label: in tables.
         sources: one model, or the members of an ensemble.
         head_alone: only the deterministic part of the model counts; samples are then independent per-voxel draws from it.
+        coherent: the deterministic part alone, of an ensemble the mean, with samples of the coherent sampler
+            (:mod:`nndiffseg.diffusion.coherent`).
         steps: also predict with these numbers of sampling steps, for the mean of the samples.
     """
 
@@ -65,6 +73,7 @@ class Side:
     label: str
     sources: tuple[Source, ...]
     head_alone: bool = False
+    coherent: bool = False
     steps: tuple[int, ...] = ()
 
 
@@ -76,7 +85,7 @@ class SideMetrics:
         dice, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is absent
             from both.
         parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one), ``steps_N``.
-        plain, scaled: probabilities without and with the fitted temperature.
+        plain, scaled, isotonic: probabilities as they come, with the fitted temperature, and with isotonic regression.
         errors: of the segmentation, against the entropy.
         agreement: of the samples; those of an ensemble are its members.
         seconds: of the prediction.
@@ -87,6 +96,7 @@ class SideMetrics:
     parts: dict[str, NDArray[np.float64]]
     plain: Reliability
     scaled: Reliability
+    isotonic: Reliability
     errors: ErrorHistogram
     agreement: Agreement
     seconds: float
@@ -109,8 +119,10 @@ class Comparison:
         sides: what is compared.
         options: of the prediction; the same mirroring for all.
         tolerance: of the surface distance, in mm (pixels where images have no spacing).
-        raters: evaluate against all annotations in ``ratersTr`` where there are some, else against the label alone.
+        raters: evaluate against all annotations in ``ratersTr`` where there are some, else against the label alone. Fits see
+            the label alone, as in training.
         calibrations: side -> case -> numbers that were fitted without the case's group.
+        isotonic: side -> case -> map of probabilities ``(heads, n)`` that was fitted without the case's group.
     """
 
     sides: Sequence[Side]
@@ -118,6 +130,7 @@ class Comparison:
     tolerance: float = 1.0
     raters: bool = True
     calibrations: dict[str, dict[str, Calibration]] = field(default_factory=dict)
+    isotonic: dict[str, dict[str, Callable[[Tensor], Tensor]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.data = self.sides[0].sources[0].data
@@ -137,15 +150,20 @@ class Comparison:
     def prediction(self, side: Side, case: str) -> CasePrediction:
         """A side's prediction of a case."""
         members = [predictions.load(s.data, s.entry, self.options, case) for s in side.sources]
-        first = members[0]
+        found = members[0]
         if len(members) > 1:
             mean = np.stack([m.deterministic for m in members]).mean(axis=0)
             labels = np.stack([labels_of(self.data, m.deterministic) for m in members])
-            return CasePrediction(mean, mean, labels, sum(m.seconds for m in members))
+            found = CasePrediction(mean, mean, labels, sum(m.seconds for m in members))
+        p = found.deterministic
+        if side.coherent:
+            calibration, (_, spacing) = self.calibrations[side.name][case], self._label(case)
+            labels = coherent_samples(self.data, case, p, calibration, spacing, self.options.samples, self.options.seed)
+            return CasePrediction(p, p, labels, found.seconds)
         if side.head_alone:
-            p, seed = first.deterministic, seed_of(self.options.seed, case, side.name)
-            return CasePrediction(p, p, independent_samples(self.data, p, self.options.samples, seed), first.seconds)
-        return first
+            seed = seed_of(self.options.seed, case, side.name)
+            return CasePrediction(p, p, independent_samples(self.data, p, self.options.samples, seed), found.seconds)
+        return found
 
     def references(self, case: str) -> tuple[NDArray, tuple[float, ...]]:
         """Annotations ``(M, *image)`` and spacing in mm."""
@@ -155,13 +173,40 @@ class Comparison:
 
     def fit(self) -> None:
         """Gives every side a calibration for each case, cross-fitted over groups."""
-        tables: dict[str, dict[str, CaseTable]] = {side.name: {} for side in self.sides}
+        for side in self.sides:
+            if side.coherent:
+                cases = [self._observed(side, case) for case in self.data.cases]
+                folds = (str(self.data.fold),)
+                fitted = fit_coherent(
+                    cases, label_kind(self.data), self.groups, folds, finest(self.data), seed=self.options.seed
+                )
+                self.calibrations[side.name] = fitted.crossed
+            else:
+                tables = [self._table(side, case) for case in self.data.cases]
+                self.calibrations[side.name] = cross_fit(tables, self.groups)
+            self.isotonic[side.name] = self._fit_isotonic(side)
+
+    def _label(self, case: str) -> tuple[NDArray, tuple[float, ...]]:
+        return references_of(self.data, case, raters=False)
+
+    def _table(self, side: Side, case: str) -> CaseTable:
+        return case_table(self.data, case, self.prediction(side, case), *self._label(case))
+
+    def _observed(self, side: Side, case: str) -> CaseVoxels:
+        p, (label, spacing) = self.prediction(replace(side, coherent=False), case).deterministic, self._label(case)
+        return observed(self.data, case, p, label, spacing, near_structures([*label, labels_of(self.data, p)]))
+
+    def _fit_isotonic(self, side: Side) -> dict[str, Callable[[Tensor], Tensor]]:
+        histograms = {}
         for case in self.data.cases:
-            references, spacing = self.references(case)
-            for side in self.sides:
-                prediction = self.prediction(side, case)
-                tables[side.name][case] = case_table(self.data, case, prediction, references, spacing)
-        self.calibrations = {name: cross_fit(list(t.values()), self.groups) for name, t in tables.items()}
+            label, _ = self._label(case)
+            p = fused(self.prediction(side, case), self.calibrations[side.name][case].fusion_weight)
+            near = near_structures([*label, labels_of(self.data, p)])
+            truth = np.stack([np.isin(label, labels).mean(0) for labels in self.data.heads])
+            histograms[case] = probability_histogram(torch.from_numpy(p[:, near]), torch.from_numpy(truth[:, near]))
+        return cross_fitted(
+            self.data.cases, self.groups, lambda others: fit_isotonic([histograms[c] for c in others], self.regions)
+        )
 
     # ---- metrics --------------------------------------------------------------------------------------------------
 
@@ -189,9 +234,10 @@ class Comparison:
     ) -> SideMetrics:
         hard = labels_of(self.data, p)
         frequency = np.stack([np.isin(references, labels).mean(0) for labels in self.data.structures.values()])
-        scaled = np.zeros(p.shape)
-        temperature, heads = self.calibrations[side.name][case].temperature, Heads(len(p), self.regions)
-        scaled[:, region] = tempered(torch.from_numpy(p[:, region]), temperature, heads).numpy()
+        scaled, isotonic, calibration = np.zeros(p.shape), np.zeros(p.shape), self.calibrations[side.name][case]
+        near = torch.from_numpy(p[:, region])
+        scaled[:, region] = tempered(near.clone(), calibration.temperature, Heads(len(p), self.regions)).numpy()
+        isotonic[:, region] = self.isotonic[side.name][case](near).numpy()
         uncertainty = np.asarray(entropy(p, regions=self.regions))
         return SideMetrics(
             self._dice([hard], references),
@@ -199,12 +245,14 @@ class Comparison:
             self._parts(side, case, found, references),
             reliability(p[self.foreground], frequency, region),
             reliability(scaled[self.foreground], frequency, region),
+            reliability(isotonic[self.foreground], frequency, region),
             error_histogram(uncertainty, [hard != r for r in references], region),
             agreement(
                 found.labels,
                 references,
                 list(self.data.structures.values()),
-                self.calibrations[side.name][case].volume_scale,
+                calibration.volume_scale,
+                calibration.volume_quantiles,
             ),
             found.seconds,
         )

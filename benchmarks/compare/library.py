@@ -112,7 +112,7 @@ class Model:
 
     @property
     def is_stock(self) -> bool:
-        return self.trainer.__name__ == STOCK
+        return self.method is None
 
     def describe(self) -> dict[str, Any]:
         """Sizes and defaults, JSON-ready."""
@@ -220,7 +220,7 @@ def build_model(data: Data, cls: Any, device: torch.device, options: Any = None)
     configuration = plans.get_configuration(data.configuration)
     channels = determine_num_input_channels(plans, configuration, data.dataset_json)
     heads = data.label_manager.num_segmentation_heads
-    if cls.__name__ == STOCK:
+    if not hasattr(cls, "method_class"):
         network = cls.build_network_architecture(plans, configuration, channels, heads, enable_deep_supervision=False)
         return Model(data, cls, network.to(device).eval(), (), device)
     method = cls.method_class(MethodPlan.of(configuration, channels, heads), options)

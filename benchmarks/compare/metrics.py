@@ -83,17 +83,21 @@ class Agreement(NamedTuple):
         sample_dice: mean Dice of two samples.
         truth_dice: mean Dice of a sample and an annotation. Equal to ``sample_dice`` for a calibrated posterior.
         energy: energy score with d = 1 - IoU, E d(S, Y) - E d(S, S') / 2 over distinct samples: proper, less is better.
+        energy_as_drawn: the same of the N samples as a distribution, a sample and itself included. It holds for samples that
+            are not independent, such as evenly spread ones, too.
         ged: squared generalised energy distance, with self-pairs as in the published numbers.
         cross, within_samples, within_references: its three terms.
         sample_spread, reference_spread: mean 1 - IoU of two distinct members.
         coverage_as_drawn, coverage: share of the annotations whose volume lies inside the 90 % interval of the samples'
-            volumes (:func:`nndiffseg.uncertainty.volume_statistics`), as drawn and with the fitted scale.
+            volumes (:func:`nndiffseg.uncertainty.volume_statistics`), as drawn and calibrated (conformal where groups of
+            cases are enough, else with the fitted scale).
         width: of the latter interval, relative to the annotations' mean volume.
     """
 
     sample_dice: float
     truth_dice: float
     energy: float
+    energy_as_drawn: float
     ged: float
     cross: float
     within_samples: float
@@ -106,7 +110,11 @@ class Agreement(NamedTuple):
 
 
 def agreement(
-    samples: NDArray, references: NDArray, structures: Sequence[Sequence[int]], volume_scale: float = 1.0
+    samples: NDArray,
+    references: NDArray,
+    structures: Sequence[Sequence[int]],
+    volume_scale: float = 1.0,
+    volume_quantiles: Sequence[float | None] = (),
 ) -> Agreement:
     """Compares samples and annotations.
 
@@ -115,17 +123,19 @@ def agreement(
         references: annotations ``(M, *image)``.
         structures: labels of each structure.
         volume_scale: of the samples' volumes around their mean.
+        volume_quantiles: half the width of each structure's conformal interval in standard deviations, where there is one.
     """
     n = len(samples)
     overlap = PairwiseOverlap(n + len(references), structures)
     overlap.add(np.concatenate([samples.astype(np.int32), references.astype(np.int32)]))
     distance = generalised_energy_distance(overlap, n)
     own, others = overlap.subset(range(n)), overlap.subset(range(n, n + len(references)))
-    coverage, width = volume_coverage(own.counts, others.counts, volume_scale)
+    coverage, width = volume_coverage(own.counts, others.counts, volume_scale, volume_quantiles)
     return Agreement(
         _number(expected_dice(own)),
         float(overlap.dice()[:, :n, n:].mean()),
         _number(energy_score(overlap, n)),
+        distance.cross - distance.within_samples / 2,
         distance.squared,
         distance.cross,
         distance.within_samples,
@@ -142,7 +152,9 @@ def _number(value: float | None) -> float:
     return np.nan if value is None else value
 
 
-def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) -> tuple[float, float]:
+def volume_coverage(
+    samples: NDArray, references: NDArray, volume_scale: float, quantiles: Sequence[float | None] = ()
+) -> tuple[float, float]:
     """Share of the true volumes ``(K, M)`` inside the 90 % interval of the samples' ``(K, N)``, and its relative width.
 
     NaN with one sample; structures that no annotation has do not count for the width.
@@ -153,6 +165,7 @@ def volume_coverage(samples: NDArray, references: NDArray, volume_scale: float) 
         {str(k): counts for k, counts in enumerate(samples)},
         MM3_PER_ML,  # as if in ml
         [volume_scale],
+        {str(k): q for k, q in enumerate(quantiles)},
     )
     low, high = np.array([v["calibrated_interval_90_ml"] for v in volumes.values()]).T
     true = references.mean(1)

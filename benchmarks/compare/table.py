@@ -27,6 +27,7 @@ AGREEMENT = {
     "sample_dice": "Dice of two samples",
     "truth_dice": "Dice of a sample and the truth",
     "energy": "energy score, 1 - IoU",
+    "energy_as_drawn": "energy score of the samples as a distribution",
     "ged": "GED^2",
     "cross": "GED^2: E d(sample, truth)",
     "within_samples": "GED^2: E d(sample, sample)",
@@ -34,13 +35,13 @@ AGREEMENT = {
     "sample_spread": "spread of samples, 1 - IoU",
     "reference_spread": "spread of annotations, 1 - IoU",
     "coverage_as_drawn": "volume inside the samples' 90 % interval, as drawn",
-    "coverage": "volume inside the 90 % interval, fitted scale",
+    "coverage": "volume inside the 90 % interval, calibrated",
     "width": "width of that interval / volume",
 }
 GAP = "Dice of two samples - of a sample and the truth"
 PARTS = {"head": "deterministic part", "samples": "mean of samples", "sample": "one sample"}
 POOLED: dict[str, Callable[..., NDArray]] = {"NLL": pooled_nll, "Brier": pooled_brier, "ECE": pooled_ece}
-SCALED = "fitted temperature"
+SCALED, ISOTONIC = "fitted temperature", "isotonic regression"
 AUROC = "AUROC of uncertainty for errors"
 
 
@@ -78,9 +79,9 @@ def metrics(structures: Sequence[str], cases: Sequence[CaseMetrics], base: str |
         found.append(_metric(f"Dice: {part_words(part)}", values, base))
     for words, pool in POOLED.items():
         plain = {s: pool(weights, column(s, lambda m: m.plain)) for s in sides}
-        scaled = {s: mean_of_columns(pool(weights, column(s, lambda m: m.scaled))) for s in sides}
         found += _by_structure(words, structures, plain, base)
-        found.append(_metric(f"{words}, {SCALED}", scaled, base))
+        for label, of in ((SCALED, lambda m: m.scaled), (ISOTONIC, lambda m: m.isotonic)):
+            found.append(_metric(f"{words}, {label}", {s: mean_of_columns(pool(weights, column(s, of))) for s in sides}, base))
     found.append(_metric(AUROC, {s: pooled_auroc(weights, column(s, lambda m: m.errors)) for s in sides}, base))
     for name, words in AGREEMENT.items():
         values = over_cases(lambda m, name=name: np.array([getattr(m.agreement, name)]))

@@ -18,15 +18,18 @@ LABELS = dict(zip(TRAINERS, ("nnU-Net", "nnDiffSeg", "LDSeg", "cDAL", "MedSegDif
 
 
 def find_class(name: str) -> Any:
-    """A trainer class: ``nnUNetTrainer``, one of nndiffseg's, or ``module:Class`` for a variant that lives elsewhere.
+    """A trainer class: one of nnU-Net's, one of nndiffseg's, or ``module:Class`` for a variant that lives elsewhere.
 
     Raises:
         UserError: there is no such class.
     """
-    if name == STOCK:
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    if name.startswith(STOCK):
+        from nndiffseg.inference.model_folder import trainer_by_name
 
-        return nnUNetTrainer
+        found = trainer_by_name(name)
+        if found is None:
+            raise UserError(f"nnU-Net has no trainer {name}.")
+        return found
     if ":" in name:
         module, _, attribute = name.partition(":")
         found = getattr(importlib.import_module(module), attribute, None)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.coherence import CANDIDATES
 from nndiffseg.calibration.coherent_fit import CoherentFit, index_of
 from nndiffseg.calibration.fit import cross_fitted
+from nndiffseg.calibration.isotonic import fit_isotonic, probability_histogram
 from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.calibration.volumes import floored_sd
@@ -24,8 +23,6 @@ from nndiffseg.uncertainty.detection import ErrorHistogram
 from nndiffseg.uncertainty.maps import entropy
 from nndiffseg.uncertainty.reliability import ReliabilityAccumulator
 
-#: bins of a probability, for isotonic regression
-BINS = 1000
 #: what the probabilities are corrected by
 RAW, TEMPERATURE, ISOTONIC = "as they come", "temperature", "isotonic regression"
 #: index of the candidate that draws every voxel alone
@@ -112,20 +109,19 @@ def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k:
 def _probabilities(
     cases: Sequence[CaseVoxels], kind: LabelKind, groups: Mapping[str, str], crossed: Mapping[str, Calibration]
 ) -> dict[str, Any]:
-    bins = {c.case: _histogram(*_near(c, kind)) for c in cases}
-    isotonic = cross_fitted([c.case for c in cases], groups, lambda others: _isotonic([bins[c] for c in others]))
-    sums = {
-        name: ReliabilityAccumulator(kind.heads.number, regions=kind.heads.regions) for name in (RAW, TEMPERATURE, ISOTONIC)
-    }
+    bins = {c.case: probability_histogram(*_near(c, kind)) for c in cases}
+    regions = kind.heads.regions
+    isotonic = cross_fitted([c.case for c in cases], groups, lambda others: fit_isotonic([bins[c] for c in others], regions))
+    sums = {name: ReliabilityAccumulator(kind.heads.number, regions=regions) for name in (RAW, TEMPERATURE, ISOTONIC)}
     errors = ErrorHistogram()
     for case in cases:
         p, y = _near(case, kind)
         scaled = tempered(p.clone(), crossed[case.case].temperature, kind.heads)
         everywhere = np.ones(p.shape[1], dtype=bool)
-        for name, values in ((RAW, p), (TEMPERATURE, scaled), (ISOTONIC, isotonic[case.case](p, kind))):
+        for name, values in ((RAW, p), (TEMPERATURE, scaled), (ISOTONIC, isotonic[case.case](p))):
             sums[name].add(values.numpy(), y.numpy(), everywhere)
         hard = kind.hard(case.logits[:, case.near])
-        uncertainty = entropy(scaled.numpy(), regions=kind.heads.regions)
+        uncertainty = entropy(scaled.numpy(), regions=regions)
         for labels in case.labels[:, case.near]:
             errors.add(np.asarray(uncertainty), (hard != labels).numpy())
     auroc = errors.auroc()
@@ -141,32 +137,6 @@ def _probabilities(
 def _near(case: CaseVoxels, kind: LabelKind) -> tuple[Tensor, Tensor]:
     """Probabilities as they come and annotators' choices near structures ``(heads, n)``."""
     return kind.heads.probabilities(case.logits[:, case.near], 0), case.frequency(kind)[:, case.near]
-
-
-def _histogram(p: Tensor, y: Tensor) -> NDArray[np.float64]:
-    """Voxels and how many of them are true in each bin of the probability ``(heads, 2, bins)``."""
-    index = (p * BINS).long().clamp(0, BINS - 1).numpy()
-    return np.stack(
-        [[np.bincount(i, minlength=BINS), np.bincount(i, w, minlength=BINS)] for i, w in zip(index, y.numpy(), strict=True)]
-    )
-
-
-def _isotonic(histograms: Sequence[NDArray]) -> Callable[[Tensor, LabelKind], Tensor]:
-    """Monotone map of every channel's probability (Zadrozny & Elkan 2002), of labels normalised again; the rival of T."""
-    if not np.any(histograms):
-        return lambda p, kind: p
-    centres, maps = (np.arange(BINS) + 0.5) / BINS, []
-    for count, true in np.sum(histograms, 0):
-        some = count > 0
-        maps.append(
-            IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(centres[some], true[some] / count[some], count[some])
-        )
-
-    def apply(p: Tensor, kind: LabelKind) -> Tensor:
-        values = torch.from_numpy(np.stack([m.predict(row) for m, row in zip(maps, p.numpy(), strict=True)])).float()
-        return values if kind.heads.regions else values / values.sum(0).clamp_min(1e-6)
-
-    return apply
 
 
 def _mean(values: Any) -> float:

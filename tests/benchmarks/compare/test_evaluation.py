@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.compare import evaluation, predictions, table
 from benchmarks.compare.data import RATERS, Data, references_of
@@ -15,6 +16,8 @@ from benchmarks.compare.library import CasePrediction, Options
 from benchmarks.compare.scores import dice_scores
 from benchmarks.compare.trainers import STOCK, Entry
 from nndiffseg.calibration import Calibration
+from nndiffseg.calibration.temperature import tempered
+from nndiffseg.nn.heads import Heads
 
 
 def truth(data: Data, case: str) -> np.ndarray:
@@ -49,7 +52,7 @@ def test_a_perfect_prediction_gets_perfect_metrics(tiny_data, compared):
         assert found[name] == {"a": 1.0}, name
     for name in ("GED^2", "energy score, 1 - IoU", "ECE, mean", "Brier, mean"):
         assert found[name] == {"a": 0.0}, name
-    assert found["volume inside the 90 % interval, fitted scale"] == {"a": 1.0}
+    assert found["volume inside the 90 % interval, calibrated"] == {"a": 1.0}
 
 
 def test_a_prediction_that_misses_one_structure_loses_that_structure_alone(tiny_data, compared):
@@ -162,6 +165,37 @@ def test_the_head_alone_is_the_deterministic_part_with_independent_samples(tiny_
     assert drawn.shape == (3, *p.shape[1:])
     many = Comparison(sides, Options(400)).prediction(sides[0], tiny_data.cases[0]).labels
     np.testing.assert_allclose([(many == k).mean(0) for k in range(3)], p, atol=0.12)
+
+
+def test_a_coherent_side_has_the_same_map_and_samples_of_its_calibrated_marginals(tiny_data, compared):
+    """Its samples are those of the fitted temperature; the map as it comes is untouched by drawing them."""
+    makers = {"a": lambda c: noisy(tiny_data, c, 50)}
+    source = (Source(tiny_data, Entry("m:a")),)
+    sides = [Side("head", "head", source, head_alone=True), Side("coherent", "coherent", source, coherent=True)]
+    found, comparison = compared(makers, sides)
+    for name in ("Dice, mean", "NSD, mean", "NLL, mean", "Brier, core", "ECE, shell", "AUROC of uncertainty for errors"):
+        assert found[name]["coherent"] == found[name]["head"], name
+    case = tiny_data.cases[0]
+    calibration = comparison.calibrations["coherent"][case]
+    assert sum(calibration.length_weights) == pytest.approx(1) and calibration.temperature != (1.0,)
+    comparison.options = Options(400)
+    p = makers["a"](case).deterministic
+    drawn = comparison.prediction(sides[1], case).labels
+    expected = tempered(torch.from_numpy(p.copy()), calibration.temperature, Heads(3)).numpy()
+    np.testing.assert_allclose([(drawn == k).mean(0) for k in range(3)], expected, atol=0.12)
+    assert np.abs(expected - p).max() > 0.05  # so the temperature is seen
+
+
+def test_isotonic_regression_is_fitted_without_the_case(tiny_data, compared):
+    """Another label of one case changes the maps of all others, never its own."""
+    first, *others = tiny_data.cases
+    _, before = compared({"a": lambda c: noisy(tiny_data, c, 50)})
+    p = torch.rand(3, 500, generator=torch.Generator().manual_seed(0))
+    p /= p.sum(0)
+    maps = {case: before.isotonic["a"][case](p) for case in tiny_data.cases}
+    _, after = compared({"a": lambda c: noisy(tiny_data, c, 50 if c != first else 3)})
+    assert torch.equal(after.isotonic["a"][first](p), maps[first])
+    assert all(not torch.equal(after.isotonic["a"][case](p), maps[case]) for case in others)
 
 
 def test_members_of_an_ensemble_are_its_samples_and_their_mean_its_probability(tiny_data, compared):

@@ -78,3 +78,22 @@ def test_a_volume_is_covered_inside_the_percentiles_that_users_get():
 def test_samples_of_the_right_distribution_cover_as_often_as_expected(n):
     draws = np.random.default_rng(0).random((4000, n + 1))
     assert expected_coverage(n) == pytest.approx(volume_coverage(draws[:, 1:], draws[:, :1], 1.0)[0], abs=0.015)
+
+
+def test_the_score_of_samples_as_a_distribution_counts_a_sample_and_itself():
+    """With N samples it is E d(S, Y) - (1 - 1/N) E d(S, S') / 2, where the other one has no factor."""
+    rng = np.random.default_rng(0)
+    samples, truth = rng.integers(0, 2, (5, 8, 8)), rng.integers(0, 2, (3, 8, 8))
+    found = agreement(samples, truth, ((1,),))
+    assert found.energy == pytest.approx(found.cross - found.sample_spread / 2)
+    assert found.energy_as_drawn == pytest.approx(found.cross - (1 - 1 / 5) * found.sample_spread / 2)
+
+
+def test_a_conformal_interval_takes_the_place_of_the_scaled_one():
+    """q standard deviations on both sides of the mean, with the divisor N - 1."""
+    samples = np.stack([np.arange(100) < n for n in (40, 50, 60)]).astype(int)[:, None]
+    truth = np.stack([np.arange(100) < n for n in (31, 50, 71)]).astype(int)[:, None]
+    found = [agreement(samples, truth, ((1,),), 1.0, (q,)) for q in (1.5, 2.0, 2.2, None)]
+    assert [f.coverage for f in found[:3]] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert found[0].width == pytest.approx(30 / np.mean([31, 50, 71]))
+    assert found[3] == agreement(samples, truth, ((1,),), 1.0)

@@ -24,7 +24,7 @@ def _parser() -> Parser:
     parser = Parser("Packs a model of nndiffseg or nnU-Net for nnUNetv2_install_pretrained_model_from_zip.")
     parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="the folder above fold_0")
     parser.add_argument("out", metavar="OUT.zip", type=Path)
-    parser.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4 or all; default: all trained folds")
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4, all, or all/seed_1 ...; default: all trained folds")
     parser.add_argument(
         "-chk", nargs="+", default=["checkpoint_final.pth"], metavar="FILE", help="default: checkpoint_final.pth"
     )
@@ -39,6 +39,7 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     check_output(args.out, args.overwrite)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    from nndiffseg.data.folds import member_seed
     from nndiffseg.data.model_json import read_model_json
     from nndiffseg.export.stock_copy import stock_names
     from nndiffseg.export.zip_file import model_entries, survey, write_zip
@@ -50,6 +51,8 @@ def _main(argv: Sequence[str] | None) -> None:
     found = survey(args.model, plans, folds, checkpoints)
     if args.nnunet and found.stock:
         raise UserError(f"{args.model} is a model of stock nnU-Net already; leave --nnunet out.")
+    if args.nnunet and (members := [fold for fold in folds if member_seed(fold) is not None]):
+        raise UserError(f"Stock nnU-Net finds no members such as {members[0]}; choose folds with -f, or leave --nnunet out.")
     names = stock_names(found.names) if args.nnunet else found.names
     if args.nnunet:
         entries = _head_entries(args.model, names, folds, checkpoints, found.epochs)

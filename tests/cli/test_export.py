@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -88,8 +89,6 @@ def test_stock_nnunet_installs_and_predicts_the_head_to_the_last_bit(model_folde
 
 
 def test_the_installed_zip_is_the_model_with_its_calibration(model_folder, tmp_path, monkeypatch, capsys):  # noqa: F811
-    import shutil
-
     from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
     folder, archive = tmp_path / "calibrated", tmp_path / "out.zip"
@@ -118,13 +117,47 @@ def test_a_calibrated_stock_model_is_packed_with_its_calibration_and_its_own_che
     folder = write_stock_folder(tmp_path)
     Calibration(0.5, groups=3).write(folder / "fold_0")
     assert main([str(folder), str(tmp_path / "out.zip")]) == 0
-    assert "nnUNetv2_predict -i in/ -o out/ -d Dataset902_Stock" in capsys.readouterr().out
+    flags = "-i in/ -o out/ -d Dataset902_Stock -c 2d -tr nnUNetTrainer_5epochs -p nnUNetPlans -f 0\n"
+    out = capsys.readouterr().out
+    assert f"Predict: nndiffseg_predict {flags}" in out  # nnU-Net's own command would leave the calibration unused
+    assert f"the same segmentation alone: nnUNetv2_predict {flags}" in out
     archive = zipfile.ZipFile(tmp_path / "out.zip")
     top = f"Dataset902_Stock/{folder.name}"
     assert archive.read(f"{top}/fold_0/checkpoint_final.pth") == (folder / "fold_0/checkpoint_final.pth").read_bytes()
     assert json.loads(archive.read(f"{top}/fold_0/calibration.json"))["groups"] == 3
     assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet"]) == 2
     assert "a model of stock nnU-Net already" in capsys.readouterr().err and not (tmp_path / "head.zip").exists()
+
+
+def test_who_receives_a_stock_model_is_told_what_predicts_it(tmp_path, capsys):
+    """nndiffseg predicts calibrated folds only."""
+    folder = write_stock_folder(tmp_path)
+    assert main([str(folder), str(tmp_path / "plain.zip")]) == 0
+    out = capsys.readouterr().out
+    assert "Predict: nnUNetv2_predict -i in/" in out and "nndiffseg_predict" not in out
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    Calibration(0.5, groups=3, folds=("0",)).write(folder)
+    assert main([str(folder), str(tmp_path / "both.zip")]) == 0
+    assert "nndiffseg_predict" not in capsys.readouterr().out
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    assert main([str(folder), str(tmp_path / "one.zip"), "-f", "0", "-chk", "checkpoint_best.pth"]) == 0
+    assert "Predict: nndiffseg_predict -i in/" in (out := capsys.readouterr().out)
+    assert out.count("-f 0 -chk checkpoint_best.pth\n") == 2
+
+
+def test_members_are_packed_but_not_for_stock_nnunet(model_folder, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "members"
+    shutil.copytree(model_folder, folder)
+    (folder / "fold_0").rename(folder / "fold_all")
+    (folder / "fold_1").rename(folder / "fold_all" / "seed_1")
+    assert main([str(folder), str(tmp_path / "out.zip")]) == 0
+    assert "-p nnDiffSegPlansS -f all all/seed_1\n" in capsys.readouterr().out
+    members = {"fold_all/checkpoint_final.pth", "fold_all/seed_1/checkpoint_final.pth"}
+    assert names_in(tmp_path / "out.zip") == {"plans.json", "dataset.json", *members}
+    assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet"]) == 2
+    assert "Stock nnU-Net finds no members such as all/seed_1" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet", "-f", "all"]) == 0
+    assert names_in(tmp_path / "head.zip") == {"plans.json", "dataset.json", "fold_all/checkpoint_final.pth"}
 
 
 def test_an_existing_file_is_replaced_only_on_request(model_folder, tmp_path, capsys):  # noqa: F811

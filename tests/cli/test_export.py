@@ -148,10 +148,10 @@ def test_what_is_packed_are_the_chosen_files_to_the_last_byte(rich, tmp_path):
 
 
 def test_the_head_alone_is_of_the_chosen_fold_and_checkpoint_with_its_averaged_weights(rich, tmp_path):
-    assert main([str(rich), str(tmp_path / "head.zip"), "--nnunet", "-f", "1", "-chk", "checkpoint_best.pth"]) == 0
+    assert main([str(rich), str(tmp_path / "head.zip"), "--nnunet", "-f", "0", "1", "-chk", "checkpoint_best.pth"]) == 0
     archive, top = zipfile.ZipFile(tmp_path / "head.zip"), f"Dataset901_Tiny/{HEAD}"
     model = {"plans.json", "dataset.json", "dataset_fingerprint.json"}
-    assert names_in(tmp_path / "head.zip") == model | {"fold_1/checkpoint_best.pth"}
+    assert names_in(tmp_path / "head.zip") == model | {"fold_0/checkpoint_best.pth", "fold_1/checkpoint_best.pth"}
     head = torch.load(io.BytesIO(archive.read(f"{top}/fold_1/checkpoint_best.pth")), weights_only=True)
     whole = torch.load(rich / "fold_1" / "checkpoint_best.pth", weights_only=True)["network_weights"]
     prefix = "image_network.unet."

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from nndiffseg.data.model_json import ModelNames
     from nndiffseg.export.zip_file import Entry
 
+FINAL = "checkpoint_final.pth"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Console entry point; returns the exit code."""
@@ -24,10 +26,8 @@ def _parser() -> Parser:
     parser = Parser("Packs a model of nndiffseg or nnU-Net for nnUNetv2_install_pretrained_model_from_zip.")
     parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="the folder above fold_0")
     parser.add_argument("out", metavar="OUT.zip", type=Path)
-    parser.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4 or all; default: all trained folds")
-    parser.add_argument(
-        "-chk", nargs="+", default=["checkpoint_final.pth"], metavar="FILE", help="default: checkpoint_final.pth"
-    )
+    parser.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4, all, or all/seed_1 ...; default: all trained folds")
+    parser.add_argument("-chk", nargs="+", default=[FINAL], metavar="FILE", help=f"default: {FINAL}")
     parser.add_argument(
         "--nnunet", action="store_true", help="the deterministic head alone, as a model that needs no nndiffseg"
     )
@@ -39,10 +39,12 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     check_output(args.out, args.overwrite)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    from nndiffseg.data.folds import member_seed
     from nndiffseg.data.model_json import read_model_json
     from nndiffseg.export.stock_copy import stock_names
     from nndiffseg.export.zip_file import model_entries, survey, write_zip
     from nndiffseg.inference.model_folder import available_folds
+    from nndiffseg.inference.stock_model import is_calibrated
 
     plans, _ = read_model_json(args.model)
     checkpoints = list(dict.fromkeys(args.chk))
@@ -50,13 +52,22 @@ def _main(argv: Sequence[str] | None) -> None:
     found = survey(args.model, plans, folds, checkpoints)
     if args.nnunet and found.stock:
         raise UserError(f"{args.model} is a model of stock nnU-Net already; leave --nnunet out.")
+    if args.nnunet and (members := [fold for fold in folds if member_seed(fold) is not None]):
+        raise UserError(f"Stock nnU-Net finds no members such as {members[0]}; choose folds with -f, or leave --nnunet out.")
     names = stock_names(found.names) if args.nnunet else found.names
     if args.nnunet:
         entries = _head_entries(args.model, names, folds, checkpoints, found.epochs)
     else:
         entries = model_entries(args.model, names, folds, checkpoints)
     packed = write_zip(args.out, _announced(entries, names))
-    _say_what_next(args.out, names, packed, "nnUNetv2_predict" if args.nnunet or found.stock else "nndiffseg_predict", folds)
+    _say_what_next(args.out, packed)
+    flags = _flags(names, folds, checkpoints)
+    if args.nnunet or (found.stock and not is_calibrated(args.model, folds, checkpoints[0])):
+        print(f"Predict: nnUNetv2_predict -i in/ -o out/ {flags}")
+    else:
+        print(f"Predict: nndiffseg_predict -i in/ -o out/ {flags}")
+        if found.stock:
+            print(f"Without nndiffseg, the same segmentation alone: nnUNetv2_predict -i in/ -o out/ {flags}")
 
 
 def _head_entries(
@@ -97,13 +108,16 @@ def _announced(entries: Iterator[Entry], names: ModelNames) -> Iterator[Entry]:
         yield name, content
 
 
-def _say_what_next(out: Path, names: ModelNames, packed: Sequence[str], command: str, folds: Sequence[str]) -> None:
+def _say_what_next(out: Path, packed: Sequence[str]) -> None:
     calibrated = sum(name.endswith("/calibration.json") for name in packed)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(packed)} files, {calibrated or 'none'} of them a calibration.")
-    flags = {"-d": names.dataset, "-c": names.configuration, "-tr": names.trainer, "-p": names.plans}
-    words = [word for flag, name in flags.items() for word in (flag, name)]
     print(f"Install: nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(out))}")
-    print(f"Predict: {command} -i in/ -o out/ {shlex.join([*words, '-f', *folds])}")
+
+
+def _flags(names: ModelNames, folds: Sequence[str], checkpoints: Sequence[str]) -> str:
+    """The flags by which both prediction commands find the installed model."""
+    words = ["-d", names.dataset, "-c", names.configuration, "-tr", names.trainer, "-p", names.plans, "-f", *folds]
+    return shlex.join(words if FINAL in checkpoints else [*words, "-chk", checkpoints[0]])
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def _parser() -> Parser:
     model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     model.add_argument("-tr", metavar="TRAINER")
     model.add_argument("-p", metavar="PLANS")
-    model.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4 or all; default: all trained folds, pooled")
+    model.add_argument(
+        "-f", nargs="+", metavar="FOLD", help="0 to 4, all, or all/seed_1 ...; default: all trained folds, pooled"
+    )
     model.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s")
     _add_sampling_flags(parser)
     _add_run_flags(parser)
@@ -83,6 +85,7 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     # torch and nnU-Net take seconds to load, so wrong flags are reported first.
     from nndiffseg.data.cases import find_cases
+    from nndiffseg.data.folds import in_words
     from nndiffseg.inference.folder import predict_folder
     from nndiffseg.inference.model_folder import choose_model
 
@@ -95,7 +98,9 @@ def _main(argv: Sequence[str] | None) -> None:
     print(f"Model: {folder}.")
     predictor = _predictor(args, folder)
     total = len(find_cases(args.i, predictor.dataset_json))
-    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, folds {', '.join(predictor.folds)}.")
+    print(f"{total} cases in {args.i}, {predictor.number_of_samples} samples each, {in_words(predictor.folds)}.")
+    if len(predictor.folds) == 1:
+        print("There is no epistemic map: it is the disagreement between several folds or members (-f).")
     done = predict_folder(
         predictor,
         args.i,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
 from nndiffseg.data.files import read_json
+from nndiffseg.data.folds import member_of
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
 
@@ -26,7 +27,11 @@ def _parser() -> Parser:
     parser = Parser("Trains one fold of an nndiffseg model and validates it with the stochastic predictor.")
     parser.add_argument("dataset", help="id or name, such as 4 or Dataset004_Hippocampus")
     parser.add_argument("configuration", help="2d, 3d_lowres or 3d_fullres, as the plans name them")
-    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument(
+        "fold",
+        help="0 to 4, or all; all with --seed 1, 2, ... trains further members of an ensemble, which predict together with "
+        "-f all all/seed_1 all/seed_2",
+    )
     parser.add_argument("-tr", default="nnDiffSegTrainer", metavar="TRAINER", help="default: %(default)s")
     parser.add_argument("-p", default="nnDiffSegPlans", metavar="PLANS", help="default: %(default)s")
     parser.add_argument(
@@ -73,7 +78,7 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     check_numbers(args)
     _check_stages(args)
-    fold = fold_of(args.fold)
+    fold: Any = member_of(fold_of(args.fold), args.seed)
     folders = folders_from(args)
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)

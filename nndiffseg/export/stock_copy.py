@@ -13,6 +13,7 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from torch import Tensor, nn
 
 from nndiffseg.data.checkpoint import plain
+from nndiffseg.data.folds import holds_out
 from nndiffseg.data.model_json import ModelNames
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, planned_network
@@ -116,7 +117,7 @@ def stock_checkpoint(
                 "init_args": {
                     "plans": dict(plans),
                     "configuration": configuration,
-                    "fold": fold if fold == "all" else int(fold),
+                    "fold": int(fold) if holds_out(fold) else fold,
                     "dataset_json": dict(dataset_json),
                 },
                 "trainer_name": TRAINER,

@@ -20,6 +20,7 @@ from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 from nndiffseg.calibration.calibration import FILE as CALIBRATION
 from nndiffseg.data.checkpoint import load_any_checkpoint
 from nndiffseg.data.files import read_json, write_atomically
+from nndiffseg.data.folds import check_fold, fold_files
 from nndiffseg.data.model_json import ModelNames
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
@@ -53,7 +54,7 @@ def survey(folder: Path, plans: Mapping[str, Any], folds: Sequence[str], checkpo
     Args:
         folder: of the model.
         plans: of the model, checked.
-        folds: ``0`` to ``4``, or ``all``.
+        folds: names, see :func:`~nndiffseg.data.folds.check_fold`.
         checkpoints: file names, in the folder of each of these folds.
 
     Raises:
@@ -63,13 +64,12 @@ def survey(folder: Path, plans: Mapping[str, Any], folds: Sequence[str], checkpo
         if not is_plain_name(name):
             raise UserError(f"{name} is no name of a checkpoint in a fold's folder; give one such as checkpoint_final.pth.")
     for fold in folds:
-        if not re.fullmatch(r"\d+|all", fold):
-            raise UserError(f"The folds must be 0 to 4 or all, not {fold!r}.")
+        check_fold(fold)
     for name in MODEL_FILES:
         check_inside(folder, folder / name)
     files = {(fold, name): folder / f"fold_{fold}" / name for fold in folds for name in checkpoints}
     if not files or not all(file.is_file() for file in files.values()):
-        there = sorted(f"{f.parent.name}/{f.name}" for f in folder.glob("fold_*/checkpoint_*.pth"))
+        there = [f"fold_{fold}/{file.name}" for fold, file in fold_files(folder, "checkpoint_*.pth")]
         lacking = [f"fold_{fold}/{name}" for (fold, name), file in files.items() if not file.is_file()] or checkpoints
         raise UserError(
             f"{folder} holds no {', '.join(lacking)}; it has {', '.join(there) or 'no checkpoint yet'}: choose folds with -f "
@@ -92,7 +92,7 @@ def model_entries(folder: Path, names: ModelNames, folds: Sequence[str], checkpo
     Args:
         folder: of the model.
         names: of the model.
-        folds: ``0`` to ``4``, or ``all``.
+        folds: names.
         checkpoints: file names, in the folder of each of these folds.
 
     Raises:

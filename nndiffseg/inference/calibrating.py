@@ -15,6 +15,7 @@ from nndiffseg.calibration.coherent_fit import fit_coherent
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.folds import check_unseen
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
@@ -63,9 +64,10 @@ def calibrate_stock_model(
         progress: show a progress bar.
 
     Raises:
-        UserError: files are missing or damaged; the model is no stock nnU-Net.
+        UserError: files are missing or damaged; the model is no stock nnU-Net; a fold has seen every case.
     """
     predictor = StockPredictor(load_stock_model(folder, folds, checkpoint), device)
+    check_unseen(predictor.folds)
     data = preprocessed / _dataset_name(predictor)
     cases = ValidationCases(predictor, folder, data)
     kind, names, groups = cases.kind(), cases.names(), read_groups(data)
@@ -88,17 +90,18 @@ def calibrate_own_model(
     """Calibrates an nndiffseg model on the tables that the validations of its folds wrote; nothing is predicted.
 
     Raises:
-        UserError: files are missing or damaged.
+        UserError: files are missing or damaged, or a fold has seen every case.
     """
     model = load_model(folder, folds, checkpoint)
+    used = tuple(fold.name for fold in model.folds)
+    check_unseen(used)
     tables: list[CaseTable] = []
-    for fold in model.folds:
-        tables += read_tables(folder / f"fold_{fold.name}" / "validation" / FOLDER)
+    for fold in used:
+        tables += read_tables(folder / f"fold_{fold}" / "validation" / FOLDER)
     name = model.plans.dataset_name
     if not is_plain_name(name):
         raise UserError(f"The plans in {folder} name no dataset; the model folder is mixed up.")
-    groups, used = read_groups(preprocessed / name), tuple(fold.name for fold in model.folds)
-    structures = tuple(structures_of(model.dataset_json))
+    groups, structures = read_groups(preprocessed / name), tuple(structures_of(model.dataset_json))
     if any(len(t.true_ml) != len(structures) for t in tables):
         raise UserError(f"The tables in {folder} are of other structures than its dataset.json; validate the folds again.")
     check = check_tables(tables, cross_fit(tables, groups, used))

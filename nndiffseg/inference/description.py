@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_any_checkpoint
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import read_json
+from nndiffseg.data.folds import fold_files
 from nndiffseg.data.model_json import ModelNames, read_model_json
 from nndiffseg.errors import UserError
 
@@ -43,8 +43,8 @@ def describe(folder: Path) -> Json:
     folds: dict[str, Json] = {}
     first: Json = {}
     versions: Json = {}
-    for file in sorted(folder.glob("fold_*/checkpoint_*.pth"), key=_place):
-        name, content = file.parent.name.removeprefix("fold_"), load_any_checkpoint(file)
+    for name, file in fold_files(folder, "checkpoint_*.pth"):
+        content = load_any_checkpoint(file)
         model = _model(content, plans, file)
         if not first:
             first = {"model": model, "parameters": count_parameters(content["network_weights"])}
@@ -66,12 +66,6 @@ def describe(folder: Path) -> Json:
         "calibration": _calibration(folder),
         "versions": versions,
     }
-
-
-def _place(file: Path) -> tuple[int, str, str]:
-    """Folds in the order of their numbers, ``all`` last."""
-    number = re.fullmatch(r"fold_(\d+)", file.parent.name)
-    return (int(number.group(1)) if number else 2**31, file.parent.name, file.name)
 
 
 def _model(checkpoint: Mapping[str, Any], plans: Mapping[str, Any], file: Path) -> Json:

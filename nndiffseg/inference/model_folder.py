@@ -16,12 +16,15 @@ from nndiffseg.calibration.calibration import FILE, Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, mirror_axes
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
+from nndiffseg.data.folds import check_fold, fold_files, holds_out
 from nndiffseg.data.model_json import read_model_json
 from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 
 DEFAULT_CHECKPOINT = "checkpoint_final.pth"
+#: a pattern for all of a fold
+CHECKPOINTS = "checkpoint_*.pth"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def trained_models(results: Path) -> list[TrainedModel]:
             has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
         except (UserError, KeyError, RuntimeError, ValueError):
             continue  # not a model of ours, half-copied, or with foreign names in its plans: it cannot be chosen
-        calibrated = any(any(folder.glob(pattern)) for pattern in (FILE, f"fold_*/{FILE}"))
-        if (has_diffusion or calibrated) and any(folder.glob("fold_*/checkpoint_*.pth")):
+        calibrated = (folder / FILE).is_file() or fold_files(folder, FILE)
+        if (has_diffusion or calibrated) and fold_files(folder, CHECKPOINTS):
             models.append(TrainedModel(folder, folder.parent.name, trainer, plans, configuration))
     return models
 
@@ -98,9 +101,9 @@ def choose_model(
 
 
 def available_folds(folder: Path, checkpoint: str) -> list[str]:
-    """Folds with this checkpoint: the numbered ones, or ``all`` where there are no others."""
-    folds = sorted(f.parent.name[len("fold_") :] for f in folder.glob(f"fold_*/{checkpoint}"))
-    return [f for f in folds if f != "all"] or folds
+    """Folds with this checkpoint: the numbered ones, or ``all`` and its members where there are no others."""
+    folds = [fold for fold, _ in fold_files(folder, checkpoint)]
+    return [fold for fold in folds if holds_out(fold)] or folds
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def open_folder(
 
     Args:
         folder: holds ``plans.json``, ``dataset.json`` and ``fold_K/checkpoint_*.pth``.
-        folds: such as ``[0, 1]`` or ``["all"]``; None for all that have this checkpoint.
+        folds: such as ``[0, 1]``, ``["all"]`` or ``["all", "all/seed_1"]``; None for :func:`available_folds`.
         checkpoint: file name.
 
     Raises:
@@ -158,7 +161,7 @@ def open_folder(
     """
     folder = Path(folder)
     plans, dataset_json = read_model_json(folder)
-    chosen = [str(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
+    chosen = [check_fold(f) for f in folds] if folds is not None else available_folds(folder, checkpoint)
     files = {fold: folder / f"fold_{fold}" / checkpoint for fold in chosen}
     if not files or not all(f.is_file() for f in files.values()):
         raise UserError(_missing(folder, checkpoint, chosen))
@@ -208,7 +211,9 @@ def load_model(
         # What else a checkpoint holds, such as the optimiser's state, is dropped before the next one is read.
         calibration = files.calibration or Calibration.from_json(content["calibration"])
         calibration.check(method.plan.heads, len(structures_of(dataset_json)), str(file))
-        loaded.append(LoadedFold(name, _network(method, content, file), calibration))
+        network = _network(method, content, file)
+        method.check_weights(network, name)
+        loaded.append(LoadedFold(name, network, calibration))
         first = {k: v for k, v in first.items() if k != "network_weights" and "state" not in k}
     assert first is not None
     return LoadedModel(
@@ -235,7 +240,7 @@ def _network(method: Method, checkpoint: dict[str, Any], file: Path) -> Any:
 
 
 def _missing(folder: Path, checkpoint: str, chosen: Sequence[str]) -> str:
-    there = sorted(f"{f.parent.name}/{f.name}" for f in folder.glob("fold_*/checkpoint_*.pth"))
+    there = [f"fold_{fold}/{file.name}" for fold, file in fold_files(folder, CHECKPOINTS)]
     if not there:
         return f"{folder} holds no checkpoint yet; train it first with nndiffseg_train."
     lacking = [f"fold_{f}/{checkpoint}" for f in chosen if not (folder / f"fold_{f}" / checkpoint).is_file()]

@@ -60,6 +60,16 @@ def is_stock(folder: str | Path, folds: Sequence[int | str] | None = None, check
     return "nndiffseg_version" not in load_any_checkpoint(first, tensors=False)
 
 
+def is_calibrated(folder: Path, folds: Sequence[str], checkpoint: str = DEFAULT_CHECKPOINT) -> bool:
+    """Whether ``nndiffseg_calibrate`` has calibrated all of these folds, so that nndiffseg predicts with them.
+
+    Raises:
+        UserError: one is missing, or its calibration is damaged.
+    """
+    files = open_folder(folder, folds, checkpoint)
+    return files.calibration is not None or all(read_calibration(f.parent) is not None for f in files.checkpoints.values())
+
+
 def load_stock_model(
     folder: str | Path, folds: Sequence[int | str] | None = None, checkpoint: str = DEFAULT_CHECKPOINT
 ) -> StockModel:

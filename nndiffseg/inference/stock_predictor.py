@@ -19,6 +19,7 @@ from torch import Tensor
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
+from nndiffseg.data.folds import check_unseen
 from nndiffseg.errors import UserError
 from nndiffseg.inference.case_predictor import CasePredictor, check_numbers, device_or_best
 from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
@@ -99,6 +100,7 @@ class StockPredictor(CasePredictor):
         check_numbers(samples, None, step_size)
         model = load_stock_model(model_folder, folds, checkpoint)
         if missing := [fold.name for fold in model.folds if fold.calibration is None]:
+            check_unseen(missing)
             raise UserError(
                 f"{model_folder} is a stock nnU-Net without a calibration of fold {missing[0]}; run nndiffseg_calibrate "
                 f"{model_folder} first."

@@ -222,6 +222,13 @@ class Method(ABC):
     def losses(self, segmentation: Callable[..., SegmentationLoss]) -> Losses:
         """The losses; ``segmentation(ce=1.0, dice=1.0)`` makes nnU-Net's loss with these weights of its two terms."""
 
+    def check_weights(self, network: Any, fold: int | str) -> None:  # noqa: B027 - most methods take whatever was trained
+        """Checks weights that were loaded, in training and prediction alike.
+
+        Raises:
+            UserError: they are not those that the plans ask for in this fold.
+        """
+
     def training_pass(self, network: Any, image: Tensor, onehot: Tensor) -> Any:
         """The pass whose saved tensors are the method's memory: image ``(B, C_in, *patch)``, label ``(B, heads, *patch)``."""
         return network(image, onehot)

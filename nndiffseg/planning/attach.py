@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +107,7 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Fi
 
 
 def _folds(folder: Path, wanted: Sequence[str] | None, checkpoint: str) -> list[str]:
-    trained = [fold for fold in available_folds(folder, checkpoint) if re.fullmatch(r"\d+|all", fold)]
+    trained = available_folds(folder, checkpoint)
     if not trained:
         raise UserError(f"{folder} holds no fold_K/{checkpoint}; finish its training first, or choose another with -chk.")
     for fold in wanted or ():

@@ -13,6 +13,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nndiffseg.data.folds import holds_out, member_seed
+
 #: stands where a person has to write
 TO_FILL_IN = "[to be filled in by a person]"
 NONE = "not recorded"
@@ -49,7 +51,8 @@ def as_text(description: Mapping[str, Any]) -> str:
 
 
 def _fold_rows(name: str, fold: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rows = [(f"fold {name}", checkpoints(fold["checkpoints"]))]
+    title = f"fold {name}" if member_seed(name) is None else name
+    rows = [(title, checkpoints(fold["checkpoints"]))]
     if validation := fold["validation"]:
         scores = f"Dice {shown(validation['dice_mean'])}" + _prefixed("; ", validation["dice"])
         rows.append(("", f"validation, {shown(validation['cases'])} cases: {scores}"))
@@ -122,7 +125,9 @@ def model_card(description: Mapping[str, Any]) -> str:
         "latent": lambda value: escaped(latent(value)),
     }
     labels = list(dict.fromkeys(n for f in description["folds"].values() for n in (f["validation"] or {}).get("dice", {})))
-    return environment.get_template("card.md.j2").render(description, todo=TO_FILL_IN, label_names=labels)
+    return environment.get_template("card.md.j2").render(
+        description, todo=TO_FILL_IN, label_names=labels, seen=not all(holds_out(fold) for fold in description["folds"])
+    )
 
 
 def escaped(text: str) -> str:

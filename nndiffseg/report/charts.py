@@ -96,7 +96,7 @@ def reliability_figure(bins: ReliabilityBins) -> Figure | None:
     x, y = bins["probability"], bins["frequency"]
     ax.plot(x, y, color=_colour(0), linewidth=1.2)
     ax.scatter(x, y, s=sizes, color=COLOURS[0], edgecolors=_colour(0), linewidths=0.8, zorder=3, clip_on=False)
-    _finish(ax, 0, 1)
+    _finish(ax, -0.04, 1.04)  # the marks at 0 and 1 are the largest, and would cover the axes' numbers
     return figure
 
 

@@ -97,6 +97,7 @@ class Page:
         structures: their names.
         cases: the least certain first. Those with a picture come before those without.
         several_folds: aleatoric and epistemic maps differ from the total.
+        model: what one of the models is, ``fold`` or ``member`` (:func:`nndiffseg.data.folds.kind_of`).
         samples_saved: samples were kept for at least one case.
         settings: how the prediction was made, name -> value.
         summary: of the evaluation, from :func:`nndiffseg.uncertainty.evaluation.evaluate_predictions`; None if the truth
@@ -115,6 +116,7 @@ class Page:
     summary: Mapping[str, Any] | None = None
     charts: Mapping[str, str] = field(default_factory=dict)
     flag_below: float | None = None
+    model: str = "fold"
 
     def is_flagged(self, case: Case) -> bool:
         """Whether a case is to be looked at."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_atomically
+from nndiffseg.data.folds import kind_of
 from nndiffseg.errors import UserError
 from nndiffseg.report.charts import reliability_figure, spread_figure, volume_figure
 from nndiffseg.report.page import Case, EvaluatedCase, Page, Picture, render
@@ -117,6 +118,7 @@ class _Source:
             self._cases(),
             several_folds=any(uncertainty_map(self.predictions, case, "epistemic") for case in self.images),
             samples_saved=any(self._sample_files(case) for case in self.images),
+            model=kind_of(_recorded(self.predictions).get("folds") or ()),
         )
 
     def _cases(self) -> list[Case]:
@@ -180,10 +182,15 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf8"))
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What ``nndiffseg_predict`` wrote about its run; empty where it did not."""
+    file = folder / "predict_from_raw_data_args.json"
+    return json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
+
+
 def _read_settings(folder: Path) -> dict[str, str]:
     """How the prediction was made, as far as it was recorded: :data:`SETTINGS` and versions."""
-    file = folder / "predict_from_raw_data_args.json"
-    recorded = json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
+    recorded = _recorded(folder)
     settings = {name.replace("_", " "): recorded[name] for name in SETTINGS if recorded.get(name) is not None}
     settings |= recorded.get("versions", {})
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in settings.items()}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from nndiffseg.methods.latent.source import Source, load_finished, read_finished
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.trainer import DiffusionTrainer
@@ -27,9 +25,8 @@ class AttachedTrainer(DiffusionTrainer):
         """
         if not self.was_initialized:
             self.initialize()
-        unet = _unet(self.bare_network)
-        load_finished(unet, read_finished(path)["network_weights"], path)
-        self.source.check(unet, self.fold)
+        load_finished(self.bare_network.image_network.unet, read_finished(path)["network_weights"], path)
+        self.method.check_weights(self.bare_network, self.fold)
         self.print_to_log_file(f"The image network is that of {self.source.trainer}, from {path}; it stays as it is.")
         self.average = WeightAverage(self.bare_network)
 
@@ -37,12 +34,12 @@ class AttachedTrainer(DiffusionTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         assert self.average is not None
         for network in (self.bare_network, self.average.network):
-            self.source.check(_unet(network), self.fold)
+            self.method.check_weights(network, self.fold)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        self.source.check(_unet(self.bare_network), self.fold)  # an nnU-Net of random weights would never learn
+        self.method.check_weights(self.bare_network, self.fold)  # an nnU-Net of random weights would never learn
         super().on_train_start()
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
@@ -51,7 +48,3 @@ class AttachedTrainer(DiffusionTrainer):
         axes = self.source.mirror_axes or None
         self.inference_allowed_mirroring_axes = axes
         return *others, axes
-
-
-def _unet(network: Any) -> nn.Module:
-    return network.image_network.unet

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
+from nndiffseg.data.folds import check_fold, member_seed, split_of
 from nndiffseg.data.names import check_case_id
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.data.seeds import seed_of
@@ -40,6 +41,8 @@ class DiffusionTrainer(EpochLoop):
 
     Everything random in a training step is a function of (seed, fold, iteration): a resumed training needs no saved
     random state and goes on exactly where it stopped, also in the middle of an epoch.
+
+    Besides nnU-Net's folds there are the members of an ensemble (:mod:`nndiffseg.data.folds`): fold ``all`` with other seeds.
     """
 
     method_class: type[Method]
@@ -54,8 +57,11 @@ class DiffusionTrainer(EpochLoop):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
         check_plan_names(plans, "The plans")  # stock nnU-Net makes trainers too
+        check_fold(fold)
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(plans, configuration, fold, dataset_json, device)  # the fold's name becomes a folder's
+        self.fold_name, self.fold = str(fold), split_of(fold)
+        self.seed = member_seed(fold) or 0
         if self.label_manager.has_ignore_label:
             raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
         self.method = self.method_class(
@@ -72,7 +78,6 @@ class DiffusionTrainer(EpochLoop):
         )
         self.initial_lr, self.weight_decay = 1e-3, 1e-2
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
-        self.seed = 0
         self.workers: int | None = None
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the calibration that the validation fits
         self.calibration = Calibration()  # until a validation fits it

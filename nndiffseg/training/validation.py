@@ -4,7 +4,8 @@
    apart on disk until the case is exported.
 2. Each case is exported with a calibration that was fitted on the cases of other groups (cross-fitting,
    :func:`nndiffseg.calibration.cross_fit`), so that no case is evaluated with a number that it helped to choose.
-3. The calibration fitted on all cases goes into the checkpoint and into ``calibration.json``.
+3. The calibration fitted on all cases goes into the checkpoint and into ``calibration.json``. Fold ``all`` and its members have
+   seen every case, so nothing is fitted on them.
 4. ``summary.json`` is nnU-Net's, ``uncertainty.json`` holds the rest.
 """
 
@@ -29,6 +30,7 @@ from nndiffseg.calibration.volumes import structure_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
+from nndiffseg.data.folds import holds_out
 from nndiffseg.data.groups import read_groups
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.writer import ExportJob, export_case
@@ -42,6 +44,9 @@ from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 #: head and samples of every case, until it is exported
 PARTS = ".parts"
+NOT_CALIBRATED = (
+    "This training has seen every case, so the validation fits no calibration, and its figures say nothing about new cases."
+)
 
 
 class TrainedFold(Protocol):
@@ -53,7 +58,7 @@ class TrainedFold(Protocol):
     seed: int
     validated_checkpoint: str
     # nnU-Net's own attributes
-    fold: int | str
+    fold_name: str
     device: torch.device
     is_ddp: bool
     local_rank: int
@@ -91,7 +96,10 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
     for sub in (FOLDER, PARTS):
         (folder / sub).mkdir(parents=True)
     predictor = _predictor(trainer)
-    groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (str(trainer.fold),)
+    groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (trainer.fold_name,)
+    unseen = holds_out(trainer.fold_name)
+    if not unseen:
+        trainer.print_to_log_file(NOT_CALIBRATED)
     try:
         _predict(trainer, predictor, folder)
         tables = read_tables(folder / FOLDER)
@@ -103,10 +111,10 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
             save_probabilities=save_probabilities,
             settings=predictor.settings(),
         )
-        _export(trainer, job, cross_fit(tables, groups, fold))
+        _export(trainer, job, cross_fit(tables, groups, fold) if unseen else {t.case: Calibration() for t in tables})
     finally:
         shutil.rmtree(folder / PARTS, ignore_errors=True)
-    trainer.calibration = fit(tables, groups, fold)
+    trainer.calibration = fit(tables, groups, fold) if unseen else Calibration()
     _store(trainer)
     _evaluate(trainer, folder, tables)
 
@@ -122,7 +130,7 @@ def _predictor(trainer: TrainedFold) -> Predictor:
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,
         device=trainer.device,
-        fold=trainer.fold,
+        fold=trainer.fold_name,
         seed=trainer.seed,
     )
 

@@ -1,10 +1,10 @@
-"""Uncertainty maps: entropy, and its decomposition over folds.
+"""Uncertainty maps: entropy, and its decomposition over folds or members.
 
-The folds are an ensemble of models, each of which gives a distribution over labels (the mean of its samples). The
-entropy of the ensemble's mean splits into what every model is unsure about and what the models disagree about:
-H(mean_f p_f) = mean_f H(p_f) + I(label; fold). The first term is called aleatoric, the second epistemic (Depeweg et
-al. 2018, arXiv 1710.07283; the ensemble stands for the posterior over weights as in Lakshminarayanan et al.
-2017, arXiv 1612.01474).
+Several models predict together, each of which gives a distribution over labels (the mean of its samples). The entropy of
+their mean splits into what every model is unsure about and what the models disagree about: H(mean_f p_f) = mean_f H(p_f) +
+I(label; f). The first term is called aleatoric, the second epistemic (Depeweg et al. 2018, arXiv 1710.07283). Members that
+were trained on the same cases with different seeds are a deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474). Folds
+are none: they were trained on different cases (arXiv 2605.18329).
 """
 
 from __future__ import annotations

@@ -94,6 +94,10 @@ def test_what_is_not_calibrated_is_not_predicted(make_dataset, tmp_path, capsys)
     out = tmp_path / "out"
     assert predict(["-i", str(world.images), "-o", str(out), "-m", str(world.model), "-device", "cpu", *world.flags]) == 2
     assert "run nndiffseg_calibrate" in capsys.readouterr().err and not out.exists()
+    shutil.move(world.model / "fold_0", world.model / "fold_all")
+    assert predict(["-i", str(world.images), "-o", str(out), "-m", str(world.model), "-device", "cpu", *world.flags]) == 2
+    error = capsys.readouterr().err
+    assert "train folds 0 to 4" in error and "run nndiffseg_calibrate" not in error and not out.exists()
 
 
 def test_cases_whose_probabilities_were_not_kept_are_predicted(make_dataset, tmp_path, capsys):
@@ -177,6 +181,7 @@ def _ignore_label(world: StockWorld) -> None:
         (_damage, "case_000.npz cannot be read"),
         (_other_shape, r"probabilities of case_000 are \(3, 2, 2, 2\)"),
         (lambda w: shutil.rmtree(w.model / "fold_0"), "holds no checkpoint yet"),
+        (lambda w: shutil.move(w.model / "fold_0", w.model / "fold_all"), "Fold all was trained on all cases"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_calibration(make_dataset, tmp_path, capsys, spoil, message):
@@ -221,6 +226,10 @@ def test_an_own_model_is_calibrated_on_the_tables_of_all_its_folds(make_dataset,
     shutil.rmtree(folder / "fold_1" / "validation")
     assert calibrate([str(folder), *flags]) == 2
     assert "validate the fold with nndiffseg_train --val" in capsys.readouterr().err
+    shutil.move(folder / "fold_0", folder / "fold_all")
+    assert calibrate([str(folder), "-f", "all", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "Fold all was trained on all cases, so none is left to calibrate it on" in error and error.count("\n") == 1
 
 
 def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp_path, capsys):

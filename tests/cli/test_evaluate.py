@@ -15,6 +15,7 @@ import pytest
 from prediction_files import disc, write_dataset_json, write_labels
 
 from nndiffseg.cli.evaluate import FILES, main
+from nndiffseg.report.page import environment
 from nndiffseg.uncertainty import region_of_interest
 from nndiffseg.uncertainty.case_labels import DILATION
 
@@ -299,6 +300,7 @@ def test_the_page_loads_nothing_and_escapes_names(evaluate, tmp_path):
     parser.feed(page)
     assert parser.loaded == [] and "<script>" not in page
     assert "<script>" in parser.text and "a&b" in parser.text and "data:image/png" in page
+    assert environment().get_template("style.html.j2").render() in page  # as all reports look, on phones and in the dark too
 
 
 def test_nothing_is_left_half_written(evaluate, folders, monkeypatch):

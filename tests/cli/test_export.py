@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from stock_folder import write_stock_folder
 from tiny_model import model_folder, raw_images, results  # noqa: F401
 
 from nndiffseg.calibration import Calibration
 from nndiffseg.cli.export import main
+from nndiffseg.export.stock_copy import stock_plans
 from nndiffseg.ext_path import ext_path
 from nndiffseg.inference.model_folder import load_model
 
@@ -88,8 +93,6 @@ def test_stock_nnunet_installs_and_predicts_the_head_to_the_last_bit(model_folde
 
 
 def test_the_installed_zip_is_the_model_with_its_calibration(model_folder, tmp_path, monkeypatch, capsys):  # noqa: F811
-    import shutil
-
     from nnunetv2.model_sharing.model_import import install_model_from_zip_file
 
     folder, archive = tmp_path / "calibrated", tmp_path / "out.zip"
@@ -107,6 +110,91 @@ def test_the_installed_zip_is_the_model_with_its_calibration(model_folder, tmp_p
         assert (installed / file).read_bytes() == (folder / file).read_bytes()
 
 
+@pytest.fixture
+def rich(model_folder, tmp_path):  # noqa: F811
+    """A copy of the model with all that can be packed: a second checkpoint of other weights, raw weights, calibrations ..."""
+    folder = tmp_path / "rich"
+    shutil.copytree(model_folder, folder)
+    for number, fold in enumerate((folder / "fold_0", folder / "fold_1")):
+        content = torch.load(fold / "checkpoint_final.pth", weights_only=True) | {"current_epoch": 20 + number}
+        content["network_weights_raw"] = {name: torch.zeros_like(w) for name, w in content["network_weights"].items()}
+        torch.save(content, fold / "checkpoint_final.pth")
+        best = {name: w + 0.125 if w.is_floating_point() else w for name, w in content["network_weights"].items()}
+        best_axes = {"current_epoch": 10 + number, "inference_allowed_mirroring_axes": (0, 2)}
+        torch.save(content | {"network_weights": best} | best_axes, fold / "checkpoint_best.pth")
+        Calibration(0.25, groups=4 + number).write(fold)
+    Calibration(0.5, groups=9, folds=("0", "1")).write(folder)
+    (folder / "dataset_fingerprint.json").write_text('{"shapes": []}')
+    for folds in ("0", "0_1"):
+        (folder / f"crossval_results_folds_{folds}").mkdir()
+        (folder / f"crossval_results_folds_{folds}" / "postprocessing.json").write_text(json.dumps({"of": folds}))
+    return folder
+
+
+def test_what_is_packed_are_the_chosen_files_to_the_last_byte(rich, tmp_path):
+    assert main([str(rich), str(tmp_path / "all.zip"), "-chk", "checkpoint_final.pth", "checkpoint_best.pth"]) == 0
+    archive = zipfile.ZipFile(tmp_path / "all.zip")
+    packed = {name.split("/", 2)[2]: archive.read(name) for name in archive.namelist()}
+    there = {f.relative_to(rich).as_posix(): f.read_bytes() for f in rich.rglob("*") if f.is_file()}
+    assert packed == {name: content for name, content in there.items() if not name.startswith("crossval_results_folds_0/")}
+    assert main([str(rich), str(tmp_path / "one.zip"), "-f", "1", "1", "-chk", "checkpoint_best.pth"]) == 0
+    archive = zipfile.ZipFile(tmp_path / "one.zip")
+    assert sorted(name.split("/", 2)[2] for name in archive.namelist()) == [  # no name twice
+        *("calibration.json", "dataset.json", "dataset_fingerprint.json", "fold_1/calibration.json"),
+        *("fold_1/checkpoint_best.pth", "plans.json"),
+    ]
+    (checkpoint,) = [name for name in archive.namelist() if name.endswith(".pth")]
+    assert archive.read(checkpoint) == there["fold_1/checkpoint_best.pth"]
+
+
+def test_the_head_alone_is_of_the_chosen_fold_and_checkpoint_with_its_averaged_weights(rich, tmp_path):
+    assert main([str(rich), str(tmp_path / "head.zip"), "--nnunet", "-f", "0", "1", "-chk", "checkpoint_best.pth"]) == 0
+    archive, top = zipfile.ZipFile(tmp_path / "head.zip"), f"Dataset901_Tiny/{HEAD}"
+    model = {"plans.json", "dataset.json", "dataset_fingerprint.json"}
+    assert names_in(tmp_path / "head.zip") == model | {"fold_0/checkpoint_best.pth", "fold_1/checkpoint_best.pth"}
+    head = torch.load(io.BytesIO(archive.read(f"{top}/fold_1/checkpoint_best.pth")), weights_only=True)
+    whole = torch.load(rich / "fold_1" / "checkpoint_best.pth", weights_only=True)["network_weights"]
+    prefix = "image_network.unet."
+    assert head["network_weights"].keys() == {name.removeprefix(prefix) for name in whole if name.startswith(prefix)}
+    assert all(torch.equal(weight, whole[prefix + name]) for name, weight in head["network_weights"].items())
+    assert (head["current_epoch"], head["inference_allowed_mirroring_axes"]) == (11, (0, 2))
+    plans, dataset_json = (json.loads(archive.read(f"{top}/{name}.json")) for name in ("plans", "dataset"))
+    assert plans == stock_plans(json.loads((rich / "plans.json").read_text()))
+    assert dataset_json == json.loads((rich / "dataset.json").read_text())
+    arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 1, "dataset_json": dataset_json}
+    assert head["init_args"] == arguments
+    assert archive.read(f"{top}/dataset_fingerprint.json") == b'{"shapes": []}'
+
+
+@pytest.mark.parametrize("flags", [(), ("--nnunet",)])
+def test_an_error_while_packing_leaves_no_file_and_keeps_the_old_one(rich, tmp_path, monkeypatch, capsys, flags):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "out.zip")
+
+    for name in ("write", "writestr"):
+        monkeypatch.setattr(zipfile.ZipFile, name, full)
+    before = sorted(tmp_path.iterdir())
+    assert main([str(rich), str(tmp_path / "out.zip"), *flags]) == 2
+    assert "No space left" in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
+    (tmp_path / "out.zip").write_text("of yesterday")
+    assert main([str(rich), str(tmp_path / "out.zip"), "--overwrite", *flags]) == 2
+    assert (tmp_path / "out.zip").read_text() == "of yesterday" and len(list(tmp_path.iterdir())) == len(before) + 1
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("dataset_name", "../Dataset901_Tiny"), ("plans_name", "a/b"), ("dataset_name", "..")]
+)
+def test_foreign_names_put_nothing_beside_the_models_place(rich, tmp_path, capsys, key, name):
+    """nnU-Net unpacks a zip file below its results, wherever the names in it lead."""
+    plans = json.loads((rich / "plans.json").read_text()) | {key: name}
+    (rich / "plans.json").write_text(json.dumps(plans))
+    for flags in ((), ("--nnunet",)):
+        assert main([str(rich), str(tmp_path / "out.zip"), *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"must not have '{name}' as {key}" in error and error.count("\n") == 1
+        assert not (tmp_path / "out.zip").exists()
+
+
 def test_folds_and_checkpoints_are_chosen(model_folder, tmp_path):  # noqa: F811
     assert main([str(model_folder), str(tmp_path / "one.zip"), "-f", "1", "1"]) == 0
     assert names_in(tmp_path / "one.zip") == {"plans.json", "dataset.json", "fold_1/checkpoint_final.pth"}
@@ -118,13 +206,47 @@ def test_a_calibrated_stock_model_is_packed_with_its_calibration_and_its_own_che
     folder = write_stock_folder(tmp_path)
     Calibration(0.5, groups=3).write(folder / "fold_0")
     assert main([str(folder), str(tmp_path / "out.zip")]) == 0
-    assert "nnUNetv2_predict -i in/ -o out/ -d Dataset902_Stock" in capsys.readouterr().out
+    flags = "-i in/ -o out/ -d Dataset902_Stock -c 2d -tr nnUNetTrainer_5epochs -p nnUNetPlans -f 0\n"
+    out = capsys.readouterr().out
+    assert f"Predict: nndiffseg_predict {flags}" in out  # nnU-Net's own command would leave the calibration unused
+    assert f"the same segmentation alone: nnUNetv2_predict {flags}" in out
     archive = zipfile.ZipFile(tmp_path / "out.zip")
     top = f"Dataset902_Stock/{folder.name}"
     assert archive.read(f"{top}/fold_0/checkpoint_final.pth") == (folder / "fold_0/checkpoint_final.pth").read_bytes()
     assert json.loads(archive.read(f"{top}/fold_0/calibration.json"))["groups"] == 3
     assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet"]) == 2
     assert "a model of stock nnU-Net already" in capsys.readouterr().err and not (tmp_path / "head.zip").exists()
+
+
+def test_who_receives_a_stock_model_is_told_what_predicts_it(tmp_path, capsys):
+    """nndiffseg predicts calibrated folds only."""
+    folder = write_stock_folder(tmp_path)
+    assert main([str(folder), str(tmp_path / "plain.zip")]) == 0
+    out = capsys.readouterr().out
+    assert "Predict: nnUNetv2_predict -i in/" in out and "nndiffseg_predict" not in out
+    shutil.copytree(folder / "fold_0", folder / "fold_1")
+    Calibration(0.5, groups=3, folds=("0",)).write(folder)
+    assert main([str(folder), str(tmp_path / "both.zip")]) == 0
+    assert "nndiffseg_predict" not in capsys.readouterr().out
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    assert main([str(folder), str(tmp_path / "one.zip"), "-f", "0", "-chk", "checkpoint_best.pth"]) == 0
+    assert "Predict: nndiffseg_predict -i in/" in (out := capsys.readouterr().out)
+    assert out.count("-f 0 -chk checkpoint_best.pth\n") == 2
+
+
+def test_members_are_packed_but_not_for_stock_nnunet(model_folder, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "members"
+    shutil.copytree(model_folder, folder)
+    (folder / "fold_0").rename(folder / "fold_all")
+    (folder / "fold_1").rename(folder / "fold_all" / "seed_1")
+    assert main([str(folder), str(tmp_path / "out.zip")]) == 0
+    assert "-p nnDiffSegPlansS -f all all/seed_1\n" in capsys.readouterr().out
+    members = {"fold_all/checkpoint_final.pth", "fold_all/seed_1/checkpoint_final.pth"}
+    assert names_in(tmp_path / "out.zip") == {"plans.json", "dataset.json", *members}
+    assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet"]) == 2
+    assert "Stock nnU-Net finds no members such as all/seed_1" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "head.zip"), "--nnunet", "-f", "all"]) == 0
+    assert names_in(tmp_path / "head.zip") == {"plans.json", "dataset.json", "fold_all/checkpoint_final.pth"}
 
 
 def test_an_existing_file_is_replaced_only_on_request(model_folder, tmp_path, capsys):  # noqa: F811

@@ -94,6 +94,32 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
     assert not (tmp_path / "out" / "uncertainty" / "case_001_epistemic.nii.gz").exists()
 
 
+def test_members_predict_together_and_are_called_members(call, model_folder, tmp_path):  # noqa: F811
+    folder = tmp_path / "members"
+    shutil.copytree(model_folder, folder)
+    (folder / "fold_0").rename(folder / "fold_all")
+    (folder / "fold_1").rename(folder / "fold_all" / "seed_1")
+    rest = ("--samples", 3, "--save_samples", "--disable_tta", "-num_parts", 4)
+    code, out, err = call("-m", folder, *rest)
+    assert code == 0, err
+    assert "3 samples each, members all, all/seed_1." in out and "no epistemic map" not in out
+    written = tmp_path / "out"
+    settings = json.loads((written / "uncertainty" / "case_000.json").read_text())["settings"]
+    assert settings["folds"] == ["all", "all/seed_1"]
+    report = (written / "report.html").read_text()
+    assert "between the members of a deep ensemble" in report and "folds’ models" not in report
+    read = {f.name: f.read_bytes() for f in written.rglob("case_000*.nii.gz")}
+    assert "case_000_epistemic.nii.gz" in read
+    code, out, _ = call("-m", folder, "-f", "all/seed_1", *rest)
+    assert code == 0 and "3 samples each, member all/seed_1." in out and "There is no epistemic map" in out
+    assert "One member was used" in (written / "report.html").read_text()
+    alone = {f.name: f.read_bytes() for f in written.rglob("case_000*.nii.gz")}
+    assert read.keys() - alone.keys() == {"case_000_epistemic.nii.gz"}
+    # Samples 0 and 2 were the first member's; the second draws the same sample 1 in the ensemble and alone.
+    same = [alone[f"case_000_s{n:02d}.nii.gz"] == read[f"case_000_s{n:02d}.nii.gz"] for n in range(3)]
+    assert same == [False, True, False]
+
+
 def test_several_models_are_listed(call, model_folder, tmp_path):  # noqa: F811
     other = tmp_path / "several" / "Dataset901_Tiny"
     shutil.copytree(model_folder, other / model_folder.name)

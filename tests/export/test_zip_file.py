@@ -66,6 +66,14 @@ def test_weights_are_packed_as_they_are_and_no_folder_of_the_machine_is(stock, t
     assert summary["foreground_mean"]["Dice"] == 0.75
 
 
+def test_members_are_packed_where_they_lie(stock, tmp_path):
+    (stock / "fold_0").rename(stock / "fold_all")
+    shutil.copytree(stock / "fold_all", stock / "fold_all" / "seed_1")
+    packed = {n.split("/", 2)[2] for n in pack(stock, tmp_path / "out.zip", ("all", "all/seed_1")).namelist()}
+    first = {name for name in packed if name.startswith("fold_all/") and "seed" not in name}
+    assert len(first) == 3 and packed > first | {name.replace("fold_all", "fold_all/seed_1") for name in first}
+
+
 def test_the_place_in_the_zip_does_not_follow_the_folders_name(stock, tmp_path):
     renamed = stock.rename(tmp_path / "my model")
     assert all(n.startswith("Dataset902_Stock/nnUNet") for n in pack(renamed, tmp_path / "out.zip").namelist())

@@ -78,9 +78,9 @@ def test_weights_under_two_names_count_once(tmp_path):
 
 
 def test_folds_are_in_the_order_of_their_numbers(stock):
-    for fold in ("10", "2", "all"):
+    for fold in ("10", "2", "all", "all/seed_1"):
         shutil.copytree(stock / "fold_0", stock / f"fold_{fold}")
-    assert list(describe(stock)["folds"]) == ["0", "2", "10", "all"]
+    assert list(describe(stock)["folds"]) == ["0", "2", "10", "all", "all/seed_1"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,27 @@ def test_folds_default_to_the_trained_ones(copy_of_model):
     assert [f.name for f in load_model(copy_of_model).folds] == ["all"]
 
 
+def test_members_are_pooled_where_there_are_no_numbered_folds_and_only_on_request_beside_them(copy_of_model):
+    shutil.move(copy_of_model / "fold_0", copy_of_model / "fold_all")
+    shutil.copytree(copy_of_model / "fold_1", copy_of_model / "fold_all" / "seed_1")
+    assert available_folds(copy_of_model, "checkpoint_final.pth") == ["1"]
+    model = load_model(copy_of_model, ["all", "all/seed_1"])
+    assert [f.name for f in model.folds] == ["all", "all/seed_1"]
+    first, second = (f.network.state_dict() for f in model.folds)
+    assert not torch.equal(first["denoiser.head.weight"], second["denoiser.head.weight"])
+    shutil.rmtree(copy_of_model / "fold_1")
+    assert available_folds(copy_of_model, "checkpoint_final.pth") == ["all", "all/seed_1"]
+    with pytest.raises(UserError, match=r"no fold_all/seed_2/.*; it has fold_all/.*, fold_all/seed_1/checkpoint_final.pth"):
+        load_model(copy_of_model, ["all/seed_2"])
+    (copy_of_model / "fold_all" / "checkpoint_final.pth").unlink()  # the member alone is a model too
+    assert trained_models(copy_of_model.parents[1])[0].folder == copy_of_model
+
+
+def test_a_name_that_is_no_fold_is_not_joined_to_a_path(copy_of_model):
+    with pytest.raises(UserError, match=r"must be 0 to 4 or all .*, not '0/\.\./fold_1'"):
+        load_model(copy_of_model, ["0/../fold_1"])
+
+
 def test_every_fold_has_its_own_weights_and_calibration(make_dataset, tmp_path):
     folder = write_model(make_dataset, tmp_path, calibrations=[Calibration(0.25), Calibration(0.75, volume_scale=2.0)])
     first, second = load_model(folder).folds

@@ -119,7 +119,15 @@ def test_a_stock_model_gets_a_card_of_its_own():
     card = model_card(stock())
     assert "nnUNetv2_predict -d Dataset004_Hippocampus" in card and "- nndiffseg\n" not in card
     assert "Nothing was fitted after the training." in card and f"| versions | {NONE} |" in card
-    assert "trained on its\nvalidation cases" in card and "trained on its" not in model_card(DESCRIPTION)
+    assert "trained on all cases" in card and "trained on all cases" not in model_card(DESCRIPTION)
+
+
+def test_members_are_listed_and_not_taken_for_evaluated_ones():
+    content = copy.deepcopy(DESCRIPTION)
+    content["folds"] = {"all/seed_1": content["folds"]["1"]}
+    assert f"\nall/seed_1    checkpoint_best.pth ({NONE} epochs" in as_text(content)
+    card = model_card(content)
+    assert "| all/seed\\_1 | checkpoint" in card and "trained on all cases" in card
 
 
 @pytest.mark.parametrize("name", ["<script>x</script>", "a | b", "[x](http://y)", "line\nbreak # head", "`code`", "![i](u)"])

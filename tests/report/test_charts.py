@@ -55,6 +55,8 @@ def test_reliability_is_frequency_over_probability_and_larger_where_more_voxels_
     (marks,) = (c for c in figure.axes[0].collections if isinstance(c, PathCollection))
     np.testing.assert_allclose(marks.get_offsets(), [[0.1, 0.2], [0.8, 0.7]])
     assert marks.get_sizes()[0] > marks.get_sizes()[1]
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0 and high > 1, "marks at the ends cover no numbers"
 
 
 def test_without_voxels_there_is_no_reliability_chart():

@@ -211,6 +211,14 @@ def test_with_one_fold_the_page_says_why_there_is_only_one_map():
     assert "Epistemic" not in text
 
 
+def test_disagreement_is_that_of_folds_or_of_members():
+    """Folds were trained on different cases, so they are no deep ensemble."""
+    assert "between the folds’ models" in parsed([]).words and "deep ensemble" not in parsed([]).words
+    members = parsed([], model="member").words
+    assert "between the members of a deep ensemble" in members and "folds’ models" not in members
+    assert "One member was used" in parsed([], model="member", several_folds=False).words
+
+
 def test_samples_are_explained_or_their_flag_is_named():
     assert "The thin outlines are samples" in parsed([]).words
     assert "--save_samples" not in parsed([]).words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 from stock_model import DATA, MODEL, environment, stock  # noqa: F401
 
+from nndiffseg.cli.predict import main as predict
 from nndiffseg.errors import UserError
+from nndiffseg.inference.model_folder import load_model
 from nndiffseg.methods.latent.source import KEY
 from nndiffseg.planners import DiffSegPlannerS
 from nndiffseg.planning.attach import FinishedModel, attached_plans, read_model
@@ -44,6 +47,28 @@ def test_only_the_recorded_weights_of_the_fold_are_trained_on(planned, tmp_path)
     trainer(planned).load_checkpoint(str(tmp_path / "c.pth"))
     with pytest.raises(UserError, match="fold 1 is not that"):
         trainer(planned, 1).load_checkpoint(str(tmp_path / "c.pth"))
+
+
+def test_a_prediction_refuses_another_image_network_and_takes_any_other_part(planned, stock, capsys):  # noqa: F811
+    made, name = trainer(planned), "checkpoint_final.pth"
+    made.load_pretrained_weights(str(planned[0].weights("0")))
+    folder = Path(made.output_folder).parent
+    for file in ("plans", "dataset"):
+        content = planned[1] if file == "plans" else planned[0].dataset_json
+        (folder / f"{file}.json").write_text(json.dumps(content))
+    made.save_checkpoint(str(folder / "fold_0" / name))
+    content = torch.load(folder / "fold_0" / name, weights_only=True)
+    content["network_weights"]["label_decoder.head.weight"] += 1
+    torch.save(content, folder / "fold_0" / name)
+    assert [fold.name for fold in load_model(folder).folds] == ["0"]
+    content["network_weights"]["image_network.unet.encoder.stages.0.0.convs.0.conv.weight"].view(-1)[3] += 1e-6
+    torch.save(content, folder / "fold_0" / name)
+    capsys.readouterr()
+    folders = [f"--{kind}={stock / kind}" for kind in ("raw", "preprocessed", "results")]
+    assert predict(["-m", str(folder), "-i", str(stock), "-o", str(stock / "out"), "-device", "cpu", *folders]) == 2
+    error = capsys.readouterr().err
+    assert "image network of fold 0 is not that of nnUNetTrainer which the plans name" in error and error.count("\n") == 1
+    assert not (stock / "out").exists()
 
 
 def test_a_step_moves_all_but_the_frozen_network_which_the_optimiser_does_not_know(planned):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nndiffseg.calibration import Calibration, fit, read_tables
-from nndiffseg.cli import plan_and_preprocess, train
+from nndiffseg.cli import plan_and_preprocess, predict, train
 from nndiffseg.data.checkpoint import load_checkpoint
 from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training import epoch_log as log
@@ -205,6 +205,39 @@ def test_float16_trains_with_scaled_gradients_and_resumes_with_their_scale(folde
     resumed.load_checkpoint(str(folders / "half.pth"))
     assert resumed.grad_scaler.get_scale() == half.grad_scaler.get_scale() < 2**16
     assert wide.grad_scaler is None
+
+
+def test_fold_all_with_other_seeds_is_further_members_that_predict_together(folders, tmp_path, monkeypatch, capsys):
+    """The commands as a user types them: two trainings, one of them resumed, one prediction."""
+    short = ("--epochs", "1", "--iterations_per_epoch", "2")
+    base = arguments(folders, "members", *short)
+    base[2] = "all"
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTrainer, "perform_actual_validation", lambda *_: None)  # that of the other member is enough
+        assert train.main(base) == 0
+    model = fold(folders, "members").parent
+    first = {f: f.read_bytes() for f in (model / "fold_all").rglob("*") if f.is_file()}
+    assert train.main([*base, "--seed", "1"]) == 0
+    assert all(f.read_bytes() == content for f, content in first.items()), "the first member stays as it was"
+    assert [f.name for f in model.glob("fold_*")] == ["fold_all"]
+    a, b = (load_checkpoint(model / place / "checkpoint_final.pth") for place in ("fold_all", "fold_all/seed_1"))
+    assert (a["seed"], b["seed"], b["init_args"]["fold"]) == (0, 1, "all/seed_1")
+    key = "denoiser.stem.weight"
+    assert not torch.equal(a["network_weights_raw"][key], b["network_weights_raw"][key]), "members begin apart"
+    assert a["calibration"] == b["calibration"] == Calibration().to_json()
+    assert len(list((model / "fold_all/seed_1/validation").glob("*.nii.gz"))) == 6, "all cases, all of them seen"
+    monkeypatch.setattr(DiffusionTrainer, "perform_actual_validation", lambda *_: None)
+    assert train.main([*base, "--seed", "1", "--c", "--epochs", "2"]) == 0
+    assert load_checkpoint(model / "fold_all/seed_1/checkpoint_final.pth")["iteration"] == 4
+    assert (model / "fold_all/checkpoint_final.pth").read_bytes() == first[model / "fold_all/checkpoint_final.pth"]
+    capsys.readouterr()
+    images = tmp_path / "in"
+    images.mkdir()
+    shutil.copy(folders / "raw" / "Dataset901_Tiny" / "imagesTr" / "case_000_0000.nii.gz", images)
+    flags = ["-m", str(model), "-f", "all", "all/seed_1", "--samples", "2", "-device", "cpu", "--disable_progress_bar"]
+    assert predict.main(["-i", str(images), "-o", str(tmp_path / "out"), *flags, *base[-3 - len(short) : -len(short)]]) == 0
+    assert "members all, all/seed_1" in capsys.readouterr().out
+    assert (tmp_path / "out" / "uncertainty" / "case_000_epistemic.nii.gz").is_file()
 
 
 def test_minutes_bound_the_training(folders):

@@ -80,7 +80,7 @@ def trainer(tmp_path):
         average=WeightAverage(torch.nn.Linear(1, 1)),
         calibration=Calibration(),
         validated_checkpoint="checkpoint_final.pth",
-        fold=3,
+        fold_name="3",
         local_rank=0,
         is_ddp=False,
         output_folder=str(tmp_path),
@@ -132,6 +132,20 @@ def test_the_checkpoint_gets_the_fit_of_all_cases_and_nothing_else_changes(train
     assert json.loads((tmp_path / "calibration.json").read_text()) == expected.to_json()
     assert torch.equal(checkpoint["network_weights"]["w"], torch.ones(1)) and expected.groups == 4
     assert not (tmp_path / "validation" / ".parts").exists()
+
+
+@pytest.mark.parametrize("fold", ["all", "all/seed_1"])
+def test_nothing_is_fitted_on_cases_that_the_training_has_seen(trainer, tmp_path, monkeypatch, fold):
+    used, said = {}, []
+    trainer.fold_name, trainer.print_to_log_file = fold, lambda *parts, **_: said.extend(parts)
+    monkeypatch.setattr(validation, "_predictor", lambda _: Predictor())
+    monkeypatch.setattr(validation, "export_case", lambda job, case, s, p: used.update({case: s.calibrations[0]}))
+    monkeypatch.setattr(validation, "_evaluate", lambda *_: None)
+    validation.validate_fold(trainer)
+    assert used == dict.fromkeys(HEAD_IS_RIGHT, Calibration())
+    assert Calibration.from_json(load_checkpoint(tmp_path / "checkpoint_final.pth")["calibration"]) == Calibration()
+    assert json.loads((tmp_path / "calibration.json").read_text())["groups"] == 0
+    assert validation.NOT_CALIBRATED in said
 
 
 def test_cases_of_a_group_are_left_out_together(trainer, tmp_path, monkeypatch):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from nndiffseg.data.folds import split_of
 from nndiffseg.methods.latent.losses import LatentLosses
 from nndiffseg.methods.latent.network import LatentDiffusionSegmenter
+from nndiffseg.methods.latent.source import Source
 from nndiffseg.methods.protocol import Method, SegmentationLoss
 
 
@@ -36,3 +39,8 @@ class AttachedLatentDiffusion(LatentDiffusion):
 
     def losses(self, segmentation: Callable[..., SegmentationLoss]) -> LatentLosses:
         return LatentLosses(segmentation(), self.plan.heads, frozen=True)
+
+    def check_weights(self, network: Any, fold: int | str) -> None:
+        """The image network must be the finished one that the plans record for this fold."""
+        source = Source.from_configuration(self.plan.configuration.configuration)
+        source.check(network.image_network.unet, split_of(fold))

@@ -218,15 +218,19 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
     """Images and labels that the training has not seen: the phantom's test cases, else the fold's validation cases."""
     if demo.args.dataset is None:
         return dataset / "imagesTs", dataset / "labelsTs"
-    split = json.loads((demo.output / "preprocessed" / dataset.name / "splits_final.json").read_text(encoding="utf8"))[0]
+    from nndiffseg.data.check import read_dataset_json, training_cases
+    from nndiffseg.data.listing import copy_with_side_files
+
+    splits = demo.output / "preprocessed" / dataset.name / "splits_final.json"
+    split = json.loads(splits.read_text(encoding="utf8"))[0]
     images, references = demo.output / "images", demo.output / "references"
     images.mkdir()
     references.mkdir()
-    for case in split["val"]:
-        for image in (dataset / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-            shutil.copy(image, images)
-        for label in (dataset / "labelsTr").glob(f"{case}.*"):
-            shutil.copy(label, references)
+    for case in training_cases(dataset, read_dataset_json(dataset)):
+        if case.name in split["val"]:
+            for image in case.images:
+                copy_with_side_files(Path(image), images, label=False)
+            copy_with_side_files(Path(case.label), references, label=True)
     return images, references
 
 

@@ -179,7 +179,7 @@ def _commit(job: ExportJob, case_id: str, stage: Path) -> None:
     stale += [
         f
         for f in (job.output / "samples").glob("*")
-        if re.fullmatch(re.escape(case_id) + r"_s\d+" + re.escape(job.file_ending), f.name)
+        if re.fullmatch(re.escape(case_id) + rf"_s\d+({re.escape(job.file_ending)}|\.json)", f.name)
     ]
     for file in stale:
         file.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.data.files import write_json
+from nndiffseg.data.listing import list_images
 from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
@@ -66,6 +67,8 @@ def predict_folder(
     output = Path(output_folder)
     check_fusion(fuse)
     every_case = find_cases(input_folder, predictor.dataset_json)
+    if (remark := list_images(Path(input_folder), predictor.dataset_json["file_ending"]).remark()) is not None:
+        print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
     cases = [case for case in own_cases if not (continue_prediction and _is_complete(job, case, predictor))]

@@ -11,25 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.records import INTENSITIES, preprocessing_settings
 from nndiffseg.errors import UserError
 
 STANDARD = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-#: what the preprocessed data of a configuration depends on
-PREPROCESSING_KEYS = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_seg",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg_kwargs",
-)
-PREPROCESSING_KEYS_OF_PLANS = (
-    "transpose_forward",
-    "image_reader_writer",
-    "foreground_intensity_properties_per_channel",
-)
 
 
 def check_plans_name(name: str) -> None:
@@ -98,5 +83,4 @@ def same_preprocessing(plans: dict[str, Any], other: dict[str, Any], name: str) 
 
 
 def _preprocessing(plans: dict[str, Any], configuration: dict[str, Any]) -> str:
-    relevant = [configuration.get(k) for k in PREPROCESSING_KEYS] + [plans.get(k) for k in PREPROCESSING_KEYS_OF_PLANS]
-    return json.dumps(relevant, sort_keys=True)
+    return json.dumps([*preprocessing_settings(plans, configuration), plans.get(INTENSITIES)], sort_keys=True)

@@ -121,7 +121,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         return self._reader
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
-        """nnU-Net's order of the axes, the slice axis first; where most images are single slices, that is the axis of one voxel.
+        """nnU-Net's order of the axes, the slice axis first: where most images are single slices, that of one voxel.
 
         Raises:
             UserError: most images are single slices, but not all along the same axis.

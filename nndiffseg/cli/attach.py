@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run, user_path
 from nndiffseg.cli.train import add_training_flags, check_numbers, fold_of, go_on, set_budget
 from nndiffseg.data.files import write_json
 
@@ -28,7 +27,7 @@ def _parser() -> Parser:
     parser = Parser("Trains the sampling networks on a finished nnU-Net, whose own network stays as it is, and validates them.")
     parser.add_argument(
         "model_folder",
-        type=Path,
+        type=user_path,
         metavar="MODEL_FOLDER",
         help="of a finished nnU-Net: .../nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION",
     )

@@ -6,7 +6,9 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -39,6 +41,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
     except KeyboardInterrupt:
+        _ignore_interrupts(argv)
         _fail("interrupted.")
         return 130
     except (OSError, RuntimeError) as error:
@@ -46,7 +49,31 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         if sentence is None:
             raise
         return _fail(sentence)
+    finally:
+        _ignore_interrupts(argv)
     return 0
+
+
+def _ignore_interrupts(argv: Sequence[str] | None) -> None:
+    """A command that is about to end ends with its exit code; without this, Python ends by the signal where one comes late."""
+    if argv is None and threading.current_thread() is threading.main_thread():  # a console script, not a caller in Python
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def user_path(text: str) -> Path:
+    """A path that a user gave, with ``~`` for the home folder; the ``type`` of flags.
+
+    Raises:
+        UserError: it leads through a link to nowhere, or there is no such home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"There is no home folder for {text}; give the whole path.") from None
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise UserError(f"{part} is a link that leads nowhere, or back to itself; remove it or give another path.")
+    return path
 
 
 def _fail(sentence: str) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, pick_device, run, user_path
 from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Makes a phantom dataset, plans, trains, predicts, evaluates and writes a report, in one folder.")
-    parser.add_argument("--output", type=Path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
+    parser.add_argument("--output", type=user_path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
     parser.add_argument(
         "--dataset",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom",
     )

@@ -99,15 +99,28 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError("-gpu_memory_target is in GB; give a number above 0.")
     if any(s <= 0 for s in args.overwrite_target_spacing or []):
         raise UserError("-overwrite_target_spacing is in mm; give three numbers above 0.")
-    for configuration in args.c or []:
-        choose("configuration", configuration, CONFIGURATIONS)
     choose("latent", args.latent, LATENTS)
     if args.np and len(args.np) not in (1, len(args.c or CONFIGURATIONS)):
         raise UserError("-np takes one number, or one for each configuration of -c.")
     folders = folders_from(args)
     datasets = [folders.dataset(d) for d in args.d]  # all of them, before any work starts
     for dataset in datasets:
+        known = [*CONFIGURATIONS, *_custom(folders.preprocessed / dataset, args)]
+        for configuration in args.c or []:
+            choose("configuration", configuration, known)
+    for dataset in datasets:
         plan_and_preprocess(dataset, folders, args)
+
+
+def _custom(preprocessed: Path, args: argparse.Namespace) -> list[str]:
+    """Configurations that a user added to the plans that are made again."""
+    from nndiffseg import planners
+    from nndiffseg.planning.plans_file import custom_configurations
+
+    if not set(args.c or []) - set(CONFIGURATIONS):
+        return []
+    size = getattr(planners, choose("planner", args.pl, planners.PLANNERS)).size
+    return list(custom_configurations(preprocessed / f"{args.overwrite_plans_name or size.plans_name}.json"))
 
 
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
@@ -128,7 +141,8 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     workers = _workers(cases)
     first, progress = args.npfp or workers, not args.no_pbar
     if not args.no_check:
-        dataset_check.check_dataset(raw, processes=first, progress=progress)
+        for warning in dataset_check.check_dataset(raw, processes=first, progress=progress):
+            print(f"Warning: {warning}")
     names = [c.name for c in cases]
     belonging = groups.read_groups(raw, names)
     for note in dataset_check.left_out(raw, dataset_json):
@@ -187,6 +201,8 @@ def _preprocess(
     args: argparse.Namespace,
     workers: int,
 ) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nndiffseg.data import preprocessing
 
     wanted = args.c or list(CONFIGURATIONS)
@@ -208,7 +224,7 @@ def _preprocess(
             progress=not args.no_pbar,
             verbose=args.verbose,
         )
-        where = folder / plans["configurations"][configuration]["data_identifier"]
+        where = folder / PlansManager(plans).get_configuration(configuration).data_identifier
         reused = f", {len(cases) - done.made} were there" if done.made < len(cases) else ""
         print(f"{configuration}: {done.made} cases preprocessed{reused} ({where}).")
         for note in _changes(done, where, {c.name for c in cases}):
@@ -228,7 +244,8 @@ def _changes(done: Preprocessed, where: Path, known: set[str]) -> list[str]:
         notes.append(f"{len(done.removed)} cases that the raw dataset no longer has were removed, such as {done.removed[0]}.")
     if strangers := sorted({p.stem for p in where.glob("*.pkl")} - known):
         notes.append(
-            f"{where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; --clean removes them."
+            f"{where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; --clean removes "
+            "them."
         )
     return notes
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,15 @@ from nndiffseg.data.dataset_json import channel_names, check_region_order
 from nndiffseg.data.files import read_json
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
-from nndiffseg.data.listing import check_training_name, list_images, list_labels
+from nndiffseg.data.listing import TIFF, check_training_name, list_images, list_labels, side_file
 from nndiffseg.data.names import check_case_id, check_file_ending
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_reader
 from nndiffseg.data.splits import SPLITS, read_splits
 from nndiffseg.errors import UserError
 
+#: the difference of geometry that only moves an image as a whole; nnU-Net bears it, since voxels match all the same
+PLACE = "origin"
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
@@ -37,13 +38,17 @@ class TrainingCase:
     label: str
 
 
-def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) -> None:
+def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) -> list[str]:
     """Checks a raw dataset thoroughly: dataset.json, the list of files, and every voxel.
 
     Args:
         folder: ``.../DatasetXXX_Name``.
         processes: worker processes.
         progress: show a progress bar.
+
+    Returns:
+        Warnings about what nnU-Net bears as well: a label that no case shows, images and labels of different
+        origin.
 
     Raises:
         UserError: the first defect, in the order of the cases' names.
@@ -65,16 +70,18 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
     results = map_cases(
         _check_case, arguments, processes, description="Checking the dataset", progress=progress, flags="-npfp 1"
     )
-    for problem, _ in results:
+    for problem, *_ in results:
         if problem:
             raise UserError(problem)
-    found = set().union(*(labels for _, labels in results))
-    for value, name in sorted(expected.items()):
-        if value not in found and value != 0:
-            raise UserError(
-                f"dataset.json of {folder.name} names the label {name} ({value}), but no file in labelsTr holds it; "
-                "take it out of dataset.json or add cases that show it."
-            )
+    found = set().union(*(labels for _, labels, _ in results))
+    warnings = [
+        f"dataset.json of {folder.name} names the label {name} ({value}), and no file in labelsTr holds it, so it is not learnt."
+        for value, name in sorted(expected.items())
+        if value not in found and value != 0
+    ]
+    if moved := [remark for *_, remark in results if remark]:
+        warnings.append(f"{moved[0]}; the voxels are taken to match (cases like this: {len(moved)}).")
+    return warnings
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -186,7 +193,9 @@ def left_out(folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
     alone = sorted(list_labels(folder / "labelsTr", ending).keys() - images.images.keys())
     remarks = [images.remark()]
     if alone:
-        remarks.append(f"{len(alone)} label{'s' * (len(alone) > 1)} in {folder / 'labelsTr'} without an image, such as {alone[0]}.")
+        remarks.append(
+            f"{len(alone)} label{'s' * (len(alone) > 1)} in {folder / 'labelsTr'} without an image, such as {alone[0]}."
+        )
     return [r for r in remarks if r is not None]
 
 
@@ -217,33 +226,43 @@ def _cases_in_folders(folder: Path, ending: str) -> list[TrainingCase]:
 
 def _check_case(
     case: TrainingCase, reader_class: type[BaseReaderWriter], n_channels: int, expected: list[int]
-) -> tuple[str | None, set[int]]:
-    """The first defect of one case, or None, and the label numbers that it holds."""
-    reader = reader_class()
+) -> tuple[str | None, set[int], str | None]:
+    """The first defect of one case, or None, the label numbers that it holds, and how image and label differ in place."""
+    reader, moved = reader_class(), None
     try:
         label, label_properties = read_image(reader, case.label, label=True)
         count = 0
         for file in case.images:
             image, properties = read_image(reader, file)
             difference = geometry_mismatch(properties, label_properties, image.shape[1:], label.shape[1:])
-            if difference:
-                return (
-                    f"{file} and its label {case.label} differ in {difference}; bring the label onto the image's grid."
-                ), set()
+            if difference and difference.startswith(PLACE):
+                moved = moved or f"{file} and its label differ in {difference}"
+            elif difference:
+                return f"{file} and its label {case.label} differ in {difference}; {_remedy(case, difference)}.", set(), None
             count += image.shape[0]
     except UserError as error:
-        return str(error), set()
+        return str(error), set(), None
     if count != n_channels:
         held = f" ({Path(case.images[0]).name} alone holds {count})" if len(case.images) == 1 and count > 1 else ""
         return (
             f"The training case {case.name} has {count} image channels{held}, but dataset.json names {n_channels}; add what "
             "is missing, save the channels as files of their own, or correct channel_names."
-        ), set()
+        ), set(), None  # fmt: skip
     values = np.unique(label)
     unknown = [v for v in values if v not in expected]
     if unknown:
         return (
             f"{case.label} holds the label {unknown[0]:g}, which dataset.json does not name (it names "
             f"{', '.join(map(str, expected))}); correct the file or dataset.json."
-        ), set()
-    return None, {int(v) for v in values}
+        ), set(), None  # fmt: skip
+    return None, {int(v) for v in values}, moved
+
+
+def _remedy(case: TrainingCase, difference: str) -> str:
+    """What to do where image and label have different shapes or spacings."""
+    if difference.startswith("shape"):
+        return "bring the label onto the image's grid"
+    label = Path(case.label)
+    if difference.startswith("spacing") and label.suffix in TIFF and side_file(label, label=True) is None:
+        return f"write the spacing of the label into {label.with_suffix('.json').name} beside it, as for the image"
+    return "bring the label onto the image's grid, or take their voxels to match with --no_check"

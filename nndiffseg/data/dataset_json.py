@@ -23,11 +23,13 @@ def channel_names(dataset_json: Mapping[str, Any], where: str = "dataset.json") 
         meant = list(names.values()) if all(isinstance(n, str) and n for n in names.values()) else [str(n) for n in names]
         right = dict(zip(wanted, meant, strict=True))
         raise UserError(
-            f"{where} has the channel_names {json.dumps(dict(names))[:200]}, whose keys must be the numbers of the channels; write "
-            f"{json.dumps(right)[:200]}."
+            f"{where} has the channel_names {json.dumps(dict(names))[:200]}, whose keys must be the numbers of the channels; "
+            f"write {json.dumps(right)[:200]}."
         )
     if not all(isinstance(name, str) and name for name in names.values()):
-        raise UserError(f"{where} has channel_names that are no text ({json.dumps(dict(names))[:200]}); give each channel a name.")
+        raise UserError(
+            f"{where} has channel_names that are no text ({json.dumps(dict(names))[:200]}); give each channel a name."
+        )
     return [names[k] for k in wanted]
 
 
@@ -50,7 +52,8 @@ def check_region_order(dataset_json: Mapping[str, Any], where: str) -> None:
     regions = [(name, r) for name, r in (_as_set(*item) for item in labels.items() if item[0] != "ignore") if r != {0}]
     if not isinstance(order, list) or len(order) != len(regions) or not all(type(v) is int for v in order):
         raise UserError(
-            f"{where} has regions, so regions_class_order must list {len(regions)} labels, one for each region; {_proposal(regions)}."
+            f"{where} has regions, so regions_class_order must list {len(regions)} labels, one for each region; "
+            f"{_proposal(regions)}."
         )
     if (wrong := _wrongly_painted(regions, order)) is not None:
         value, painted, name, inside = wrong

@@ -51,8 +51,8 @@ def check_components(file: str, *, label: bool) -> None:
         return
     if label:
         raise UserError(
-            f"{file} has {number} layers (components per voxel), as 3D Slicer writes overlapping segments, and a label has one; "
-            "in Slicer, export it as a labelmap."
+            f"{file} has {number} layers (components per voxel), as 3D Slicer writes overlapping segments, and a label has "
+            "one; in Slicer, export it as a labelmap."
         )
     raise UserError(
         f"{file} has {number} components per voxel, a colour or vector image; save each as a file of its own, CASE_0000, "
@@ -99,8 +99,8 @@ def refusal(file: str, error: BaseException) -> UserError:
         return UserError(f"{file} cannot be read, {kind}.")
     if file.endswith(ITK) and (axes := _axes(file)) > 3:
         return UserError(
-            f"{file} cannot be read, it is an image of {axes} axes; save each volume as a file of its own, CASE_0000, CASE_0001 "
-            "and so on."
+            f"{file} cannot be read, it is an image of {axes} axes; save each volume as a file of its own, CASE_0000, "
+            "CASE_0001 and so on."
         )
     return UserError(
         f"{file} cannot be read, it is truncated or not an image ({reason[-160:] or type(error).__name__}); replace it."

@@ -26,9 +26,7 @@ from nndiffseg.errors import UserError
 THICK = 900
 
 
-def find_reader(
-    dataset_json: Mapping[str, Any], example: str | Path, others: Iterable[str] = ()
-) -> type[BaseReaderWriter]:
+def find_reader(dataset_json: Mapping[str, Any], example: str | Path, others: Iterable[str] = ()) -> type[BaseReaderWriter]:
     """nnU-Net's choice of reader: the one that dataset.json names, or the first that can read ``example``.
 
     Where one of the files ``others`` has axes that are not at right angles, it is the one that can read that one too, so that
@@ -121,7 +119,11 @@ def three_axes(properties: dict[str, Any]) -> dict[str, Any]:
     if geometry is None or len(geometry["spacing"]) != 4:
         return properties
     direction = np.asarray(geometry["direction"], float).reshape(4, 4)[:3, :3]
-    spatial = {"spacing": geometry["spacing"][:3], "origin": geometry["origin"][:3], "direction": tuple(direction.ravel().tolist())}
+    spatial = {
+        "spacing": geometry["spacing"][:3],
+        "origin": geometry["origin"][:3],
+        "direction": tuple(direction.ravel().tolist()),
+    }
     return {**properties, "sitk_stuff": {**geometry, **spatial}}
 
 
@@ -169,16 +171,16 @@ def geometry_mismatch(a: Mapping[str, Any], b: Mapping[str, Any], shape_a: tuple
         return f"spacing {_show(a['spacing'])} against {_show(b['spacing'])}"
     voxel = float(min(a["spacing"]))
     if "sitk_stuff" in a and "sitk_stuff" in b:
-        for what, tolerance in (("origin", 0.1 * voxel), ("direction", 0.01)):
+        for what, tolerance in (("direction", 0.01), ("origin", 0.1 * voxel)):
             u, v = a["sitk_stuff"][what], b["sitk_stuff"][what]
             if not np.allclose(u, v, rtol=0, atol=tolerance):
                 return f"{what} {_show(u)} against {_show(v)}"
     if "nibabel_stuff" in a and "nibabel_stuff" in b:
         u, v = (np.asarray(p["nibabel_stuff"]["original_affine"], float) for p in (a, b))
-        if not np.allclose(u[:3, 3], v[:3, 3], rtol=0, atol=0.1 * voxel):
-            return f"origin {_show(u[:3, 3])} against {_show(v[:3, 3])}"
         if not np.allclose(u[:3, :3], v[:3, :3], rtol=0, atol=0.01 * voxel):
             return "direction"
+        if not np.allclose(u[:3, 3], v[:3, 3], rtol=0, atol=0.1 * voxel):
+            return f"origin {_show(u[:3, 3])} against {_show(v[:3, 3])}"
     return None
 
 

@@ -71,8 +71,8 @@ def list_images(folder: Path, ending: str) -> Listing:
             others.append(file.name + "/" * file.is_dir())
         elif (match := re.fullmatch(r"(.+)_(\d{4})", file.name[: -len(ending)], re.DOTALL)) is None:
             raise UserError(
-                f"{ascii(str(file))[1:-1]} lacks a channel number; rename it to {ascii(_proposed(file.name, ending))[1:-1]}, since "
-                f"images are called like CASE_0000{ending}, or move it elsewhere."
+                f"{ascii(str(file))[1:-1]} lacks a channel number; rename it to {ascii(_proposed(file.name, ending))[1:-1]}, "
+                f"since images are called like CASE_0000{ending}, or move it elsewhere."
             )
         elif file.is_dir():
             raise UserError(f"{file} is a folder with the name of an image; rename it, or move the images in it up.")

@@ -72,6 +72,7 @@ def read_model_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder / 'dataset.json'} names no labels; copy the model folder again.")
     check_reader(dataset_json, str(folder / "dataset.json"))
     check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
-    channel_names(dataset_json, str(folder / "dataset.json"))
+    if "channel_names" in dataset_json or "modality" in dataset_json:
+        channel_names(dataset_json, str(folder / "dataset.json"))
     check_region_order(dataset_json, str(folder / "dataset.json"))
     return plans, dataset_json

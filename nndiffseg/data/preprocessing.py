@@ -281,7 +281,7 @@ def copy_ground_truth(cases: Sequence[TrainingCase], folder: Path, file_ending: 
     target, records = folder / "gt_segmentations", Records(folder)
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        copies = {target / f"{case.name}{file_ending}": Path(case.label)}
+        copies: dict[Path, Path | None] = {target / f"{case.name}{file_ending}": Path(case.label)}
         if file_ending in TIFF:
             copies[target / f"{case.name}.json"] = side_file(Path(case.label), label=True)
         for copy, source in copies.items():

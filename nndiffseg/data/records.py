@@ -77,14 +77,17 @@ class Records:
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._hashes.get(path)
         if known is None or known[:3] != stamp:
-            with open(path, "rb") as stream:
-                known = [*stamp, hashlib.file_digest(stream, "sha256").hexdigest()]
+            known = [*stamp, hash_file(path)]
             self._hashes[path], self._new = known, True
         return str(known[3])
 
     def content(self, images: Iterable[str], label: str) -> str:
         """Hash of the images, the label and the side files of a case; their names do not matter."""
-        files = [*with_side_files([Path(f) for f in images], label=False), Path("|"), *with_side_files([Path(label)], label=True)]
+        files = [
+            *with_side_files([Path(f) for f in images], label=False),
+            Path("|"),
+            *with_side_files([Path(label)], label=True),
+        ]
         return hash_of([f.suffix if f.name == "|" else self.hash(f) for f in files])
 
     def save(self) -> None:
@@ -134,6 +137,15 @@ def _case_key(content: Mapping[str, Any]) -> CaseKey | None:
 def write_case_key(key: CaseKey, file: Path) -> None:
     """Writes the key of a case whose files are in place."""
     write_json(asdict(key), file)
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's content."""
+    state = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def hash_of(value: Any) -> str:

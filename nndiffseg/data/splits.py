@@ -47,12 +47,14 @@ def read_splits(file: Path, known: Iterable[str] | None = None, groups: Mapping[
         groups: case -> group; no fold may divide one.
 
     Raises:
-        UserError: it is not a list of ``{"train": [...], "val": [...]}``, holds no folds, names an unknown case or one twice, or a
-            fold is empty, or trains on its own validation cases or on others of their groups.
+        UserError: it is not a list of ``{"train": [...], "val": [...]}``, holds no folds, names an unknown case or one twice,
+            or a fold is empty, or trains on its own validation cases or on others of their groups.
     """
     splits = read_json(file, "correct or remove it")
     if not isinstance(splits, list) or not all(_is_fold(f) for f in splits):
-        raise UserError(f'{file} must be a JSON list of {{"train": [...], "val": [...]}} with names of cases; correct or remove it.')
+        raise UserError(
+            f'{file} must be a JSON list of {{"train": [...], "val": [...]}} with names of cases; correct or remove it.'
+        )
     if not splits:
         raise UserError(f"{file} holds no folds; add some, or remove it to get nnU-Net's.")
     everyone = None if known is None else set(known)
@@ -79,7 +81,7 @@ def _check_fold(file: Path, number: int, fold: Fold, known: set[str] | None, gro
             raise UserError(f"Fold {number} of {file} names {twice} twice in {side}; leave one of them.")
         if not names:
             raise UserError(
-                f"Fold {number} of {file} has no {'validation' if side == 'val' else 'training'} cases; correct or remove the file."
+                f"Fold {number} of {file} has no {'validation' if side == 'val' else 'training'} cases; correct the file."
             )
     if both := sorted(set(fold["train"]) & set(fold["val"])):
         raise UserError(f"Fold {number} of {file} has {both[0]} in train and in val; a case can be in one of them only.")
@@ -113,15 +115,21 @@ def plan_splits(raw: Path, preprocessed: Path, cases: Sequence[str], groups: Map
             if read_splits(file, cases, groups)[: len(wanted)] == wanted:
                 return []  # nnU-Net allows folds to be added behind those of the raw dataset
             raise UserError(f"{given} and {file} hold different folds; remove the one that is not wanted.")
-        return _write(records, file, wanted, [f"{file}: replaced by that of the raw dataset."] if own and there != wanted else [])
+        return _write(
+            records, file, wanted, [f"{file}: replaced by that of the raw dataset."] if own and there != wanted else []
+        )
     if own and there != wanted:
-        note = f"{file}: made anew, because the cases or their groups have changed; models of the old folds do not belong to it."
+        note = (
+            f"{file}: made anew, because the cases or their groups have changed; models of the old folds do not belong to it."
+        )
         return _write(records, file, wanted, [note])
     if there is not None:
         folds = read_splits(file, cases, groups)
         unused = set(cases).difference(*(f[side] for f in folds for side in ("train", "val")))
         if unused:
-            return [f"Warning: {file} leaves out {len(unused)} of {len(cases)} cases, such as {min(unused)}; add them or remove it."]
+            return [
+                f"Warning: {file} leaves out {len(unused)} of {len(cases)} cases, such as {min(unused)}; add them or remove it."
+            ]
         return []
     if not groups and len(cases) >= FOLDS:
         return []
@@ -140,10 +148,11 @@ def _write(records: Records, file: Path, folds: list[Fold], notes: list[str]) ->
 def _new_folds(file: Path, folds: Sequence[Fold], cases: Sequence[str], groups: Mapping[str, str]) -> str:
     units, what = (len(set(groups.values())), f"groups of {GROUPS}") if groups else (len(cases), "cases")
     if not folds:
-        return f"Warning: {units} {what.replace('s', '', 1) if units == 1 else what} cannot be divided into folds; train the fold all."
+        return f"Warning: {units} of the {what} cannot be divided into folds; train the fold all."
     if groups and len(folds) == FOLDS:
         return f"{file}: five folds that divide none of the {units} groups of {GROUPS}."
-    return f"Warning: {units} {what} are too few for five folds; {file} has {len(folds)}, 0 to {len(folds) - 1}, or train the fold all."
+    last = len(folds) - 1
+    return f"Warning: {units} {what} are too few for five folds; {file} has 0 to {last}, or train the fold all."
 
 
 def cases_of_fold(preprocessed: Path, fold: int | str, known: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,20 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
         if not isinstance(other, dict) or "configurations" not in other:
             continue
         for name, configuration in plans["configurations"].items():
-            for theirs in other["configurations"].values():
+            for theirs in _resolved(other):
                 if theirs.get("data_identifier") != configuration["data_identifier"]:
                     continue
                 if _preprocessing(plans, configuration) != _preprocessing(other, theirs):
                     configuration["data_identifier"] = f"{own}_{name}"
+
+
+def _resolved(plans: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configurations of other plans with all that they inherit; those that inherit from nothing known are left out."""
+    for name in plans["configurations"]:
+        try:
+            yield PlansManager(plans).get_configuration(name).configuration
+        except (ValueError, KeyError, AssertionError, AttributeError, TypeError, RecursionError):
+            continue
 
 
 def same_preprocessing(plans: dict[str, Any], other: dict[str, Any], name: str) -> bool:

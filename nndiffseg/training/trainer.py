@@ -84,8 +84,8 @@ class DiffusionTrainer(EpochLoop):
     # ---- set-up ---------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
-        base, plans = Path(self.preprocessed_dataset_folder_base), self.plans_manager.plans
-        check_settings(base, plans, self.configuration_name, sum(self.do_split(), []))  # before the networks are built
+        base, (train, val) = Path(self.preprocessed_dataset_folder_base), self.do_split()
+        check_settings(base, self.plans_manager.plans, self.configuration_name, [*train, *val])  # before networks are built
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
@@ -155,9 +155,7 @@ class DiffusionTrainer(EpochLoop):
                 training and validation.
         """
         folder = Path(self.preprocessed_dataset_folder)
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(str(folder))
-        names = [name for name in self.dataset_class.get_identifiers(str(folder)) if is_plain_name(name)]
+        names = [name for name in infer_dataset_class(str(folder)).get_identifiers(str(folder)) if is_plain_name(name)]
         return cases_of_fold(Path(self.preprocessed_dataset_folder_base), self.fold, names)
 
     def validation_batches(self) -> Iterator[dict]:

@@ -165,6 +165,6 @@ def _annotations(folder: Path, ending: str) -> Iterator[tuple[str, list[Path]]]:
     for name, file in single.items():
         yield name, [file]
     for sub in folder.iterdir():
-        if sub.name not in single and is_plain_name(sub.name) and sub.is_dir():
-            if files := list(list_labels(sub, ending).values()):
-                yield sub.name, files
+        case = sub.name not in single and is_plain_name(sub.name) and sub.is_dir()
+        if case and (files := list(list_labels(sub, ending).values())):
+            yield sub.name, files

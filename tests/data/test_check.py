@@ -88,7 +88,8 @@ def test_an_rgb_image_counts_as_three_channels(make_dataset: Callable[..., Path]
     folder = make_dataset(tmp_path, cases=2, shape=(24, 16), file_ending=".png")
     for file in (folder / "imagesTr").iterdir():
         io.imsave(file, np.repeat(io.imread(file)[..., None], 3, -1))
-    assert "3 image channels, but dataset.json names 1" in problem(folder)
+    sentence = problem(folder)
+    assert "3 image channels (case_000_0000.png alone holds 3), but dataset.json names 1" in sentence
     edit_json(folder, channel_names={"0": "R", "1": "G", "2": "B"})
     check_dataset(folder, progress=False)
 

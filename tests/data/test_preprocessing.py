@@ -51,7 +51,7 @@ def planned(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 def run(planned: Planned, folder: Path, **options: Any) -> int:
     cases, content, plans, _ = planned
-    return preprocess_configuration(cases, content, plans, "3d_fullres", folder, progress=False, **options)
+    return preprocess_configuration(cases, content, plans, "3d_fullres", folder, progress=False, **options).made
 
 
 def target(folder: Path) -> Path:

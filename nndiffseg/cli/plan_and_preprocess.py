@@ -142,7 +142,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     first, progress = args.npfp or workers, not args.no_pbar
     if not args.no_check:
         for warning in dataset_check.check_dataset(raw, processes=first, progress=progress):
-            print(f"Warning: {warning}")
+            print(f"Warning: {warning}.")
     names = [c.name for c in cases]
     belonging = groups.read_groups(raw, names)
     for note in dataset_check.left_out(raw, dataset_json):

@@ -75,12 +75,12 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
             raise UserError(problem)
     found = set().union(*(labels for _, labels, _ in results))
     warnings = [
-        f"dataset.json of {folder.name} names the label {name} ({value}), and no file in labelsTr holds it, so it is not learnt."
+        f"dataset.json of {folder.name} names the label {name} ({value}), and no file in labelsTr holds it, so it is not learnt"
         for value, name in sorted(expected.items())
         if value not in found and value != 0
     ]
     if moved := [remark for *_, remark in results if remark]:
-        warnings.append(f"{moved[0]}; the voxels are taken to match (cases like this: {len(moved)}).")
+        warnings.append(f"{moved[0]}; the voxels are taken to match (cases like this: {len(moved)})")
     return warnings
 
 

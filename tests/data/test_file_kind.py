@@ -50,7 +50,9 @@ def test_sheared_axes_are_told_and_read_by_nibabel_whichever_file_comes_first(tm
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii.gz"])
 @pytest.mark.parametrize("shape", [SHAPE, (8, 10)], ids=["3D", "2D"])
-def test_layers_of_a_label_and_vectors_of_an_image_are_told(tmp_path: Path, ending: str, shape: tuple[int, ...]) -> None:  # row 11
+def test_layers_of_a_label_and_vectors_of_an_image_are_told(
+    tmp_path: Path, ending: str, shape: tuple[int, ...]
+) -> None:  # row 11
     file = tmp_path / f"x{ending}"
     layers = np.zeros((*shape, 2), np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(layers, isVector=True), str(file))

@@ -43,7 +43,9 @@ def test_hidden_files_and_other_endings_are_left_out_and_named(tmp_path: Path) -
     assert list_images(tmp_path, ".png").remark() is None
 
 
-@pytest.mark.parametrize(("name", "proposed"), [("b.png", "b_0000.png"), ("c_000.png", "c_0000.png"), ("c_1.png", "c_0001.png")])
+@pytest.mark.parametrize(
+    ("name", "proposed"), [("b.png", "b_0000.png"), ("c_000.png", "c_0000.png"), ("c_1.png", "c_0001.png")]
+)
 def test_an_image_with_another_name_is_an_error_of_training_and_of_prediction(
     tmp_path: Path, name: str, proposed: str
 ) -> None:  # row 13

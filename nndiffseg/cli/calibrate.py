@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run, user_path
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 
 if TYPE_CHECKING:
     from nndiffseg.calibration import Calibration
@@ -42,7 +42,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
     folder = args.model_folder
     if is_stock(folder, args.f, args.chk):
-        device = pick_device(args.device)
+        device = device_from(args)
         found = calibrate_stock_model(
             folder,
             folders.preprocessed,

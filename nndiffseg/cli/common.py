@@ -41,7 +41,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
     except KeyboardInterrupt:
-        _ignore_interrupts(argv)
+        _ignore_interrupts()
         _fail("interrupted.")
         return 130
     except (OSError, RuntimeError) as error:
@@ -50,13 +50,18 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
             raise
         return _fail(sentence)
     finally:
-        _ignore_interrupts(argv)
+        _ignore_interrupts()
     return 0
 
 
-def _ignore_interrupts(argv: Sequence[str] | None) -> None:
-    """A command that is about to end ends with its exit code; without this, Python ends by the signal where one comes late."""
-    if argv is None and threading.current_thread() is threading.main_thread():  # a console script, not a caller in Python
+def _ignore_interrupts() -> None:
+    """A command that is about to end ends with its exit code; without this, Python ends by the signal where one comes late.
+
+    Callers in Python go on after it, so they keep their handler.
+    """
+    program = Path(sys.argv[0] if sys.argv else "")
+    command = program.name.startswith("nndiffseg_") or program.parts[-3:-1] == ("nndiffseg", "cli")
+    if command and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -147,8 +152,37 @@ def folders_from(args: argparse.Namespace) -> Folders:
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds ``-device`` (and ``--device``); read it with :func:`pick_device`."""
+    """Adds ``-device`` (and ``--device``) and ``-num_threads``; read them with :func:`device_from`."""
     parser.add_argument("-device", "--device", choices=DEVICES, default=None, help="default: the best one available")
+    parser.add_argument(
+        "-num_threads",
+        type=int,
+        metavar="N",
+        help="threads of computations on the processor; default: OMP_NUM_THREADS, else all cores; fewer on a busy machine",
+    )
+
+
+def device_from(args: argparse.Namespace) -> torch.device:
+    """The device of a parsed command line; sets and prints the number of threads.
+
+    Raises:
+        UserError: the machine lacks the device, or the number is not positive.
+    """
+    import torch
+
+    if args.num_threads is not None:
+        if args.num_threads < 1:
+            raise UserError(f"-num_threads must be 1 or more, not {args.num_threads}.")
+        torch.set_num_threads(args.num_threads)
+    device = pick_device(args.device)
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type == "cpu" and threads > 1 and load > cores:
+        print(
+            f"This machine is busy ({load:.0f} jobs on {cores} processors), and {threads} threads would wait for each other; "
+            "-num_threads 1 may be much faster."
+        )
+    return device
 
 
 def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device:
@@ -173,7 +207,8 @@ def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device
     else:
         chosen = name
     if not quiet:
-        detail = torch.cuda.get_device_name() if chosen == "cuda" else f"{os.cpu_count()} processors"
+        processors = f"{os.cpu_count()} processors, threads: {torch.get_num_threads()}"
+        detail = torch.cuda.get_device_name() if chosen == "cuda" else processors
         print(f"Device: {chosen} ({detail})." if chosen != "mps" else "Device: mps.")
     return torch.device(chosen)
 

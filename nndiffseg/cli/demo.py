@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, pick_device, run, user_path
+from nndiffseg.cli.common import Parser, add_device_flag, device_from, run, user_path
 from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
@@ -96,7 +97,8 @@ class Demo:
         with open(self.output / LOG, "a", encoding="utf8") as log:
             log.write(f"\n$ nndiffseg_{name} {' '.join(line[3:])}\n")
             log.flush()
-            code = subprocess.run(line, stdout=log, check=False).returncode
+            threads = {} if self.args.num_threads is None else {"OMP_NUM_THREADS": str(self.args.num_threads)}
+            code = subprocess.run(line, stdout=log, check=False, env=os.environ | threads).returncode
         if code != 0:
             raise UserError(f"nndiffseg_{name} stopped with exit code {code}; {self.output / LOG} says what it did last.")
 
@@ -104,7 +106,7 @@ class Demo:
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
-    demo = Demo(_fresh(args.output.resolve()), args, pick_device(args.device).type)
+    demo = Demo(_fresh(args.output.resolve()), args, device_from(args).type)
     started = time.monotonic()
     dataset = _dataset(demo)
     number = str(int(dataset.name[7:].split("_")[0]))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run, user_path
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _predictor(args: argparse.Namespace, folder: Path) -> CasePredictor:
     from nndiffseg.inference.stock_model import is_stock
     from nndiffseg.inference.stock_predictor import StockPredictor
 
-    device = pick_device(args.device)
+    device = device_from(args)
     given = {"samples": args.samples, "seed": args.seed, "step_size": args.step_size, "mirroring": not args.disable_tta}
     if not is_stock(folder, args.f, args.chk):
         return Predictor.from_folder(folder, args.f, args.chk, device, steps=args.steps, sampler=args.sampler, **given)

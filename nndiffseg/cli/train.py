@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run, user_path
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
 from nndiffseg.errors import UserError
@@ -81,7 +81,7 @@ def _main(argv: Sequence[str] | None) -> None:
     trainer_class = find_trainer(args.tr)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, fold, dataset_json, pick_device(args.device))
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
     set_budget(trainer, args, epochs=trainer.num_epochs)
     trainer.disable_checkpointing = args.disable_checkpointing
     _load(trainer, args)

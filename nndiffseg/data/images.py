@@ -13,6 +13,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
@@ -24,6 +25,7 @@ from nndiffseg.errors import UserError
 
 #: a slice thicker than this many pixels marks a 2D image
 THICK = 900
+PIXELS = "pixels"
 
 
 def find_reader(dataset_json: Mapping[str, Any], example: str | Path, others: Iterable[str] = ()) -> type[BaseReaderWriter]:
@@ -72,6 +74,11 @@ def planned_reader(plans_file: Path, dataset_json: Mapping[str, Any], example: s
 def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:
     """Whether an image ``(z, y, x)`` is 2D: nnU-Net's readers give it one slice of a huge thickness."""
     return shape[0] == 1 and spacing[0] > THICK * max(spacing[1:])
+
+
+def volume_unit(reader: type[BaseReaderWriter]) -> str:
+    """``ml``, or ``pixels`` for photographs, whose pixels have no size; then keys that end in ``_ml`` count 1000 pixels."""
+    return PIXELS if issubclass(reader, NaturalImage2DIO) else "ml"
 
 
 def voxel_volume(shape: Sequence[int], spacing: Sequence[float]) -> float:

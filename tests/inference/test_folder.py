@@ -243,7 +243,8 @@ def test_colour_photographs(model_folder_2d, tmp_path):
     total = sitk.ReadImage(str(out / "uncertainty" / "photo_total.nii.gz"))
     assert total.GetDimension() == 2 and total.GetSize() == (52, 40) and total.GetSpacing() == (1, 1)
     content = json.loads((out / "uncertainty" / "photo.json").read_text())
-    assert "1 mm" in content["note"] and content["structures"]["shell"]["mean_ml"] <= 40 * 52 / 1000
+    assert "1000 pixels" in content["note"] and content["structures"]["shell"]["mean_ml"] <= 40 * 52 / 1000
+    assert content["unit"] == "pixels" and "shell, pixels (90 %)" in (out / "report.html").read_text()
     # A colour file holds several channels: two of three here are one too many for a model of two.
     (images / "photo_0001.png").unlink()
     io.imsave(images / "photo_0000.png", np.ones((40, 52, 3), np.uint8), check_contrast=False)

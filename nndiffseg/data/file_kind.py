@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,14 @@ def is_sheared(file: str) -> bool:
     """Whether the axes of a NIfTI are not at right angles, so that SimpleITK refuses it."""
     if not file.endswith(NIFTI):
         return False
+    try:
+        return _is_sheared(file, os.stat(file).st_mtime_ns)
+    except OSError:
+        return False
+
+
+@functools.lru_cache(maxsize=100_000)  # planning asks several times, and headers of compressed files are slow to read
+def _is_sheared(file: str, _: int) -> bool:
     try:
         image: Any = nibabel.load(file)
         axes = image.affine[:3, :3]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_model import model_folder, raw_images, results  # noqa: F401
 
 from nndiffseg.cli.train import main
+from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training.trainer import DiffusionTrainer
 
 
@@ -52,9 +54,9 @@ def add_configuration(folder: Path, name: str, **changes: Any) -> None:
 def test_a_configuration_that_inherits_is_trained_with_its_options(preprocessed: Path, trained: Callable[..., Any]) -> None:
     """Third table."""
     add_configuration(preprocessed, "large", inherits_from="3d_fullres", batch_size=3)
-    trainer, _ = trained("large", "0", "--option", "steps=5")
-    assert trainer.configuration_manager.batch_size == 3 and trainer.method.options.steps == 5
-    assert trained("3d_fullres", "0")[0].method.options.steps != 5
+    trainer, _ = trained("large", "0", "-tr", "nnDiffSegTrainerLDSeg", "--option", "latent=paper")
+    assert trainer.configuration_manager.batch_size == 3 and trainer.method.options.latent == "paper"
+    assert trained("3d_fullres", "0", "-tr", "nnDiffSegTrainerLDSeg")[0].method.options.latent == "planned"
 
 
 def test_a_flag_that_is_not_given_changes_nothing(
@@ -62,13 +64,13 @@ def test_a_flag_that_is_not_given_changes_nothing(
 ) -> None:  # third table
     assert trained("3d_fullres", "0")[0].num_iterations_per_epoch == 250
     assert trained("3d_fullres", "0", "--iterations_per_epoch", "7")[0].num_iterations_per_epoch == 7
-    before = DiffusionTrainer.__init__
 
-    def own(trainer: Any, *arguments: Any) -> None:
-        before(trainer, *arguments)
-        trainer.num_iterations_per_epoch = 11
+    class Own(nnDiffSegTrainer):
+        def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.num_iterations_per_epoch = 11
 
-    monkeypatch.setattr(DiffusionTrainer, "__init__", own)
+    monkeypatch.setattr("nndiffseg.cli.train.find_trainer", lambda _: Own)
     assert trained("3d_fullres", "0")[0].num_iterations_per_epoch == 11
 
 

@@ -6,14 +6,17 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
 )
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nndiffseg.data.check import reader_of, training_cases
 from nndiffseg.data.dataset_json import channel_names, structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
@@ -65,6 +68,11 @@ class DiffSegPlanner(ResEncUNetPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        names = channel_names(self.dataset_json)  # nnU-Net chooses normalisations in the order in which they stand
+        self.dataset_json["channel_names"] = {str(i): name for i, name in enumerate(names)}
+        self.cases = training_cases(Path(self.raw_dataset_folder), self.dataset_json)
+        self.dataset = {c.name: {"images": list(c.images), "label": c.label} for c in self.cases}  # without hidden files
+        self._reader: type[BaseReaderWriter] | None = None
         size = self.size
         self.UNet_reference_val_corresp_GB = size.reference_gb
         self.UNet_reference_val_2d, self.UNet_reference_val_3d = size.reference_elements
@@ -79,7 +87,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
                 "dataset.json and from the labels."
             )
         self.heads, self.regions = int(labels.num_segmentation_heads), bool(labels.has_regions)
-        self.channels, self.structures = len(channel_names(self.dataset_json)), structures_of(self.dataset_json)
+        self.channels, self.structures = len(names), structures_of(self.dataset_json)
         self.report = ""
         self._architectures: dict[str, Architecture] = {}
 
@@ -105,6 +113,32 @@ class DiffSegPlanner(ResEncUNetPlanner):
         write_json(plans, plans_file, strict=False)
         self.report = "\n".join(notes)
         return plans
+
+    def determine_reader_writer(self) -> type[BaseReaderWriter]:
+        """nnU-Net's choice, without the tracebacks that it prints while it searches."""
+        if self._reader is None:
+            self._reader = reader_of(self.cases, self.dataset_json)
+        return self._reader
+
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """nnU-Net's order of the axes, the slice axis first: where most images are single slices, that of one voxel.
+
+        Raises:
+            UserError: most images are single slices, but not all along the same axis.
+        """
+        shapes = np.array(self.dataset_fingerprint["shapes_after_crop"])
+        flat = np.median(shapes, 0) == 1
+        if self.suppress_transpose or not flat.any():
+            if not flat.any() and ((shapes == 1).any(1)).mean() > 0.5:
+                raise UserError(
+                    f"Most images of {self.dataset_name} are single slices, but along different axes; save them all with the "
+                    "slices along the same axis, or train on each kind alone."
+                )
+            return super().determine_transpose()
+        spacing = self.determine_fullres_target_spacing()
+        first = max(np.flatnonzero(flat), key=lambda axis: spacing[axis])
+        forward = [int(first), *(i for i in range(3) if i != first)]
+        return forward, [forward.index(i) for i in range(3)]
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Writes nothing: nnU-Net calls this before :meth:`plan_experiment` has completed the plans."""

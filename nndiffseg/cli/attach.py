@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.cli.train import add_training_flags, check_numbers, fold_of, go_on, set_budget
 from nndiffseg.data.files import write_json
 
@@ -28,7 +27,7 @@ def _parser() -> Parser:
     parser = Parser("Trains the sampling networks on a finished nnU-Net, whose own network stays as it is, and validates them.")
     parser.add_argument(
         "model_folder",
-        type=Path,
+        type=user_path,
         metavar="MODEL_FOLDER",
         help="of a finished nnU-Net: .../nnUNet_results/DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION",
     )
@@ -59,7 +58,7 @@ def _main(argv: Sequence[str] | None) -> None:
     model = read_model(args.model_folder, folds, args.chk)
     preprocessed = folders.preprocessed / folders.dataset(model.plans["dataset_name"], "preprocessed")
     check_data(model, preprocessed)
-    device = pick_device(args.device)
+    device = device_from(args)
     name = args.overwrite_plans_name or f"{model.plans['plans_name']}Attached"
     small, medium = planners.DiffSegPlannerS.size, planners.DiffSegPlanner.size
     size = small if model.architecture.arch_kwargs["features_per_stage"][0] <= small.base_features else medium

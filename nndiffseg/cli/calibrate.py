@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 
 if TYPE_CHECKING:
     from nndiffseg.calibration import Calibration
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser(DESCRIPTION)
-    parser.add_argument("model_folder", help=".../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION")
+    parser.add_argument("model_folder", type=user_path, help=".../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION")
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="default: all trained folds")
     parser.add_argument("-chk", default="checkpoint_final.pth", metavar="FILE", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
@@ -41,9 +40,9 @@ def _main(argv: Sequence[str] | None) -> None:
     from nndiffseg.inference.calibrating import calibrate_own_model, calibrate_stock_model
     from nndiffseg.inference.stock_model import is_stock
 
-    folder = Path(args.model_folder)
+    folder = args.model_folder
     if is_stock(folder, args.f, args.chk):
-        device = pick_device(args.device)
+        device = device_from(args)
         found = calibrate_stock_model(
             folder,
             folders.preprocessed,

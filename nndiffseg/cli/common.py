@@ -6,7 +6,9 @@ import argparse
 import difflib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -39,6 +41,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
     except KeyboardInterrupt:
+        _ignore_interrupts()
         _fail("interrupted.")
         return 130
     except (OSError, RuntimeError) as error:
@@ -46,7 +49,36 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         if sentence is None:
             raise
         return _fail(sentence)
+    finally:
+        _ignore_interrupts()
     return 0
+
+
+def _ignore_interrupts() -> None:
+    """A command that is about to end ends with its exit code; without this, Python ends by the signal where one comes late.
+
+    Callers in Python go on after it, so they keep their handler.
+    """
+    program = Path(sys.argv[0] if sys.argv else "")
+    command = program.name.startswith("nndiffseg_") or program.parts[-3:-1] == ("nndiffseg", "cli")
+    if command and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def user_path(text: str) -> Path:
+    """A path that a user gave, with ``~`` for the home folder; the ``type`` of flags.
+
+    Raises:
+        UserError: it leads through a link to nowhere, or there is no such home folder.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"There is no home folder for {text}; give the whole path.") from None
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            raise UserError(f"{part} is a link that leads nowhere, or back to itself; remove it or give another path.")
+    return path
 
 
 def _fail(sentence: str) -> int:
@@ -120,8 +152,37 @@ def folders_from(args: argparse.Namespace) -> Folders:
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds ``-device`` (and ``--device``); read it with :func:`pick_device`."""
+    """Adds ``-device`` (and ``--device``) and ``-num_threads``; read them with :func:`device_from`."""
     parser.add_argument("-device", "--device", choices=DEVICES, default=None, help="default: the best one available")
+    parser.add_argument(
+        "-num_threads",
+        type=int,
+        metavar="N",
+        help="threads of computations on the processor; default: OMP_NUM_THREADS, else all cores; fewer on a busy machine",
+    )
+
+
+def device_from(args: argparse.Namespace) -> torch.device:
+    """The device of a parsed command line; sets and prints the number of threads.
+
+    Raises:
+        UserError: the machine lacks the device, or the number is not positive.
+    """
+    import torch
+
+    if args.num_threads is not None:
+        if args.num_threads < 1:
+            raise UserError(f"-num_threads must be 1 or more, not {args.num_threads}.")
+        torch.set_num_threads(args.num_threads)
+    device = pick_device(args.device)
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type == "cpu" and threads > 1 and load > cores:
+        print(
+            f"This machine is busy ({load:.0f} jobs on {cores} processors), and {threads} threads would wait for each other; "
+            "-num_threads 1 may be much faster."
+        )
+    return device
 
 
 def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device:
@@ -146,7 +207,8 @@ def pick_device(name: str | None = None, *, quiet: bool = False) -> torch.device
     else:
         chosen = name
     if not quiet:
-        detail = torch.cuda.get_device_name() if chosen == "cuda" else f"{os.cpu_count()} processors"
+        processors = f"{os.cpu_count()} processors, threads: {torch.get_num_threads()}"
+        detail = torch.cuda.get_device_name() if chosen == "cuda" else processors
         print(f"Device: {chosen} ({detail})." if chosen != "mps" else "Device: mps.")
     return torch.device(chosen)
 

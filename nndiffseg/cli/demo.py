@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, device_from, run, user_path
 from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
@@ -45,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Makes a phantom dataset, plans, trains, predicts, evaluates and writes a report, in one folder.")
-    parser.add_argument("--output", type=Path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
+    parser.add_argument("--output", type=user_path, default=Path("nndiffseg_demo"), help="default: ./%(default)s")
     parser.add_argument(
         "--dataset",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="your own dataset in nnU-Net's raw format (.../DatasetXXX_Name) instead of the phantom",
     )
@@ -96,7 +97,8 @@ class Demo:
         with open(self.output / LOG, "a", encoding="utf8") as log:
             log.write(f"\n$ nndiffseg_{name} {' '.join(line[3:])}\n")
             log.flush()
-            code = subprocess.run(line, stdout=log, check=False).returncode
+            threads = {} if self.args.num_threads is None else {"OMP_NUM_THREADS": str(self.args.num_threads)}
+            code = subprocess.run(line, stdout=log, check=False, env=os.environ | threads).returncode
         if code != 0:
             raise UserError(f"nndiffseg_{name} stopped with exit code {code}; {self.output / LOG} says what it did last.")
 
@@ -104,7 +106,7 @@ class Demo:
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     _check(args)
-    demo = Demo(_fresh(args.output.resolve()), args, pick_device(args.device).type)
+    demo = Demo(_fresh(args.output.resolve()), args, device_from(args).type)
     started = time.monotonic()
     dataset = _dataset(demo)
     number = str(int(dataset.name[7:].split("_")[0]))
@@ -218,15 +220,19 @@ def _held_out(demo: Demo, dataset: Path) -> tuple[Path, Path]:
     """Images and labels that the training has not seen: the phantom's test cases, else the fold's validation cases."""
     if demo.args.dataset is None:
         return dataset / "imagesTs", dataset / "labelsTs"
-    split = json.loads((demo.output / "preprocessed" / dataset.name / "splits_final.json").read_text(encoding="utf8"))[0]
+    from nndiffseg.data.check import read_dataset_json, training_cases
+    from nndiffseg.data.listing import copy_with_side_files
+
+    splits = demo.output / "preprocessed" / dataset.name / "splits_final.json"
+    split = json.loads(splits.read_text(encoding="utf8"))[0]
     images, references = demo.output / "images", demo.output / "references"
     images.mkdir()
     references.mkdir()
-    for case in split["val"]:
-        for image in (dataset / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].*"):
-            shutil.copy(image, images)
-        for label in (dataset / "labelsTr").glob(f"{case}.*"):
-            shutil.copy(label, references)
+    for case in training_cases(dataset, read_dataset_json(dataset)):
+        if case.name in split["val"]:
+            for image in case.images:
+                copy_with_side_files(Path(image), images, label=False)
+            copy_with_side_files(Path(case.label), references, label=True)
     return images, references
 
 

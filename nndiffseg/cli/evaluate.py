@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nndiffseg.cli.common import Parser, run
+from nndiffseg.cli.common import Parser, run, user_path
 from nndiffseg.errors import UserError
 
 #: what the command writes
@@ -24,17 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Evaluates a folder of predictions: segmentations, volumes, probabilities, uncertainty maps and samples.")
-    parser.add_argument("-i", required=True, metavar="FOLDER", help="output of nndiffseg_predict or nnUNetv2_predict")
+    parser.add_argument(
+        "-i", required=True, type=user_path, metavar="FOLDER", help="output of nndiffseg_predict or nnUNetv2_predict"
+    )
     parser.add_argument(
         "-r",
         required=True,
         nargs="+",
+        type=user_path,
         metavar="FOLDER",
         help="true labels, named as the segmentations; for several annotators a folder each, or one with CASE/ANNOTATOR files",
     )
-    parser.add_argument("-o", metavar="FOLDER", help=f"where {', '.join(FILES)} go; default: the predictions' folder")
-    parser.add_argument("-djfile", metavar="FILE", help="default: dataset.json in the predictions' folder")
-    parser.add_argument("-pfile", metavar="FILE", help="default: plans.json in the predictions' folder, if it is there")
+    parser.add_argument(
+        "-o", type=user_path, metavar="FOLDER", help=f"where {', '.join(FILES)} go; default: the predictions' folder"
+    )
+    parser.add_argument("-djfile", type=user_path, metavar="FILE", help="default: dataset.json in the predictions' folder")
+    parser.add_argument(
+        "-pfile", type=user_path, metavar="FILE", help="default: plans.json in the predictions' folder, if it is there"
+    )
     parser.add_argument(
         "--tolerance", type=float, default=1.0, metavar="MM", help="of the normalised surface distance (default: %(default)s)"
     )
@@ -45,7 +52,7 @@ def _parser() -> Parser:
 
 def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
-    predictions, output = Path(args.i), Path(args.o or args.i)
+    predictions, output = args.i, args.o or args.i
     _check(args, predictions, output)
     # nnU-Net takes seconds to load, so wrong flags are told before.
     from nndiffseg.data.check import read_label_definition
@@ -56,7 +63,7 @@ def _main(argv: Sequence[str] | None) -> None:
     evaluation = evaluate_predictions(
         predictions,
         args.r,
-        dataset_json=read_label_definition(Path(args.djfile or predictions / "dataset.json")),
+        dataset_json=read_label_definition(args.djfile or predictions / "dataset.json"),
         plans=args.pfile,
         tolerance=args.tolerance,
         processes=args.np,
@@ -79,7 +86,7 @@ def _check(args: argparse.Namespace, predictions: Path, output: Path) -> None:
         raise UserError(f"--tolerance must be a number of mm from 0, not {args.tolerance}.")
     if args.np < 0:
         raise UserError(f"-np must be 0 or more, not {args.np}.")
-    if args.pfile and not Path(args.pfile).is_file():
+    if args.pfile and not args.pfile.is_file():
         raise UserError(f"There is no file {args.pfile}; give the model's plans.json with -pfile, or leave it out.")
 
 

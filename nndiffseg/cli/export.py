@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nndiffseg.cli.common import Parser, check_output, run
+from nndiffseg.cli.common import Parser, check_output, run, user_path
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Packs a model of nndiffseg or nnU-Net for nnUNetv2_install_pretrained_model_from_zip.")
-    parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="the folder above fold_0")
-    parser.add_argument("out", metavar="OUT.zip", type=Path)
+    parser.add_argument("model", metavar="MODEL_FOLDER", type=user_path, help="the folder above fold_0")
+    parser.add_argument("out", metavar="OUT.zip", type=user_path)
     parser.add_argument("-f", nargs="+", metavar="FOLD", help="0 to 4, all, or all/seed_1 ...; default: all trained folds")
     parser.add_argument("-chk", nargs="+", default=[FINAL], metavar="FILE", help=f"default: {FINAL}")
     parser.add_argument(

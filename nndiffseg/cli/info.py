@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from nndiffseg.cli.common import Parser, check_output, run
+from nndiffseg.cli.common import Parser, check_output, run, user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,10 +15,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Tells what a model folder of nndiffseg or nnU-Net holds.")
-    parser.add_argument("model", metavar="MODEL_FOLDER", type=Path, help="the folder above fold_0")
+    parser.add_argument("model", metavar="MODEL_FOLDER", type=user_path, help="the folder above fold_0")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--json", action="store_true", help="as JSON")
-    kind.add_argument("--card", metavar="FILE", type=Path, help="write a model card in Markdown, to be completed by a person")
+    kind.add_argument(
+        "--card", metavar="FILE", type=user_path, help="write a model card in Markdown, to be completed by a person"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the card if it exists")
     return parser
 

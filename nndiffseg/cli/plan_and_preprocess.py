@@ -8,12 +8,15 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
 from nndiffseg.data.folders import Folders
 from nndiffseg.data.plan_names import PREPROCESSORS
 from nndiffseg.errors import UserError
+
+if TYPE_CHECKING:
+    from nndiffseg.data.preprocessing import Preprocessed
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
 LATENTS = ("planned", "paper")
@@ -96,23 +99,36 @@ def _main(argv: Sequence[str] | None) -> None:
         raise UserError("-gpu_memory_target is in GB; give a number above 0.")
     if any(s <= 0 for s in args.overwrite_target_spacing or []):
         raise UserError("-overwrite_target_spacing is in mm; give three numbers above 0.")
-    for configuration in args.c or []:
-        choose("configuration", configuration, CONFIGURATIONS)
     choose("latent", args.latent, LATENTS)
     if args.np and len(args.np) not in (1, len(args.c or CONFIGURATIONS)):
         raise UserError("-np takes one number, or one for each configuration of -c.")
     folders = folders_from(args)
     datasets = [folders.dataset(d) for d in args.d]  # all of them, before any work starts
     for dataset in datasets:
+        known = [*CONFIGURATIONS, *_custom(folders.preprocessed / dataset, args)]
+        for configuration in args.c or []:
+            choose("configuration", configuration, known)
+    for dataset in datasets:
         plan_and_preprocess(dataset, folders, args)
+
+
+def _custom(preprocessed: Path, args: argparse.Namespace) -> list[str]:
+    """Configurations that a user added to the plans that are made again."""
+    from nndiffseg import planners
+    from nndiffseg.planning.plans_file import custom_configurations
+
+    if not set(args.c or []) - set(CONFIGURATIONS):
+        return []
+    size = getattr(planners, choose("planner", args.pl, planners.PLANNERS)).size
+    return list(custom_configurations(preprocessed / f"{args.overwrite_plans_name or size.plans_name}.json"))
 
 
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
     from nndiffseg import planners
     from nndiffseg.data import check as dataset_check
-    from nndiffseg.data import groups, preprocessing
-    from nndiffseg.data.files import write_json
+    from nndiffseg.data import groups, preprocessing, splits
+    from nndiffseg.data.images import find_reader
 
     planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
     if args.overwrite_plans_name is not None:
@@ -125,23 +141,21 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     workers = _workers(cases)
     first, progress = args.npfp or workers, not args.no_pbar
     if not args.no_check:
-        dataset_check.check_dataset(raw, processes=first, progress=progress)
+        for warning in dataset_check.check_dataset(raw, processes=first, progress=progress):
+            print(f"Warning: {warning}.")
     names = [c.name for c in cases]
-    if (splits := preprocessed / dataset_check.SPLITS).is_file():
-        dataset_check.check_splits(splits, names)
     belonging = groups.read_groups(raw, names)
-    given = any((folder / dataset_check.SPLITS).is_file() for folder in (raw, preprocessed))
-    folds = groups.grouped_folds(belonging) if belonging and not given else None
-
+    for note in dataset_check.left_out(raw, dataset_json):
+        print(note)
+    if dataset_check.reader_of(cases, dataset_json) is not find_reader(dataset_json, cases[0].images[0]):
+        print("Some images have axes that are not at right angles, so all are read by nnU-Net's NibabelIO.")
+    notes = splits.plan_splits(raw, preprocessed, names, belonging)
     preprocessing.extract_fingerprint(cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress)
     planner = _plan(planner_class, dataset, args)
     print(planner.report)
     print(f"Plans: {preprocessed / planner.plans_identifier}.json")
-    if folds is not None:
-        write_json(folds, splits)
-        print(f"{splits}: five folds that divide none of the {len(set(belonging.values()))} groups of {groups.FILE}.")
-    elif splits.is_file() and (problem := groups.divided_group(splits, belonging)):
-        print(f"Warning: {problem}")
+    for note in notes:
+        print(note)
     if not belonging and (raw / groups.FILE).is_file():
         print(
             f"{raw / groups.FILE} has no columns {groups.CASE} and {groups.GROUP} separated by commas, or no rows: it groups "
@@ -187,6 +201,8 @@ def _preprocess(
     args: argparse.Namespace,
     workers: int,
 ) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nndiffseg.data import preprocessing
 
     wanted = args.c or list(CONFIGURATIONS)
@@ -197,7 +213,7 @@ def _preprocess(
                 planned = ", ".join(plans["configurations"])
                 print(f"{configuration}: not planned for this dataset (planned: {planned}).")
             continue
-        made = preprocessing.preprocess_configuration(
+        done = preprocessing.preprocess_configuration(
             cases,
             dataset_json,
             plans,
@@ -208,16 +224,30 @@ def _preprocess(
             progress=not args.no_pbar,
             verbose=args.verbose,
         )
-        where = folder / plans["configurations"][configuration]["data_identifier"]
-        reused = f", {len(cases) - made} were there" if made < len(cases) else ""
-        print(f"{configuration}: {made} cases preprocessed{reused} ({where}).")
-        known = {c.name for c in cases}
-        if strangers := sorted({p.stem for p in where.glob("*.pkl")} - known):
-            print(
-                f"  {where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; "
-                "--clean removes them."
-            )
+        where = folder / PlansManager(plans).get_configuration(configuration).data_identifier
+        reused = f", {len(cases) - done.made} were there" if done.made < len(cases) else ""
+        print(f"{configuration}: {done.made} cases preprocessed{reused} ({where}).")
+        for note in _changes(done, where, {c.name for c in cases}):
+            print(f"  {note}")
     preprocessing.copy_ground_truth(cases, folder, dataset_json["file_ending"])
+
+
+def _changes(done: Preprocessed, where: Path, known: set[str]) -> list[str]:
+    """What was made anew or taken away, and what stays although it is not of this dataset."""
+    notes = []
+    if done.changed:
+        notes.append(
+            f"{len(done.changed)} of them, such as {done.changed[0]}, had been made from other images or labels or with other "
+            "settings."
+        )
+    if done.removed:
+        notes.append(f"{len(done.removed)} cases that the raw dataset no longer has were removed, such as {done.removed[0]}.")
+    if strangers := sorted({p.stem for p in where.glob("*.pkl")} - known):
+        notes.append(
+            f"{where} also holds {len(strangers)} cases that the raw dataset lacks, such as {strangers[0]}; --clean removes "
+            "them."
+        )
+    return notes
 
 
 if __name__ == "__main__":

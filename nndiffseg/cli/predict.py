@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> Parser:
     parser = Parser("Predicts every case of a folder: segmentations, uncertainty maps, volumes with error bars.")
-    parser.add_argument("-i", required=True, metavar="FOLDER", help="images, named CASE_0000.nii.gz")
-    parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder, created if missing")
+    parser.add_argument("-i", required=True, type=user_path, metavar="FOLDER", help="images, named CASE_0000.nii.gz")
+    parser.add_argument("-o", required=True, type=user_path, metavar="FOLDER", help="output folder, created if missing")
     model = parser.add_argument_group("model", "without any of these, the only trained nndiffseg model found is used")
-    model.add_argument("-m", metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too")
+    model.add_argument(
+        "-m", type=user_path, metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too"
+    )
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
     model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
     model.add_argument("-tr", metavar="TRAINER")
@@ -70,8 +72,8 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
     group.add_argument("-part_id", "--part_id", type=int, default=0, help="index of this run, from 0")
-    group.add_argument("-npp", type=int, default=1, help="worker processes for preprocessing; 0 or 1: none")
-    group.add_argument("-nps", type=int, default=1, help="worker processes for export; 0 or 1: none")
+    group.add_argument("-npp", type=int, help="worker processes for preprocessing; 0 or 1: none (default: nnUNet_npp, else 1)")
+    group.add_argument("-nps", type=int, help="worker processes for export; 0 or 1: none (default: nnUNet_nps, else 1)")
     group.add_argument("--disable_progress_bar", action="store_true")
     group.add_argument("--verbose", action="store_true")
 
@@ -86,11 +88,12 @@ def _main(argv: Sequence[str] | None) -> None:
     # torch and nnU-Net take seconds to load, so wrong flags are reported first.
     from nndiffseg.data.cases import find_cases
     from nndiffseg.data.folds import in_words
+    from nndiffseg.data.parallel import from_environment
     from nndiffseg.inference.folder import predict_folder
     from nndiffseg.inference.model_folder import choose_model
 
     if args.m:
-        folder = Path(args.m)
+        folder = args.m
     else:
         dataset = folders.dataset(args.d, "results") if args.d is not None else None
         chosen = choose_model(folders.results, dataset=dataset, configuration=args.c, trainer=args.tr, plans=args.p)
@@ -112,14 +115,14 @@ def _main(argv: Sequence[str] | None) -> None:
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,
-        preprocessing_processes=args.npp,
-        export_processes=args.nps,
+        preprocessing_processes=from_environment("nnUNet_npp", 1) if args.npp is None else args.npp,
+        export_processes=from_environment("nnUNet_nps", 1) if args.nps is None else args.nps,
         progress=not args.disable_progress_bar,
         verbose=args.verbose,
     )
     if args.flag_below is not None:
-        _name_flagged(Path(args.o), done, args.flag_below)
-    print(f"{len(done)} cases predicted; open {Path(args.o) / 'report.html'}.")
+        _name_flagged(args.o, done, args.flag_below)
+    print(f"{len(done)} cases predicted; open {args.o / 'report.html'}.")
 
 
 def _name_flagged(output: Path, cases: Sequence[str], below: float) -> None:
@@ -139,7 +142,7 @@ def _predictor(args: argparse.Namespace, folder: Path) -> CasePredictor:
     from nndiffseg.inference.stock_model import is_stock
     from nndiffseg.inference.stock_predictor import StockPredictor
 
-    device = pick_device(args.device)
+    device = device_from(args)
     given = {"samples": args.samples, "seed": args.seed, "step_size": args.step_size, "mirroring": not args.disable_tta}
     if not is_stock(folder, args.f, args.chk):
         return Predictor.from_folder(folder, args.f, args.chk, device, steps=args.steps, sampler=args.sampler, **given)

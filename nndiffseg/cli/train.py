@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import member_of
 from nndiffseg.data.plan_names import check_plan_names
@@ -37,6 +38,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "-pretrained_weights",
         "--pretrained_weights",
+        type=user_path,
         metavar="FILE",
         help="checkpoint of nndiffseg, or of nnU-Net with the same plans, to start from",
     )
@@ -50,7 +52,7 @@ def _parser() -> Parser:
     add_training_flags(parser, "1000")
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
-    parser.add_argument("--disable_checkpointing", action="store_true", help="for quick tests")
+    parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints, for quick tests")
     add_device_flag(parser)
     add_folder_flags(parser)
     return parser
@@ -60,7 +62,7 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
     """Adds what bounds and continues a training; :func:`set_budget` reads it. ``epochs`` is the default, in words."""
     add = parser.add_argument
     add("--epochs", type=int, help=f"number of epochs (default {epochs} unless --minutes is given)")
-    add("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
+    add("--iterations_per_epoch", type=int, help="default: the trainer's own, 250")
     add("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
@@ -84,7 +86,7 @@ def _main(argv: Sequence[str] | None) -> None:
     trainer_class = find_trainer(args.tr)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, fold, dataset_json, pick_device(args.device))
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
     set_budget(trainer, args, epochs=trainer.num_epochs)
     trainer.disable_checkpointing = args.disable_checkpointing
     _load(trainer, args)
@@ -93,13 +95,13 @@ def _main(argv: Sequence[str] | None) -> None:
     if args.val_best:
         trainer.validated_checkpoint = "checkpoint_best.pth"
         trainer.load_checkpoint(str(Path(trainer.output_folder) / trainer.validated_checkpoint))
-    if not args.disable_checkpointing:
-        trainer.perform_actual_validation(args.npz)
+    trainer.perform_actual_validation(args.npz)
 
 
 def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
     """Gives a trainer what :func:`add_training_flags` asked for; ``epochs`` bounds it where nothing else does."""
-    trainer.num_iterations_per_epoch = args.iterations_per_epoch
+    if args.iterations_per_epoch is not None:
+        trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or epochs
     trainer.minutes, trainer.seed = args.minutes, args.seed
     trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
@@ -137,6 +139,8 @@ def check_numbers(args: Any) -> None:
 def _check_stages(args: Any) -> None:
     if args.c and args.val:
         raise UserError("--c continues a training and --val only validates; give one of them.")
+    if args.val_best and args.disable_checkpointing:
+        raise UserError("--val_best needs the checkpoints that --disable_checkpointing does not write; leave one of them out.")
     if args.pretrained_weights and (args.c or args.val):
         raise UserError("-pretrained_weights begins a training; leave out --c and --val.")
 
@@ -162,10 +166,20 @@ def set_options(plans: dict, configuration: str, method: type[Method], given: Se
             values[name] = json.loads(value)
         except json.JSONDecodeError:
             values[name] = value
+    planned = resolved(plans, configuration)
     if values:
-        section = plans["configurations"][configuration]["diffusion"].setdefault("options", {})
-        section[method.name] = section.get(method.name, {}) | values
-    method.options_of(plans["configurations"][configuration])
+        section = copy.deepcopy(planned["diffusion"])
+        options = section.setdefault("options", {})
+        options[method.name] = options.get(method.name, {}) | values
+        plans["configurations"][configuration]["diffusion"] = planned["diffusion"] = section
+    method.options_of(planned)
+
+
+def resolved(plans: dict, configuration: str) -> dict[str, Any]:
+    """A configuration with all that it inherits from others of checked plans."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(plans).get_configuration(configuration).configuration
 
 
 def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
@@ -187,7 +201,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
     if args.configuration not in plans["configurations"]:
         found = ", ".join(plans["configurations"])
         raise UserError(f"The plans {args.p} have no configuration {args.configuration}; choose one of {found}.")
-    configuration = plans["configurations"][args.configuration]
+    configuration = resolved(plans, args.configuration)
     if "diffusion" not in configuration:
         raise UserError(f"The plans {args.p} hold no diffusion settings; make some with {command}, or choose with -p.")
     if not (base / configuration["data_identifier"]).is_dir():
@@ -214,7 +228,7 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
 def _load(trainer: DiffusionTrainer, args: Any) -> None:
     folder = Path(trainer.output_folder)
     if args.pretrained_weights:
-        trainer.load_pretrained_weights(args.pretrained_weights)
+        trainer.load_pretrained_weights(str(args.pretrained_weights))
     elif args.val:
         if not args.val_best:  # the best one is loaded just before its validation
             trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))

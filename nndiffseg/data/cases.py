@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.dataset_json import channel_names
-from nndiffseg.data.images import READ_ERRORS, geometry_mismatch, read_image
-from nndiffseg.data.names import check_case_id
+from nndiffseg.data.file_kind import READ_ERRORS, refusal
+from nndiffseg.data.images import geometry_mismatch, read_image
+from nndiffseg.data.listing import list_images
 from nndiffseg.errors import UserError
 
 
@@ -38,15 +38,10 @@ def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
     folder, ending = Path(folder), dataset_json["file_ending"]
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give the folder that holds the images with -i.")
-    found: dict[str, dict[int, Path]] = {}
-    for file in sorted(folder.iterdir()):
-        hidden = file.name.startswith(".")  # such as the ._ files of macOS
-        if not hidden and (match := re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file.name, re.DOTALL)):
-            check_case_id(match[1], str(folder))
-            found.setdefault(match[1], {})[int(match[2])] = file
+    found = list_images(folder, ending).images
     if not found:
         raise UserError(f"{folder} holds no images; the model expects files named like CASE_0000{ending}.")
-    cases = [Case(name, tuple(files[c] for c in sorted(files))) for name, files in sorted(found.items())]
+    cases = [Case(name, tuple(files[c] for c in sorted(files))) for name, files in found.items()]
     for case in cases:
         _check_channels(case, found[case.id], len(channel_names(dataset_json)), ending)
     return cases
@@ -88,8 +83,7 @@ def _header(file: Path) -> tuple[int, ...] | None:
             reader.ReadImageInformation()
             return tuple(int(n) for n in reader.GetSize())
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        raise UserError(f"{file} cannot be read, it is truncated or not an image ({reason}); replace it.") from None
+        raise refusal(str(file), error) from None
     return None
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,20 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nndiffseg.data.dataset_json import channel_names
+from nndiffseg.data.dataset_json import channel_names, check_region_order
 from nndiffseg.data.files import read_json
+from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
+from nndiffseg.data.listing import TIFF, check_training_name, list_images, list_labels, side_file
 from nndiffseg.data.names import check_case_id, check_file_ending
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_reader
+from nndiffseg.data.splits import SPLITS, read_splits
 from nndiffseg.errors import UserError
 
+#: the difference of geometry that only moves an image as a whole; nnU-Net bears it, since voxels match all the same
+PLACE = "origin"
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
-SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ class TrainingCase:
     label: str
 
 
-def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) -> None:
+def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) -> list[str]:
     """Checks a raw dataset thoroughly: dataset.json, the list of files, and every voxel.
 
     Args:
         folder: ``.../DatasetXXX_Name``.
         processes: worker processes.
         progress: show a progress bar.
+
+    Returns:
+        Warnings about what nnU-Net bears as well: a label that no case shows, images and labels of different
+        origin.
 
     Raises:
         UserError: the first defect, in the order of the cases' names.
@@ -55,23 +62,26 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
         )
     splits = folder / SPLITS
     if splits.is_file():
-        check_splits(splits, [c.name for c in cases])
-    reader = find_reader(dataset_json, cases[0].images[0])
+        names = [c.name for c in cases]
+        read_splits(splits, names, read_groups(folder, names))
+    reader = reader_of(cases, dataset_json)
     expected = _label_values(dataset_json)
     arguments = [(c, reader, len(channel_names(dataset_json)), sorted(expected)) for c in cases]
     results = map_cases(
         _check_case, arguments, processes, description="Checking the dataset", progress=progress, flags="-npfp 1"
     )
-    for problem, _ in results:
+    for problem, *_ in results:
         if problem:
             raise UserError(problem)
-    found = set().union(*(labels for _, labels in results))
-    for value, name in sorted(expected.items()):
-        if value not in found and value != 0:
-            raise UserError(
-                f"dataset.json of {folder.name} names the label {name} ({value}), but no file in labelsTr holds it; "
-                "take it out of dataset.json or add cases that show it."
-            )
+    found = set().union(*(labels for _, labels, _ in results))
+    warnings = [
+        f"dataset.json of {folder.name} names the label {name} ({value}), and no file in labelsTr holds it, so it is not learnt"
+        for value, name in sorted(expected.items())
+        if value not in found and value != 0
+    ]
+    if moved := [remark for *_, remark in results if remark]:
+        warnings.append(f"{moved[0]}; the voxels are taken to match (cases like this: {len(moved)})")
+    return warnings
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -95,6 +105,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
             raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])}.")
     check_file_ending(content["file_ending"], str(file))
     check_reader(content, str(file))
+    channel_names(content, str(file))
     _check_labels(file, content)
     return content
 
@@ -122,6 +133,7 @@ def _check_labels(file: Path, content: dict[str, Any]) -> None:
             f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
         )
     _check_label_values(file, content)
+    check_region_order(content, str(file))
 
 
 def _check_label_values(file: Path, content: dict[str, Any]) -> None:
@@ -133,9 +145,6 @@ def _check_label_values(file: Path, content: dict[str, Any]) -> None:
         raise UserError(f"{file} has invalid labels: {' '.join(str(error).split()) or 'see the format'}.") from None
     if values != list(range(len(values))) or heads < 1 or len(values) < 2:
         raise UserError(f"{file} has the labels {values}; they must be 0 (background), 1, 2, ... without gaps.")
-    order = content.get("regions_class_order")
-    if manager.has_regions and (order is None or len(order) != heads):
-        raise UserError(f"{file} has regions, so regions_class_order must list {heads} labels, one for each region.")
 
 
 def _label_values(dataset_json: Mapping[str, Any]) -> dict[int, str]:
@@ -160,10 +169,34 @@ def training_cases(folder: Path, dataset_json: Mapping[str, Any]) -> list[Traini
     if not cases:
         raise UserError(f"{folder} has no training cases; put images into imagesTr and labels into labelsTr.")
     for case in cases:
+        check_training_name(case.name, str(folder))
         for file in (*case.images, case.label):
             if not os.path.isfile(file):
                 raise UserError(f"The training case {case.name} lacks {file}; add it or take the case out.")
     return cases
+
+
+def reader_of(cases: Sequence[TrainingCase], dataset_json: Mapping[str, Any]) -> type[BaseReaderWriter]:
+    """The reader for all files of a dataset.
+
+    Raises:
+        UserError: see :func:`nndiffseg.data.images.find_reader`.
+    """
+    return find_reader(dataset_json, cases[0].images[0], [f for c in cases for f in (*c.images, c.label)])
+
+
+def left_out(folder: Path, dataset_json: Mapping[str, Any]) -> list[str]:
+    """Sentences that name the files of a checked dataset that are not trained on."""
+    if "dataset" in dataset_json:
+        return []
+    images, ending = list_images(folder / "imagesTr", str(dataset_json["file_ending"])), str(dataset_json["file_ending"])
+    alone = sorted(list_labels(folder / "labelsTr", ending).keys() - images.images.keys())
+    remarks = [images.remark()]
+    if alone:
+        remarks.append(
+            f"{len(alone)} label{'s' * (len(alone) > 1)} in {folder / 'labelsTr'} without an image, such as {alone[0]}."
+        )
+    return [r for r in remarks if r is not None]
 
 
 def _listed_case(folder: Path, name: str, entry: Mapping[str, Any]) -> TrainingCase:
@@ -184,74 +217,52 @@ def _cases_in_folders(folder: Path, ending: str) -> list[TrainingCase]:
     for needed in (images, labels):
         if not needed.is_dir():
             raise UserError(f"{needed} is missing; training images belong into imagesTr, their labels into labelsTr.")
-    channels: dict[str, list[int]] = {}
-    for file in sorted(p.name for p in images.iterdir() if p.name.endswith(ending) and not p.name.startswith(".")):
-        match = re.fullmatch(r"(.+)_(\d{4})" + re.escape(ending), file, re.DOTALL)
-        if match is None:
-            raise UserError(f"{images / file} lacks a channel number; images are called like CASE_0000{ending}.")
-        check_case_id(match.group(1), str(images))
-        channels.setdefault(match.group(1), []).append(int(match.group(2)))
     cases = []
-    for name, numbers in sorted(channels.items()):
-        files = tuple(str(images / f"{name}_{i:04d}{ending}") for i in range(max(numbers) + 1))
+    for name, found in list_images(images, ending).images.items():
+        files = tuple(str(images / f"{name}_{i:04d}{ending}") for i in range(max(found) + 1))
         cases.append(TrainingCase(name, files, str(labels / f"{name}{ending}")))
     return cases
 
 
-def check_splits(file: Path, known: Iterable[str]) -> None:
-    """Checks a ``splits_final.json``.
-
-    Raises:
-        UserError: it is not a list of ``{"train": [...], "val": [...]}``, names an unknown case, or a fold is empty or
-            trains on its own validation cases.
-    """
-    try:
-        splits = json.loads(file.read_text())
-        folds = [(list(f["train"]), list(f["val"])) for f in splits]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f'{file} must be a JSON list of {{"train": [...], "val": [...]}} ({error}).') from None
-    known = set(known)
-    for i, (train, val) in enumerate(folds):
-        for case in (*train, *val):
-            check_case_id(case, str(file))
-        if unknown := sorted({str(c) for c in [*train, *val]} - known):
-            raise UserError(f"Fold {i} of {file} names the unknown case {unknown[0]}; correct or remove the file.")
-        if both := sorted(set(train) & set(val)):
-            raise UserError(f"Fold {i} of {file} has {both[0]} in train and in val; a case can be in one of them only.")
-        if not train or not val:
-            raise UserError(f"Fold {i} of {file} has no {'validation' if train else 'training'} cases.")
-
-
 def _check_case(
     case: TrainingCase, reader_class: type[BaseReaderWriter], n_channels: int, expected: list[int]
-) -> tuple[str | None, set[int]]:
-    """The first defect of one case, or None, and the label numbers that it holds."""
-    reader = reader_class()
+) -> tuple[str | None, set[int], str | None]:
+    """The first defect of one case, or None, the label numbers that it holds, and how image and label differ in place."""
+    reader, moved = reader_class(), None
     try:
         label, label_properties = read_image(reader, case.label, label=True)
         count = 0
         for file in case.images:
             image, properties = read_image(reader, file)
             difference = geometry_mismatch(properties, label_properties, image.shape[1:], label.shape[1:])
-            if difference:
-                return (
-                    f"{file} and its label {case.label} differ in {difference}; bring the label onto the image's grid."
-                ), set()
+            if difference and difference.startswith(PLACE):
+                moved = moved or f"{file} and its label differ in {difference}"
+            elif difference:
+                return f"{file} and its label {case.label} differ in {difference}; {_remedy(case, difference)}.", set(), None
             count += image.shape[0]
     except UserError as error:
-        return str(error), set()
+        return str(error), set(), None
     if count != n_channels:
+        held = f" ({Path(case.images[0]).name} alone holds {count})" if len(case.images) == 1 and count > 1 else ""
         return (
-            f"The training case {case.name} has {count} image channels, but dataset.json names {n_channels}; add what "
-            "is missing or correct channel_names."
-        ), set()
-    if label.shape[0] != 1:
-        return f"{case.label} has {label.shape[0]} channels; a label has one, with the label numbers as values.", set()
+            f"The training case {case.name} has {count} image channels{held}, but dataset.json names {n_channels}; add what "
+            "is missing, save the channels as files of their own, or correct channel_names."
+        ), set(), None  # fmt: skip
     values = np.unique(label)
     unknown = [v for v in values if v not in expected]
     if unknown:
         return (
             f"{case.label} holds the label {unknown[0]:g}, which dataset.json does not name (it names "
             f"{', '.join(map(str, expected))}); correct the file or dataset.json."
-        ), set()
-    return None, {int(v) for v in values}
+        ), set(), None  # fmt: skip
+    return None, {int(v) for v in values}, moved
+
+
+def _remedy(case: TrainingCase, difference: str) -> str:
+    """What to do where image and label have different shapes or spacings."""
+    if difference.startswith("shape"):
+        return "bring the label onto the image's grid"
+    label = Path(case.label)
+    if difference.startswith("spacing") and label.suffix in TIFF and side_file(label, label=True) is None:
+        return f"write the spacing of the label into {label.with_suffix('.json').name} beside it, as for the image"
+    return "bring the label onto the image's grid, or take their voxels to match with --no_check"

@@ -3,7 +3,7 @@
 ``cases.csv`` in the raw dataset says so, with the columns ``case`` and ``group``; others are ignored. nnU-Net has no such
 file: its random folds divide the two kidneys of a patient, and validation metrics are then optimistic. With it
 
-- planning makes folds that divide no group, unless there is a ``splits_final.json``;
+- planning makes folds that divide no group, and folds that divide one are refused (:mod:`nndiffseg.data.splits`);
 - what is fitted on validation cases takes a group as one observation, not as several
   (:mod:`nndiffseg.calibration.shrinkage`), and evaluates no case with numbers that its own group helped to choose
   (:mod:`nndiffseg.training.validation`).
@@ -14,7 +14,6 @@ A case that the file does not name is a group of its own.
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -95,36 +94,17 @@ def balanced_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:
     return fold_of
 
 
-def grouped_folds(groups: Mapping[str, str]) -> list[dict[str, list[str]]]:
-    """Five folds in the form of ``splits_final.json`` that divide no group, of similar numbers of cases.
+def grouped_folds(groups: Mapping[str, str], folds: int = FOLDS) -> list[dict[str, list[str]]]:
+    """Folds in the form of ``splits_final.json`` that divide no group, of similar numbers of cases.
 
     Raises:
-        UserError: there are fewer than five groups.
+        UserError: there are fewer groups than folds.
     """
     cases = sorted(groups)
-    names = [groups[c] for c in cases]
-    if len(set(names)) < FOLDS:
-        raise UserError(
-            f"{FILE} has {len(set(names))} groups, too few for {FOLDS} folds; write a splits_final.json with fewer "
-            f"folds into the raw dataset, or take {FILE} away."
-        )
-    fold_of = dict(zip(cases, balanced_folds(names), strict=True))
+    fold_of = dict(zip(cases, balanced_folds([groups[c] for c in cases], folds), strict=True))
     return [
-        {"train": [c for c in cases if fold_of[c] != k], "val": [c for c in cases if fold_of[c] == k]} for k in range(FOLDS)
+        {"train": [c for c in cases if fold_of[c] != k], "val": [c for c in cases if fold_of[c] == k]} for k in range(folds)
     ]
-
-
-def divided_group(splits: Path, groups: Mapping[str, str]) -> str | None:
-    """Of a checked ``splits_final.json``: a sentence about the first group on both sides of a fold, or None."""
-    for i, fold in enumerate(json.loads(splits.read_text(encoding="utf8"))):
-        train, val = ({groups.get(c, c): c for c in fold[side]} for side in ("train", "val"))
-        if both := sorted(set(train) & set(val)):
-            name = both[0]
-            return (
-                f"fold {i} of {splits} trains on {train[name]} and validates {val[name]}, both of the group {name} of "
-                f"{FILE}, so its metrics may be optimistic; remove the file and plan again to get folds by group."
-            )
-    return None
 
 
 def contiguous_folds(groups: Sequence[str], folds: int = FOLDS) -> list[int]:

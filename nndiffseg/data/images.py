@@ -6,40 +6,33 @@ import contextlib
 import gzip
 import io
 import os
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, recursive_find_reader_writer_by_name
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nndiffseg.data.file_kind import READ_ERRORS, check_components, is_sheared, refusal
 from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names, check_reader
 from nndiffseg.errors import UserError
 
 #: a slice thicker than this many pixels marks a 2D image
 THICK = 900
-
-#: what the libraries behind nnU-Net's readers raise on a bad file (PIL: SyntaxError; tifffile: a ValueError)
-READ_ERRORS = (
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    SyntaxError,
-    AssertionError,
-    zlib.error,
-    nibabel.filebasedimages.ImageFileError,
-)
+PIXELS = "pixels"
 
 
-def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[BaseReaderWriter]:
+def find_reader(dataset_json: Mapping[str, Any], example: str | Path, others: Iterable[str] = ()) -> type[BaseReaderWriter]:
     """nnU-Net's choice of reader: the one that dataset.json names, or the first that can read ``example``.
+
+    Where one of the files ``others`` has axes that are not at right angles, it is the one that can read that one too, so that
+    the choice does not depend on the order of the cases.
 
     Raises:
         UserError: no reader for this file ending, or ``example`` is broken.
@@ -57,7 +50,7 @@ def find_reader(dataset_json: Mapping[str, Any], example: str | Path) -> type[Ba
     for reader in matching:
         try:
             read_image(reader(), example)
-            return reader
+            return NibabelIO if reader is SimpleITKIO and any(is_sheared(f) for f in others) else reader
         except UserError as error:
             problem = problem or error
     assert problem is not None
@@ -83,6 +76,11 @@ def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:
     return shape[0] == 1 and spacing[0] > THICK * max(spacing[1:])
 
 
+def volume_unit(reader: type[BaseReaderWriter]) -> str:
+    """``ml``, or ``pixels`` for photographs, whose pixels have no size; then keys that end in ``_ml`` count 1000 pixels."""
+    return PIXELS if issubclass(reader, NaturalImage2DIO) else "ml"
+
+
 def voxel_volume(shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Volume of a voxel in mm^3; a 2D image counts as 1 mm thick."""
     return float(np.prod(spacing[1:] if is_flat(shape, spacing) else spacing))
@@ -100,6 +98,7 @@ def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = Fals
     file = str(file)
     if not os.path.isfile(file):
         raise UserError(f"{file} is missing; put it there or take the case out.")
+    check_components(file, label=label)
     invalid = 0
     try:
         if file.endswith((".nii", ".nii.gz")):
@@ -107,11 +106,32 @@ def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = Fals
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print what the sentences here say
             array, properties = reader.read_seg(file) if label else reader.read_images((file,))
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split())[-160:] or type(error).__name__
-        raise UserError(f"{file} cannot be read, it is truncated or not an image ({reason}); replace it.") from None
+        raise refusal(file, error) from None
     if invalid := invalid or int((~np.isfinite(array)).sum()):
         raise UserError(f"{file} holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
-    return array, properties
+    if label and len(array) != 1:
+        raise UserError(
+            f"{file} holds {len(array)} channels or volumes; a label has one, with the label numbers as values, so export it "
+            "as a single label map."
+        )
+    return array, three_axes(properties)
+
+
+def three_axes(properties: dict[str, Any]) -> dict[str, Any]:
+    """Properties of a case's grid from those of a 4D image, which holds its channels; others as they are.
+
+    nnU-Net's readers join the channels and keep a geometry of four axes, with which no segmentation can be written.
+    """
+    geometry = properties.get("sitk_stuff")
+    if geometry is None or len(geometry["spacing"]) != 4:
+        return properties
+    direction = np.asarray(geometry["direction"], float).reshape(4, 4)[:3, :3]
+    spatial = {
+        "spacing": geometry["spacing"][:3],
+        "origin": geometry["origin"][:3],
+        "direction": tuple(direction.ravel().tolist()),
+    }
+    return {**properties, "sitk_stuff": {**geometry, **spatial}}
 
 
 def _check_nifti_bytes(file: str) -> int:
@@ -158,16 +178,16 @@ def geometry_mismatch(a: Mapping[str, Any], b: Mapping[str, Any], shape_a: tuple
         return f"spacing {_show(a['spacing'])} against {_show(b['spacing'])}"
     voxel = float(min(a["spacing"]))
     if "sitk_stuff" in a and "sitk_stuff" in b:
-        for what, tolerance in (("origin", 0.1 * voxel), ("direction", 0.01)):
+        for what, tolerance in (("direction", 0.01), ("origin", 0.1 * voxel)):
             u, v = a["sitk_stuff"][what], b["sitk_stuff"][what]
             if not np.allclose(u, v, rtol=0, atol=tolerance):
                 return f"{what} {_show(u)} against {_show(v)}"
     if "nibabel_stuff" in a and "nibabel_stuff" in b:
         u, v = (np.asarray(p["nibabel_stuff"]["original_affine"], float) for p in (a, b))
-        if not np.allclose(u[:3, 3], v[:3, 3], rtol=0, atol=0.1 * voxel):
-            return f"origin {_show(u[:3, 3])} against {_show(v[:3, 3])}"
         if not np.allclose(u[:3, :3], v[:3, :3], rtol=0, atol=0.01 * voxel):
             return "direction"
+        if not np.allclose(u[:3, 3], v[:3, 3], rtol=0, atol=0.1 * voxel):
+            return f"origin {_show(u[:3, 3])} against {_show(v[:3, 3])}"
     return None
 
 

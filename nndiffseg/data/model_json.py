@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nndiffseg.data.dataset_json import channel_names, check_region_order
 from nndiffseg.data.files import read_json
 from nndiffseg.data.names import check_file_ending, is_plain_name
 from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
@@ -71,4 +72,7 @@ def read_model_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{folder / 'dataset.json'} names no labels; copy the model folder again.")
     check_reader(dataset_json, str(folder / "dataset.json"))
     check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
+    if "channel_names" in dataset_json or "modality" in dataset_json:
+        channel_names(dataset_json, str(folder / "dataset.json"))
+    check_region_order(dataset_json, str(folder / "dataset.json"))
     return plans, dataset_json

@@ -24,9 +24,25 @@ class WorkerKilledError(UserError):
 
 
 def default_processes() -> int:
-    """Number of worker processes: the processors this process may use, at most 8."""
+    """Number of worker processes: nnU-Net's ``nnUNet_def_n_proc``, else the processors this process may use, at most 8."""
+    if (given := from_environment("nnUNet_def_n_proc", 0)) > 0:
+        return given
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, 8)
+
+
+def from_environment(variable: str, default: int) -> int:
+    """One of nnU-Net's numbers of processes.
+
+    Raises:
+        UserError: the variable holds no number from 0.
+    """
+    text = os.environ.get(variable, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise UserError(
+            f"The environment variable {variable} counts processes and is {text!r}; set it to a number, or unset it."
+        )
+    return int(text) if text else default
 
 
 class WorkerPool:

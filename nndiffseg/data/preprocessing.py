@@ -1,7 +1,8 @@
 """Fingerprint and preprocessing with nnU-Net's own functions, resumable, and never undoing what is already there.
 
 nnU-Net's ``DefaultPreprocessor.run`` deletes the folder it writes to, which may be the one that nnU-Net's own plans
-share. Here only what is missing is made, case by case, each moved into place when it is complete.
+share. Here only what is missing, or was made from other files or settings (:mod:`nndiffseg.data.records`), is made, case by
+case, each moved into place when it is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,22 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.check import TrainingCase
+from nndiffseg.data.check import TrainingCase, reader_of
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import read_json, write_atomically, write_json
-from nndiffseg.data.images import find_reader
+from nndiffseg.data.listing import TIFF, side_file
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.records import (
+    FORMAT,
+    CaseKey,
+    Records,
+    hash_of,
+    labels_key,
+    preprocessing_settings,
+    settings_key,
+    write_case_key,
+)
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -38,7 +51,7 @@ def extract_fingerprint(
     clean: bool = False,
     progress: bool = True,
 ) -> None:
-    """Writes ``dataset_fingerprint.json``, the same as nnU-Net 2.8.1's, unless it is there already.
+    """Writes ``dataset_fingerprint.json``, the same as nnU-Net 2.8.1's, unless it is there for these very files.
 
     nnU-Net's extractor always starts worker processes; this one does not with ``processes`` of 1.
 
@@ -49,13 +62,15 @@ def extract_fingerprint(
         processes: worker processes.
         clean: compute it again.
     """
-    file = folder / FINGERPRINT
+    file, records = folder / FINGERPRINT, Records(folder)
+    reader = reader_of(cases, dataset_json)
+    key = _fingerprint_key(records, cases, dataset_json, reader)
+    records.save()
     if file.is_file() and not clean:
-        known = len(read_json(file, "plan again with --clean")["spacings"])
-        if known == len(cases):
+        if (stale := _stale_fingerprint(file, records.get("fingerprint"), key, cases)) is None:
+            records.put("fingerprint", key)
             return
-        print(f"The fingerprint is of {known} cases and the dataset has {len(cases)}, so it is computed again.")
-    reader = find_reader(dataset_json, cases[0].images[0])
+        print(f"{stale}, so the fingerprint is computed again.")
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))
     arguments = [(list(c.images), c.label, reader, per_case) for c in cases]
@@ -74,6 +89,27 @@ def extract_fingerprint(
         "median_relative_size_after_cropping": float(np.median(relative_sizes)),
     }
     write_json(fingerprint, file, strict=False)
+    records.put("fingerprint", key)
+
+
+def _fingerprint_key(records: Records, cases: Sequence[TrainingCase], dataset_json: dict[str, Any], reader: type) -> str:
+    content = [records.content(c.images, c.label) for c in cases]
+    return hash_of([content, channel_names(dataset_json), reader.__name__, version("nnunetv2"), FORMAT])
+
+
+def _stale_fingerprint(file: Path, known: str | None, key: str, cases: Sequence[TrainingCase]) -> str | None:
+    """Why a fingerprint cannot be used, or None. One that nnU-Net made can where no file of the dataset is newer."""
+    number = len(read_json(file, "plan again with --clean")["spacings"])
+    if number != len(cases):
+        return f"The fingerprint is of {number} cases and the dataset has {len(cases)}"
+    if known is None:
+        return None if _older(cases, file) else "Images or labels are newer than the fingerprint"
+    return None if known == key else "Images, labels or dataset.json have changed"
+
+
+def _older(cases: Sequence[TrainingCase], made: Path) -> bool:
+    """Whether all files of the cases are older than something that was made from them."""
+    return all(os.path.getmtime(f) <= made.stat().st_mtime for c in cases for f in (*c.images, c.label))
 
 
 def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
@@ -100,6 +136,21 @@ def complete(folder: Path, name: str) -> bool:
     return all((folder / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
 
 
+@dataclass(frozen=True)
+class Preprocessed:
+    """What :func:`preprocess_configuration` did.
+
+    Attributes:
+        made: number of cases that were preprocessed.
+        changed: names of those among them that were there, made from other files or with other settings.
+        removed: names of cases that were preprocessed before and are no longer in the dataset.
+    """
+
+    made: int
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
 def preprocess_configuration(
     cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
@@ -111,8 +162,8 @@ def preprocess_configuration(
     clean: bool = False,
     progress: bool = True,
     verbose: bool = False,
-) -> int:
-    """Preprocesses the cases that one configuration still lacks.
+) -> Preprocessed:
+    """Preprocesses the cases that one configuration lacks, or has from other files or other settings.
 
     Args:
         cases: training cases.
@@ -123,29 +174,77 @@ def preprocess_configuration(
         processes: worker processes; 1 starts none.
         clean: delete what is there first.
 
-    Returns:
-        The number of cases that were preprocessed.
-
     Raises:
         UserError: the plans name what no planner writes.
     """
     check_plan_names(plans, "The plans")
-    target = folder / plans["configurations"][configuration]["data_identifier"]
+    identifier = PlansManager(plans).get_configuration(configuration).data_identifier
+    target = folder / identifier
     staging = target.with_name(f".{target.name}.partial")
+    records = Records(folder)
     if clean:
         shutil.rmtree(target, ignore_errors=True)
-    todo = [c for c in cases if not complete(target, c.name)]
-    if not todo:
-        return 0
-    shutil.rmtree(staging, ignore_errors=True)  # left over from a killed run
-    staging.mkdir(parents=True)
-    target.mkdir(exist_ok=True)
-    try:
-        arguments = [(c, plans, configuration, dataset_json, str(staging), str(target), verbose) for c in todo]
-        map_cases(_preprocess_case, arguments, processes, description=f"Preprocessing {configuration}", progress=progress)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return len(todo)
+        records.forget(identifier)
+    settings, labels = settings_key(plans, configuration), labels_key(dataset_json)
+    keys = {c.name: CaseKey(records.content(c.images, c.label), settings, labels) for c in cases}
+    records.save()
+    removed = _remove_strangers(records, target, identifier, keys)
+    adopted = _made_by_nnunet(folder, plans, configuration, identifier)
+    todo, changed = [], []
+    for case in cases:
+        state = _state(records, target, identifier, case, keys[case.name], adopted)
+        if state != "sound":
+            todo.append(case)
+        if state == "changed":
+            changed.append(case.name)
+    if todo:
+        shutil.rmtree(staging, ignore_errors=True)  # left over from a killed run
+        staging.mkdir(parents=True)
+        target.mkdir(exist_ok=True)
+        try:
+            arguments = [
+                (c, plans, configuration, dataset_json, str(staging), str(target), verbose, keys[c.name],
+                 records.case_file(identifier, c.name))
+                for c in todo
+            ]  # fmt: skip
+            map_cases(_preprocess_case, arguments, processes, description=f"Preprocessing {configuration}", progress=progress)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return Preprocessed(len(todo), tuple(changed), removed)
+
+
+def _state(records: Records, target: Path, identifier: str, case: TrainingCase, key: CaseKey, adopted: bool) -> str:
+    """``missing``, ``changed`` or ``sound``."""
+    if not complete(target, case.name):
+        return "missing"
+    known = records.case(identifier, case.name)
+    if known is None and adopted and _older([case], target / f"{case.name}.pkl"):
+        write_case_key(key, records.case_file(identifier, case.name))
+        return "sound"
+    return "sound" if known == key else "changed"
+
+
+def _made_by_nnunet(folder: Path, plans: dict[str, Any], configuration: str, identifier: str) -> bool:
+    """Whether plans of nnU-Net's own planner lie in the folder that preprocess into ``identifier`` as these do."""
+    file = folder / "nnUNetPlans.json"
+    other = read_json(file, "remove it and plan again") if file.is_file() else None
+    if not isinstance(other, dict) or not isinstance(other.get("configurations"), dict):
+        return False
+    theirs = other["configurations"].get(configuration)
+    if not isinstance(theirs, dict) or theirs.get("data_identifier") != identifier:
+        return False
+    ours = PlansManager(plans).get_configuration(configuration).configuration
+    return preprocessing_settings(plans, ours) == preprocessing_settings(other, theirs)
+
+
+def _remove_strangers(records: Records, target: Path, identifier: str, known: Container[str]) -> tuple[str, ...]:
+    """Removes cases that were preprocessed here and are no longer in the dataset; nnU-Net's loader would take them."""
+    strangers = tuple(name for name in records.cases(identifier) if name not in known)
+    for name in strangers:
+        for suffix in SUFFIXES:
+            (target / f"{name}{suffix}").unlink(missing_ok=True)
+        records.case_file(identifier, name).unlink(missing_ok=True)
+    return strangers
 
 
 def _preprocess_case(
@@ -156,6 +255,8 @@ def _preprocess_case(
     staging: str,
     target: str,
     verbose: bool,
+    key: CaseKey,
+    key_file: Path,
 ) -> None:
     plans_manager = PlansManager(plans)
     configuration_manager = plans_manager.get_configuration(configuration)
@@ -169,16 +270,24 @@ def _preprocess_case(
             configuration_manager,
             dataset_json,
         )
+    key_file.unlink(missing_ok=True)  # from here to its rewriting, a kill leaves a case that is made anew
     for suffix in SUFFIXES:
         os.replace(os.path.join(staging, case.name + suffix), os.path.join(target, case.name + suffix))
+    write_case_key(key, key_file)
 
 
 def copy_ground_truth(cases: Sequence[TrainingCase], folder: Path, file_ending: str) -> None:
-    """Copies the labels into ``gt_segmentations``, where nnU-Net's validation looks for them."""
-    target = folder / "gt_segmentations"
+    """Copies the labels, and the spacing of 3D TIFFs, into ``gt_segmentations``, where nnU-Net's validation looks for them."""
+    target, records = folder / "gt_segmentations", Records(folder)
     target.mkdir(parents=True, exist_ok=True)
     for case in cases:
-        copy = target / f"{case.name}{file_ending}"
-        if not copy.is_file() or copy.stat().st_mtime < os.path.getmtime(case.label):
-            with write_atomically(copy) as temporary:
-                shutil.copy2(case.label, temporary)
+        copies: dict[Path, Path | None] = {target / f"{case.name}{file_ending}": Path(case.label)}
+        if file_ending in TIFF:
+            copies[target / f"{case.name}.json"] = side_file(Path(case.label), label=True)
+        for copy, source in copies.items():
+            if source is None:
+                copy.unlink(missing_ok=True)
+            elif not copy.is_file() or records.hash(copy) != records.hash(source):
+                with write_atomically(copy) as temporary:
+                    shutil.copy2(source, temporary)
+    records.save()

@@ -12,7 +12,7 @@ from nnunetv2.inference.export_prediction import convert_predicted_logits_to_seg
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nndiffseg.data.images import is_flat
+from nndiffseg.data.images import is_flat, three_axes
 from nndiffseg.export.staple import consensus_of
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
@@ -32,6 +32,9 @@ class CaseGeometry:
     properties: dict[str, Any]
     plans: PlansManager
     configuration: ConfigurationManager
+
+    def __post_init__(self) -> None:
+        self.properties = three_axes(self.properties)  # nnU-Net's preprocessed data keeps the four axes of a 4D image
 
     @property
     def is_2d(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from nndiffseg.calibration import Calibration
 from nndiffseg.calibration.confidence import mean_confidence
 from nndiffseg.data.dataset_json import structures_of
+from nndiffseg.data.images import PIXELS, volume_unit
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.uncertainty import PairwiseOverlap, volume_statistics
 from nndiffseg.uncertainty.agreement import expected_dice as agreement_of
@@ -36,7 +37,8 @@ def case_summary(
         ``samples``; ``agreement``, the mean pairwise Dice of the samples, mean over structures; ``confidence``, the soft Dice
         confidence of the probabilities before their temperature; ``expected_dice`` of the segmentation, which is the agreement
         where the calibration has no map from the confidence, and its ``expected_dice_interval_90`` or None; and per structure
-        ``segmentation_ml``, ``agreement`` and what :func:`nndiffseg.uncertainty.volume_statistics` returns.
+        ``segmentation_ml``, ``agreement`` and what :func:`nndiffseg.uncertainty.volume_statistics` returns. ``unit`` is there
+        where volumes are areas in pixels, :func:`nndiffseg.data.images.volume_unit`.
     """
     structures = structures_of(dataset_json)
     overlap = PairwiseOverlap(len(statistics.labels), list(structures.values()))
@@ -57,7 +59,9 @@ def case_summary(
         **_expected_dice(agreement_of(overlap), mean_confidence(statistics.confidence), statistics.calibrations),
         "structures": volumes,
     }
-    if geometry.is_2d:
+    if volume_unit(geometry.plans.image_reader_writer_class) == PIXELS:
+        summary |= {"unit": PIXELS, "note": "Pixels of this image have no size in mm: 1 ml stands for 1000 pixels."}
+    elif geometry.is_2d:
         summary["note"] = "2D image: volumes assume a thickness of 1 mm."
     return summary
 

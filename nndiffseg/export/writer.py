@@ -72,8 +72,21 @@ def sample_name(case_id: str, index: int, file_ending: str) -> str:
     return f"samples/{case_id}_s{index:02d}{file_ending}"
 
 
-def export_case(job: ExportJob, case_id: str, statistics: CaseStatistics, properties: dict[str, Any]) -> None:
+def export_case(
+    job: ExportJob,
+    case_id: str,
+    statistics: CaseStatistics,
+    properties: dict[str, Any],
+    record: dict[str, Any] | None = None,
+) -> None:
     """Writes everything that belongs to one case, or nothing.
+
+    Args:
+        job: what to write.
+        case_id: name of the case.
+        statistics: of the case, on the grid of the preprocessed image.
+        properties: as nnU-Net's preprocessor returns them.
+        record: what else goes into the case's JSON.
 
     Raises:
         UserError: the disk is full.
@@ -82,7 +95,7 @@ def export_case(job: ExportJob, case_id: str, statistics: CaseStatistics, proper
     geometry = CaseGeometry(properties, plans, plans.get_configuration(job.configuration))
     with _staged(job, case_id) as stage:
         try:
-            _write_case(job, case_id, statistics, geometry, stage)
+            _write_case(job, case_id, statistics, geometry, stage, record or {})
             _check_gzip(stage)
         except (OSError, RuntimeError, EOFError) as error:
             if _is_full(error, job.output):
@@ -112,7 +125,14 @@ def _is_full(error: BaseException, folder: Path) -> bool:
     return isinstance(error, EOFError) or shutil.disk_usage(folder).free < 2**20
 
 
-def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geometry: CaseGeometry, stage: Path) -> None:
+def _write_case(
+    job: ExportJob,
+    case_id: str,
+    statistics: CaseStatistics,
+    geometry: CaseGeometry,
+    stage: Path,
+    record: dict[str, Any],
+) -> None:
     writer = geometry.plans.image_reader_writer_class()
     properties = geometry.properties
     segmentation, probabilities = geometry.segmentation(
@@ -127,7 +147,7 @@ def _write_case(job: ExportJob, case_id: str, statistics: CaseStatistics, geomet
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
     calibration = [c.to_json() for c in statistics.calibrations]
-    summary = {"case": case_id, **summary, "calibration": calibration, "settings": job.settings}
+    summary = {"case": case_id, **summary, "calibration": calibration, "settings": job.settings, **record}
     write_json(summary, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):
@@ -179,7 +199,7 @@ def _commit(job: ExportJob, case_id: str, stage: Path) -> None:
     stale += [
         f
         for f in (job.output / "samples").glob("*")
-        if re.fullmatch(re.escape(case_id) + r"_s\d+" + re.escape(job.file_ending), f.name)
+        if re.fullmatch(re.escape(case_id) + rf"_s\d+({re.escape(job.file_ending)}|\.json)", f.name)
     ]
     for file in stale:
         file.unlink(missing_ok=True)

@@ -63,6 +63,10 @@ class CasePredictor(ABC):
     def settings(self) -> dict[str, Any]:
         """How this predictor predicts, JSON-ready; recorded in every case's JSON."""
 
+    @abstractmethod
+    def model_key(self) -> str:
+        """Hash of the weights and calibrations of all folds."""
+
     def _common_settings(self) -> dict[str, Any]:
         """The part of :meth:`settings` that does not depend on how samples are drawn."""
         return {

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.data.files import write_json
+from nndiffseg.data.listing import list_images
 from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
 from nndiffseg.inference.case_predictor import CasePredictor
+from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
@@ -52,7 +54,7 @@ def predict_folder(
         save_samples, save_probabilities: also write the samples' label maps, and nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
         flag_below: mark cases with a lower expected Dice in the report.
-        continue_prediction: leave out cases all of whose files exist.
+        continue_prediction: leave out cases all of whose files exist, made with these settings from these images.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
         progress, verbose: show a progress bar; say which cases there are.
@@ -61,16 +63,21 @@ def predict_folder(
         Ids of the cases that were predicted in this run.
 
     Raises:
-        UserError: bad input (see above); the other cases are complete then.
+        UserError: bad input (see above), where the other cases are complete then; or ``continue_prediction`` of another
+            model or other settings.
     """
-    output = Path(output_folder)
+    input_folder, output = Path(input_folder).expanduser(), Path(output_folder).expanduser()
     check_fusion(fuse)
     every_case = find_cases(input_folder, predictor.dataset_json)
+    if (remark := list_images(input_folder, predictor.dataset_json["file_ending"]).remark()) is not None:
+        print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
-    cases = [case for case in own_cases if not (continue_prediction and _is_complete(job, case, predictor))]
+    cases = (
+        left_to_predict(job, own_cases, predictor.number_of_samples, len(predictor.folds)) if continue_prediction else own_cases
+    )
     check_headers(cases)
-    _prepare_output(output, Path(input_folder), predictor, job)
+    _prepare_output(output, input_folder, predictor, job)
     if verbose:
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
     try:
@@ -92,7 +99,7 @@ def _part(cases: Sequence[Case], num_parts: int, part_id: int) -> Sequence[Case]
 
 def _job(predictor: CasePredictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
     plans, configuration = predictor.plans.plans, predictor.configuration_name
-    settings = {**predictor.settings(), "fuse": fuse}
+    settings = {**predictor.settings(), "fuse": fuse, "model_sha256": predictor.model_key()}
     return ExportJob(output, plans, configuration, predictor.dataset_json, save_samples, save_probabilities, settings, fuse)
 
 
@@ -118,7 +125,7 @@ def _predict_cases(
                 bad[case.id] = str(error)
                 continue
             statistics = _predict_with_bar(predictor, data, case.id, progress)
-            exports.add(export_case, job, case.id, statistics, properties)
+            exports.add(export_case, job, case.id, statistics, properties, {IMAGE: image_key(case)})
             del data, statistics  # before the next case is read
     return bad
 
@@ -131,11 +138,6 @@ def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, 
             raise UserError(
                 f"The GPU has too little memory for {case_id}; close what else runs on it, or use -device cpu."
             ) from None
-
-
-def _is_complete(job: ExportJob, case: Case, predictor: CasePredictor) -> bool:
-    files = job.files(case.id, predictor.number_of_samples, len(predictor.folds))
-    return all((job.output / file).is_file() for file in files)
 
 
 def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, job: ExportJob) -> None:

@@ -14,6 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
+from nndiffseg.data.checkpoint import digest
+from nndiffseg.data.records import hash_of
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.errors import UserError
 from nndiffseg.inference.case_predictor import CasePredictor, check_numbers, device_or_best
@@ -125,6 +127,9 @@ class Predictor(CasePredictor):
             "precision": self.options.precision or default_precision(self.device),
             **self._common_settings(),
         }
+
+    def model_key(self) -> str:
+        return hash_of([[digest(fold.network.state_dict()), fold.calibration.to_json()] for fold in self.model.folds])
 
     def predict_preprocessed(
         self, data: np.ndarray | torch.Tensor, case_id: str, *, on_tile: Callable[[], None] | None = None

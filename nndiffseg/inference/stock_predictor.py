@@ -19,7 +19,9 @@ from torch import Tensor
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.temperature import tempered
+from nndiffseg.data.checkpoint import digest
 from nndiffseg.data.folds import check_unseen
+from nndiffseg.data.records import hash_of
 from nndiffseg.errors import UserError
 from nndiffseg.inference.case_predictor import CasePredictor, check_numbers, device_or_best
 from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
@@ -129,6 +131,9 @@ class StockPredictor(CasePredictor):
             "precision": "float16" if self.device.type == "cuda" else "float32",  # nnU-Net's own
             **self._common_settings(),
         }
+
+    def model_key(self) -> str:
+        return hash_of([[digest(fold.weights), (fold.calibration or Calibration()).to_json()] for fold in self.model.folds])
 
     def predict_preprocessed(
         self, data: np.ndarray | torch.Tensor, case_id: str, *, on_tile: Callable[[], None] | None = None

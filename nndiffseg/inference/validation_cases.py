@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.files import read_json
+from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import voxel_volume
-from nndiffseg.data.names import check_case_id
+from nndiffseg.data.splits import SPLITS, read_splits
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.stock_model import StockFold
@@ -25,8 +25,6 @@ from nndiffseg.inference.stock_predictor import StockPredictor
 from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
-
-SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ValidationCases:
         """Case -> the fold that left it out, by ``splits_final.json``.
 
         Raises:
-            UserError: there is no such file, or it lacks a fold.
+            UserError: there is no such file, it lacks a fold, or it shares cases or groups between training and validation.
         """
         file = self.preprocessed / SPLITS
         if not file.is_file():
@@ -55,20 +53,16 @@ class ValidationCases:
                 f"{file} is missing, which says what each fold has not seen; give the folder that the model was trained in "
                 "with --preprocessed."
             )
-        splits = read_json(file)
+        folds = read_splits(file, groups=read_groups(self.preprocessed))
         found: dict[str, StockFold] = {}
         for fold in self.predictor.model.folds:
             number = int(fold.name) if fold.name.isdigit() else -1
-            split = splits[number] if isinstance(splits, list) and 0 <= number < len(splits) else None
-            cases = split.get("val") if isinstance(split, dict) else None
-            if not isinstance(cases, list) or not cases:
+            if not 0 <= number < len(folds):
                 raise UserError(
                     f"{file} has no validation cases of fold {fold.name}, so nothing can be fitted on it; choose other folds "
                     "with -f."
                 )
-            for case in cases:
-                check_case_id(case, str(file))
-                found[case] = fold
+            found |= dict.fromkeys(folds[number]["val"], fold)
         return found
 
     def kind(self) -> LabelKind:
@@ -129,7 +123,7 @@ class ValidationCases:
         """Probabilities of a preprocessed validation case ``(heads, *image)``, as nnU-Net's own validation makes them."""
         predictor = self.predictor
         folder = self.preprocessed / str(predictor.configuration.data_identifier)
-        if not any(folder.glob(f"{case}.*")):
+        if not any((folder / f"{case}{ending}").is_file() for ending in (".b2nd", ".npz", ".npy")):
             raise UserError(
                 f"{folder} holds no {case}, and its probabilities were not kept either; preprocess the dataset again with "
                 "nnUNetv2_preprocess."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.files import read_json
 from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.records import INTENSITIES, preprocessing_settings
 from nndiffseg.errors import UserError
 
 STANDARD = ("2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
-#: what the preprocessed data of a configuration depends on
-PREPROCESSING_KEYS = (
-    "preprocessor_name",
-    "spacing",
-    "normalization_schemes",
-    "use_mask_for_norm",
-    "resampling_fn_data",
-    "resampling_fn_seg",
-    "resampling_fn_data_kwargs",
-    "resampling_fn_seg_kwargs",
-)
-PREPROCESSING_KEYS_OF_PLANS = (
-    "transpose_forward",
-    "image_reader_writer",
-    "foreground_intensity_properties_per_channel",
-)
 
 
 def check_plans_name(name: str) -> None:
@@ -84,11 +70,20 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
         if not isinstance(other, dict) or "configurations" not in other:
             continue
         for name, configuration in plans["configurations"].items():
-            for theirs in other["configurations"].values():
+            for theirs in _resolved(other):
                 if theirs.get("data_identifier") != configuration["data_identifier"]:
                     continue
                 if _preprocessing(plans, configuration) != _preprocessing(other, theirs):
                     configuration["data_identifier"] = f"{own}_{name}"
+
+
+def _resolved(plans: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configurations of other plans with all that they inherit; those that inherit from nothing known are left out."""
+    for name in plans["configurations"]:
+        try:
+            yield PlansManager(plans).get_configuration(name).configuration
+        except (ValueError, KeyError, AssertionError, AttributeError, TypeError, RecursionError):
+            continue
 
 
 def same_preprocessing(plans: dict[str, Any], other: dict[str, Any], name: str) -> bool:
@@ -98,5 +93,4 @@ def same_preprocessing(plans: dict[str, Any], other: dict[str, Any], name: str) 
 
 
 def _preprocessing(plans: dict[str, Any], configuration: dict[str, Any]) -> str:
-    relevant = [configuration.get(k) for k in PREPROCESSING_KEYS] + [plans.get(k) for k in PREPROCESSING_KEYS_OF_PLANS]
-    return json.dumps(relevant, sort_keys=True)
+    return json.dumps([*preprocessing_settings(plans, configuration), plans.get(INTENSITIES)], sort_keys=True)

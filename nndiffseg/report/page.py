@@ -8,9 +8,10 @@ from typing import Any, TypedDict
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from nndiffseg.data.images import PIXELS
 from nndiffseg.report.charts import VolumeRow
 from nndiffseg.uncertainty.means import nanmean
-from nndiffseg.uncertainty.volumes import error_bars
+from nndiffseg.uncertainty.volumes import MM3_PER_ML, error_bars
 
 MAX_VOLUME_COLUMNS = 4  # structures whose volumes fit into the table of all cases
 NONE = "–"
@@ -128,6 +129,16 @@ class Page:
         return self.structures if len(self.structures) <= MAX_VOLUME_COLUMNS else ()
 
     @property
+    def unit(self) -> str:
+        """Of volumes: ml, or pixels."""
+        return PIXELS if any(case.report.get("unit") == PIXELS for case in self.cases) else "ml"
+
+    @property
+    def scale(self) -> float:
+        """Of numbers in ml to that unit."""
+        return MM3_PER_ML if self.unit == PIXELS else 1.0
+
+    @property
     def scrolls(self) -> bool:
         """Some case has several frames."""
         return any(case.picture is not None and len(case.picture.frames) > 1 for case in self.cases)
@@ -171,14 +182,15 @@ def percent(value: float | None) -> str:
     return NONE if value is None or value != value else f"{100 * value:.0f} %"
 
 
-def ml(value: float | None) -> str:
-    """A volume in ml to three significant digits."""
+def ml(value: float | None, scale: float = 1.0) -> str:
+    """A volume in ml, times ``scale``, to three significant digits."""
     if value is None or value != value:
         return NONE
+    value *= scale
     digits = next((d for d, least in enumerate((100, 10, 1)) if abs(value) >= least), None)
     return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
 
 
-def interval(low_high: Sequence[float] | None) -> str:
-    """An interval in ml."""
-    return NONE if not low_high else f"{ml(low_high[0])} to {ml(low_high[1])}"
+def interval(low_high: Sequence[float] | None, scale: float = 1.0) -> str:
+    """An interval in ml, times ``scale``."""
+    return NONE if not low_high else f"{ml(low_high[0], scale)} to {ml(low_high[1], scale)}"

@@ -6,9 +6,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.folds import check_fold, member_seed, split_of
-from nndiffseg.data.names import check_case_id
+from nndiffseg.data.names import is_plain_name
 from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.records import check_settings
 from nndiffseg.data.seeds import seed_of
+from nndiffseg.data.splits import cases_of_fold
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
@@ -85,6 +89,8 @@ class DiffusionTrainer(EpochLoop):
     # ---- set-up ---------------------------------------------------------------------------------------------------
 
     def initialize(self) -> None:
+        base, (train, val) = Path(self.preprocessed_dataset_folder_base), self.do_split()
+        check_settings(base, self.plans_manager.plans, self.configuration_name, [*train, *val])  # before networks are built
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
@@ -147,15 +153,15 @@ class DiffusionTrainer(EpochLoop):
         )
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's; names of cases become names of files.
+        """nnU-Net's folds, or fewer where there are few cases.
 
         Raises:
-            UserError: a name in ``splits_final.json`` is no plain file name.
+            UserError: there is no such fold, ``splits_final.json`` does not fit the data, or it shares cases or groups between
+                training and validation.
         """
-        train, val = super().do_split()
-        for case in (*train, *val):
-            check_case_id(case, "splits_final.json")
-        return train, val
+        folder = Path(self.preprocessed_dataset_folder)
+        names = [name for name in infer_dataset_class(str(folder)).get_identifiers(str(folder)) if is_plain_name(name)]
+        return cases_of_fold(Path(self.preprocessed_dataset_folder_base), self.fold, names)
 
     def validation_batches(self) -> Iterator[dict]:
         """Random patches of the validation cases, made in this process, the same ones in every call."""

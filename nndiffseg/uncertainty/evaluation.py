@@ -15,7 +15,7 @@ from typing import Any
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nndiffseg.data.files import read_json, write_json
-from nndiffseg.data.images import planned_reader
+from nndiffseg.data.images import planned_reader, volume_unit
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plan_names import check_reader
 from nndiffseg.uncertainty.case_evaluation import SETS, CaseResult, Row, evaluate_case, per_structure
@@ -119,6 +119,7 @@ def _summary(setting: Setting, results: Sequence[CaseResult]) -> dict[str, Any]:
         "calibration": calibration,
         "expected_dice": _selection(cases),
         "sets": _means([{key: case[key] for key in (*SETS, "ncc")} for case in cases]),
+        "unit": volume_unit(setting.reader),
         "volumes": volumes,
         "volume_spread_ratio": {**ratios, "mean": nanmean(known)} if known else None,
         "left_out": _left_out(cases),

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nndiffseg.data.images import PIXELS
 from nndiffseg.uncertainty.means import nanmean
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 Column = tuple[str, str, int]  # key, heading, digits
 #: blocks of a table: title, and the columns that are shown if any structure has a number there
@@ -57,13 +59,20 @@ def blocks(summary: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
         keys = {key for _, columns in BLOCKS for key, _, _ in columns}
         structures["mean"] = {key: nanmean(row.get(key) for row in structures.values()) for key in keys}
         structures["mean"] |= {k: summary["sets"].get(k) for k in ("matched_iou", "best_dice")}  # not a mean of structures
-    tables = []
+    tables, pixels = [], summary.get("unit") == PIXELS
     for title, columns in BLOCKS:
         shown = [c for c in columns if any(number(row.get(c[0])) != "-" for row in structures.values())]
         if shown:
-            rows = [[s, *(number(row.get(key), digits) for key, _, digits in shown)] for s, row in structures.items()]
-            tables.append((title, [["structure", *(heading for _, heading, _ in shown)], *rows]))
+            rows = [[s, *(_cell_of(row, key, digits, pixels) for key, _, digits in shown)] for s, row in structures.items()]
+            headings = [heading.replace(", ml", f", {PIXELS}") if pixels else heading for _, heading, _ in shown]
+            tables.append((title, [["structure", *headings], *rows]))
     return tables
+
+
+def _cell_of(row: Mapping[str, Any], key: str, digits: int, pixels: bool) -> str:
+    """A number of a structure; volumes of photographs in pixels."""
+    value = row.get(key)
+    return number(value * MM3_PER_ML, 0) if pixels and key.endswith("_ml") and value is not None else number(value, digits)
 
 
 def findings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,18 +11,23 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_file_ending
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determine_reader_writer_from_file_ending
 from numpy.typing import NDArray
 
 from nndiffseg.data.files import read_json
 from nndiffseg.data.images import read_image
+from nndiffseg.data.listing import list_labels
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
+
+#: endings of all formats that nnU-Net reads; that of nndiffseg's own maps first
+IMAGES = (".nii.gz", *sorted({e for reader in LIST_OF_IO_CLASSES for e in reader.supported_file_endings} - {".nii.gz"}))
 
 
 def uncertainty_map(predictions: Path, name: str, kind: str) -> Path | None:
     """The file of a ``total``, ``aleatoric`` or ``epistemic`` map of a case, whatever its format; None if absent."""
-    return next(iter(sorted((predictions / "uncertainty").glob(f"{glob.escape(name)}_{kind}.*"))), None)
+    files = (predictions / "uncertainty" / f"{name}_{kind}{ending}" for ending in IMAGES)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read_array(file: Path, reader: BaseReaderWriter) -> NDArray:
@@ -132,7 +136,7 @@ def match_references(predictions: Path, references: Sequence[Path], ending: str)
     for folder in references:
         for name, files in _annotations(folder, ending):
             found.setdefault(name, []).extend(files)
-    predicted = sorted(_cases(predictions, ending))
+    predicted = list(list_labels(predictions, ending))
     cases = {name: tuple(found[name]) for name in predicted if name in found}
     if not cases:
         where = " or ".join(str(folder) for folder in references)
@@ -155,19 +159,12 @@ def _check_folders(predictions: Path, references: Sequence[Path]) -> None:
         raise UserError("The same folder of references is given twice; give each annotator's folder once.")
 
 
-def _cases(folder: Path, ending: str) -> Iterator[str]:
-    for file in folder.iterdir():
-        if file.name.endswith(ending) and is_plain_name(name := file.name[: -len(ending)]) and file.is_file():
-            yield name
-
-
 def _annotations(folder: Path, ending: str) -> Iterator[tuple[str, list[Path]]]:
     """Case and its files; where a case has a file and a folder, the file counts."""
-    single = set(_cases(folder, ending))
-    for name in single:
-        yield name, [folder / f"{name}{ending}"]
+    single = list_labels(folder, ending)
+    for name, file in single.items():
+        yield name, [file]
     for sub in folder.iterdir():
-        if sub.name not in single and is_plain_name(sub.name) and sub.is_dir():
-            files = [sub / f"{annotator}{ending}" for annotator in sorted(_cases(sub, ending))]
-            if files:
-                yield sub.name, files
+        case = sub.name not in single and is_plain_name(sub.name) and sub.is_dir()
+        if case and (files := list(list_labels(sub, ending).values())):
+            yield sub.name, files

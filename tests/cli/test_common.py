@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, pick_device, run
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, device_from, pick_device, run, user_path
 from nndiffseg.errors import UserError
 
 
@@ -102,6 +105,7 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
 def test_the_device_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert capsys.readouterr().out.startswith("Device: cpu (")
+    assert pick_device("cpu", quiet=True).type == "cpu"
     assert pick_device(quiet=True).type in ("cuda", "mps", "cpu")
     assert capsys.readouterr().out == ""
 
@@ -116,3 +120,60 @@ def test_choices_name_the_nearest() -> None:
     assert choose("planner", "A", ["A", "B"]) == "A"
     with pytest.raises(UserError, match=r"Unknown planner Plannr \(did you mean Planner\?\); choose one of Planner, X"):
         choose("planner", "Plannr", ["Planner", "X"])
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x") == tmp_path / "x"
+    assert user_path("a/~") == Path("a/~")
+    with pytest.raises(UserError, match="no home folder"):
+        user_path("~nobody_of_this_name/x")
+
+
+@pytest.mark.parametrize("below", ["", "more"])
+def test_links_that_lead_nowhere_are_told(tmp_path: Path, below: str) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "c").symlink_to(tmp_path / "nothing")
+    (tmp_path / "d").symlink_to(tmp_path)
+    for name in "abc":
+        with pytest.raises(UserError, match="is a link that leads nowhere, or back to itself"):
+            user_path(str(tmp_path / name / below))
+    assert user_path(str(tmp_path / "d" / "new")) == tmp_path / "d" / "new"
+
+
+COMMAND = """
+import sys, threading, os, signal, time
+sys.argv[0] = "nndiffseg_test"
+from nndiffseg.cli.common import run
+def body(argv):
+    if {early}: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)
+code = run(body)
+if not {early}: os.kill(os.getpid(), signal.SIGINT); time.sleep(0.2)
+os.kill(os.getpid(), signal.SIGINT)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(("early", "code"), [(True, 130), (False, 0)])
+def test_an_interrupt_ends_with_an_exit_code_and_never_with_the_signal(early: bool, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", COMMAND.format(early=early)], capture_output=True, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert done.stderr == ("error: interrupted.\n" if early else "")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_are_set_and_said(threads: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0, 0))
+    assert device_from(parser().parse_args(["-device", "cpu", "-num_threads", "1"])).type == "cpu"
+    assert torch.get_num_threads() == 1 and (text := capsys.readouterr().out).endswith("threads: 1).\n") and "busy" not in text
+    device_from(parser().parse_args(["-device", "cpu", "-num_threads", "2"]))
+    assert "threads: 2" in (text := capsys.readouterr().out) and "busy (1000 jobs" in text and "-num_threads 1" in text
+    with pytest.raises(UserError, match="-num_threads must be 1 or more"):
+        device_from(parser().parse_args(["-num_threads", "0"]))

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.cli.plan_and_preprocess import main
@@ -59,7 +61,9 @@ def test_the_command_plans_and_preprocesses(
     assert len(list((out / "gt_segmentations").iterdir())) == 4
     natural = options.get("file_ending") == ".png"  # pixels of a photograph have no size in mm
     assert (" mm" in result.stdout, " pixels" in result.stdout) == (not natural, natural)
-    assert (out / "splits_final.json").exists() == bool(options.get("splits"))
+    folds = json.loads((out / "splits_final.json").read_text())
+    assert len(folds) == (2 if options.get("splits") else 4)  # the dataset's own, or as many as there are cases
+    assert ("4 cases are too few for five folds" in result.stdout) == ("splits" not in options)
     assert result.stdout.count("Using ./nndiffseg_data/{raw,preprocessed,results}") == 1
     assert not [f for f in out.rglob("*") if "tmp" in f.name or "partial" in f.name]
     assert "Preprocessing" in result.stderr  # the progress bar
@@ -210,12 +214,10 @@ def test_folds_follow_the_groups_of_cases_csv(
     assert [len({groups[c] for c in fold["val"]}) for fold in folds] == [1] * 5
     assert [len(fold["val"]) for fold in folds] == [2] * 5
     assert (out / "cases.csv").read_text() == (raw / "cases.csv").read_text()
-    # Folds that are there stay, with a warning where they divide a group.
     other = [{"train": ["case_000", "case_002"], "val": ["case_001"]}]
     (out / "splits_final.json").write_text(json.dumps(other))
-    assert main(arguments) == 0
-    assert "Warning: fold 0 of" in (text := capsys.readouterr().out) and "group patient_0" in text
-    assert json.loads((out / "splits_final.json").read_text()) == other
+    assert main(arguments) == 2
+    assert "Fold 0 of" in (text := capsys.readouterr().err) and "both of the group patient_0" in text
 
 
 def test_a_cases_csv_without_groups_is_told(tiny: Path, folders: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +231,7 @@ def test_bad_groups_are_told_before_any_work(
 ) -> None:
     for groups, words in (
         ({"case_000": "x"}, "does not name the case case_001"),
-        ({"case_000": "x", "case_001": "y"}, "2 groups, too few for 5 folds"),
+        ({"case_000": "x", "case_001": ""}, "without a group"),
     ):
         write_groups(tiny, groups)
         assert main(["-d", "901", *folders, "--no_pbar"]) == 2
@@ -255,3 +257,38 @@ def test_the_latent_that_ldseg_was_published_with_is_an_option(
         assert (told in report) == (latent == "paper")
         if latent == "planned":
             assert sizes.stride == settings.latent_stride
+
+
+def single_slices(raw: Path) -> Path:
+    """Six coronal slices of 48 x 64 voxels as NIfTI volumes with one voxel along y, all of 1 mm."""
+    folder = raw / "Dataset902_Slices"
+    rng = np.random.default_rng(0)
+    z, x = np.mgrid[:48, :64]
+    for i in range(6):
+        label = ((z - rng.integers(20, 28)) ** 2 + (x - rng.integers(26, 38)) ** 2 < 120).astype(np.uint8)
+        image = (rng.normal(100, 10, label.shape) + 60 * label).astype(np.float32)
+        for sub, name, array in (("imagesTr", f"s{i}_0000.nii.gz", image), ("labelsTr", f"s{i}.nii.gz", label)):
+            (folder / sub).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.GetImageFromArray(array[:, None]), str(folder / sub / name))
+            (folder / sub / f"._{name}").write_bytes(b"Mac OS X")  # row 05
+    content = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "organ": 1},
+        "numTraining": 6,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_slices_along_any_axis_are_2d_and_hidden_files_are_named(  # rows 05 and 14
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = single_slices(tmp_path / "raw")
+    assert main(["-d", "902", *folders, "-pl", "DiffSegPlannerS", "--no_pbar", "-np", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "6 hidden files, such as ._s0_0000.nii.gz" in captured.out and "Traceback" not in captured.err
+    plans = json.loads((tmp_path / "preprocessed" / folder.name / "nnDiffSegPlansS.json").read_text())
+    assert list(plans["configurations"]) == ["2d"]
+    assert plans["configurations"]["2d"]["patch_size"] == [48, 64] and plans["transpose_forward"] == [1, 0, 2]
+    assert plans["image_reader_writer"] == "SimpleITKIO"

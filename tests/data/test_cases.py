@@ -84,7 +84,7 @@ def test_cases_are_sorted_by_id_with_their_channels_in_order(folder: Path) -> No
 
 def test_a_folder_that_is_missing_or_without_images_is_named(tmp_path: Path) -> None:
     assert f"no folder {tmp_path / 'nowhere'}" in refused(find_cases, tmp_path / "nowhere", DATASET)
-    write(tmp_path / "scan.nii.gz", np.zeros(SHAPE, np.int16))
+    (tmp_path / "notes.txt").touch()
     assert "holds no images" in refused(find_cases, tmp_path, DATASET)
 
 
@@ -98,15 +98,25 @@ def test_a_channel_too_many_is_refused(folder: Path) -> None:
     assert "The case a has 3 channels, but the model was trained with 2" in refused(find_cases, folder, DATASET)
 
 
-def test_one_file_may_hold_all_channels(tmp_path: Path) -> None:
-    for z in range(2):  # SimpleITK joins 3D images into a 4D one
-        write(tmp_path / f"{z}.nii.gz", np.full(SHAPE, z + 1, np.int16))
-    joined = sitk.JoinSeries([sitk.ReadImage(str(tmp_path / f"{z}.nii.gz")) for z in range(2)])
-    sitk.WriteImage(joined, str(tmp_path / "a_0000.nii.gz"))
+def join(folder: Path, name: str, volumes: int = 2) -> Path:
+    """A 4D NIfTI whose volume v is full of v + 1."""
+    image = sitk.JoinSeries([sitk.GetImageFromArray(np.full(SHAPE, v + 1, np.int16)) for v in range(volumes)])
+    image.SetSpacing((1.0, 1.0, 2.0, 1.0))
+    sitk.WriteImage(image, str(folder / name))
+    return folder / name
+
+
+def test_one_file_may_hold_all_channels(tmp_path: Path) -> None:  # row 02
+    join(tmp_path, "a_0000.nii.gz")
     (case,) = find_cases(tmp_path, DATASET)
-    data, _ = read(case)
+    data, properties = read(case)
     assert data.shape == (2, *SHAPE)
     assert [c.mean() for c in data] == [1, 2]
+    assert properties["spacing"] == [2.0, 1.0, 1.0]
+    geometry = properties["sitk_stuff"]  # of three axes, or no segmentation can be written
+    assert [len(geometry[k]) for k in ("spacing", "origin", "direction")] == [3, 3, 9]
+    SimpleITKIO().write_seg(np.zeros(SHAPE, np.uint8), str(tmp_path / "a.nii.gz"), properties)
+    assert sitk.ReadImage(str(tmp_path / "a.nii.gz")).GetSpacing() == (1.0, 1.0, 2.0)
 
 
 # ---- headers ----------------------------------------------------------------------------------------------------------

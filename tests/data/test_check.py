@@ -88,7 +88,8 @@ def test_an_rgb_image_counts_as_three_channels(make_dataset: Callable[..., Path]
     folder = make_dataset(tmp_path, cases=2, shape=(24, 16), file_ending=".png")
     for file in (folder / "imagesTr").iterdir():
         io.imsave(file, np.repeat(io.imread(file)[..., None], 3, -1))
-    assert "3 image channels, but dataset.json names 1" in problem(folder)
+    sentence = problem(folder)
+    assert "3 image channels (case_000_0000.png alone holds 3), but dataset.json names 1" in sentence
     edit_json(folder, channel_names={"0": "R", "1": "G", "2": "B"})
     check_dataset(folder, progress=False)
 
@@ -144,9 +145,10 @@ def test_label_that_dataset_json_does_not_name(dataset: Path) -> None:
     assert "holds the label 7" in sentence
 
 
-def test_label_that_no_file_holds(dataset: Path) -> None:
+def test_a_label_that_no_file_holds_is_a_warning_as_in_nnunet(dataset: Path) -> None:  # third table
     edit_json(dataset, labels={"background": 0, "shell": 1, "core": 2, "lesion": 3})
-    assert "names the label lesion (3), but no file" in problem(dataset)
+    (warning,) = check_dataset(dataset, progress=False)
+    assert "names the label lesion (3), and no file in labelsTr holds it" in warning
 
 
 def _shift(image: sitk.Image, array: np.ndarray) -> None:
@@ -165,14 +167,47 @@ def _crop(image: sitk.Image, array: np.ndarray) -> np.ndarray:
     return array[1:]
 
 
-@pytest.mark.parametrize(
-    ("change", "what"), [(_shift, "origin"), (_stretch, "spacing"), (_flip, "direction"), (_crop, "shape")]
-)
+@pytest.mark.parametrize(("change", "what"), [(_stretch, "spacing"), (_flip, "direction"), (_crop, "shape")])
 def test_image_and_label_of_different_geometry(dataset: Path, change: Callable, what: str) -> None:
     edit_image(dataset / "labelsTr" / "case_001.nii.gz", change)
     sentence = problem(dataset)
     assert f"differ in {what}" in sentence
     assert "case_001_0000.nii.gz" in sentence
+    assert ("--no_check" in sentence) == (what != "shape"), "without the check, a different shape is no better"
+
+
+def test_image_and_label_at_different_origins_are_a_warning_as_in_nnunet(dataset: Path) -> None:  # third table
+    for case in ("case_001", "case_002"):
+        edit_image(dataset / "labelsTr" / f"{case}.nii.gz", _shift)
+    (warning,) = check_dataset(dataset, progress=False)
+    assert "case_001_0000.nii.gz and its label differ in origin" in warning and "cases like this: 2" in warning
+
+
+def test_a_tiff_label_without_its_spacing_is_told(tmp_path: Path) -> None:  # row 16
+    from tifffile import imwrite
+
+    folder = write_tiffs(tmp_path)
+    check_dataset(folder, progress=False)
+    (folder / "labelsTr" / "cell0.json").unlink()
+    assert "write the spacing of the label into cell0.json beside it" in problem(folder)
+    imwrite(folder / "labelsTr" / "cell0.tif", np.zeros((6, 8), np.uint8))
+    assert "cell0.tif cannot be read" in problem(folder)
+
+
+def write_tiffs(folder: Path) -> Path:
+    """Two 3D TIFFs with their spacings."""
+    from tifffile import imwrite
+
+    for case in range(2):
+        label = np.zeros((6, 8, 10), np.uint8)
+        label[2:4, 3:6, 3:6] = 1
+        for sub, name, array in (("imagesTr", f"cell{case}_0000.tif", label * 100 + 5), ("labelsTr", f"cell{case}.tif", label)):
+            (folder / sub).mkdir(exist_ok=True)
+            imwrite(folder / sub / name, array)
+            (folder / sub / f"cell{case}.json").write_text(json.dumps({"spacing": [0.5, 0.2, 0.2]}))
+    content = {"channel_names": {"0": "light"}, "labels": {"background": 0, "cell": 1}, "numTraining": 2, "file_ending": ".tif"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
 
 
 def test_rounding_of_the_geometry_is_tolerated(dataset: Path) -> None:

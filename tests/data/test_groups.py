@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from nndiffseg.data.groups import (
     balanced_folds,
     contiguous_folds,
     copy_groups,
-    divided_group,
     grouped_folds,
     read_groups,
 )
@@ -71,22 +69,6 @@ def test_folds_divide_no_group_and_validate_every_case_once():
         assert not {groups[c] for c in fold["train"]} & {groups[c] for c in fold["val"]}
         assert 2 <= len(fold["val"]) <= 4, "16 cases, of which four and pairs stay together"
     assert folds == grouped_folds(dict(reversed(groups.items())))
-
-
-def test_too_few_groups_for_five_folds_are_told():
-    with pytest.raises(UserError, match=r"has 2 groups, too few for 5 folds.*splits_final\.json"):
-        grouped_folds({"a": "x", "b": "x", "c": "y"})
-
-
-def test_folds_that_divide_a_group_are_found(tmp_path):
-    splits = tmp_path / "splits_final.json"
-    splits.write_text(json.dumps(grouped_folds(PAIRS)))
-    assert divided_group(splits, PAIRS) is None
-    folds = [{"train": ["eye_02", "eye_03"], "val": ["eye_04"]}, {"train": ["eye_01"], "val": ["eye_00"]}]
-    splits.write_text(json.dumps(folds))
-    sentence = divided_group(splits, PAIRS)
-    assert sentence is not None and "fold 1" in sentence and "trains on eye_01 and validates eye_00" in sentence
-    assert divided_group(splits, {}) is None
 
 
 def test_the_copy_follows_the_raw_dataset(tmp_path):

@@ -108,7 +108,8 @@ def test_damaged_files_are_told(nifti: Path, kind: str, label: bool) -> None:
         "text": b"not an image",
     }
     nifti.write_bytes(damaged[kind])
-    assert "cannot be read, it is truncated or not an image" in refused(nifti, label=label)
+    what = "empty" if kind == "empty" else "truncated or not an image"
+    assert f"cannot be read, it is {what}" in refused(nifti, label=label)
 
 
 def test_a_damaged_tif_is_told(tmp_path: Path) -> None:

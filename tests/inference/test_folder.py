@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,63 @@ def test_a_case_with_a_missing_file_is_done_again(predictor, raw_images, referen
     assert predict_folder(predictor, raw_images, out, **options) == []
 
 
+# ---- nothing stale ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: setattr(p, "options", replace(p.options, seed=6)), "seed 5, not 6"),
+        (lambda p: setattr(p, "options", replace(p.options, step_size=0.9)), "step_size 0.5, not 0.9"),
+        (lambda p: p.model.folds[0].network.denoiser.head.bias.data.add_(1), "another model or calibration"),
+    ],
+    ids=["seed", "step size", "weights"],
+)
+def test_another_model_or_seed_does_not_go_on(model_folder, raw_images, reference, tmp_path, change, words):
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    other = Predictor.from_folder(model_folder, device="cpu", samples=3, seed=5)
+    change(other)
+    with pytest.raises(UserError, match=words) as error:
+        predict_folder(other, raw_images, out, progress=False, continue_prediction=True)
+    assert "--continue_prediction" in str(error.value)
+    assert_same(out, reference)
+
+
+def test_another_number_of_samples_does_not_go_on(model_folder, raw_images, reference, tmp_path):
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    other = Predictor.from_folder(model_folder, device="cpu", samples=2, seed=5)
+    with pytest.raises(UserError, match="samples 3, not 2"):
+        predict_folder(other, raw_images, out, save_samples=True, progress=False, continue_prediction=True)
+
+
+def test_a_case_whose_image_changed_is_predicted_again(predictor, images, reference, tmp_path, capsys):
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    shutil.copy(images / "case_000_0000.nii.gz", images / "case_001_0000.nii.gz")
+    assert predict_folder(predictor, images, out, progress=False, continue_prediction=True) == ["case_001"]
+    assert "Images that changed after their prediction, so that they are predicted again: case_001." in capsys.readouterr().out
+
+
+# ---- files that users bring -------------------------------------------------------------------------------------------
+
+
+def test_a_4d_image_is_predicted_as_its_channels_are_beside_sound_cases(predictor, images, reference, tmp_path, capsys):
+    """Row 02, and row 13: what is left out is named."""
+    channels = [sitk.ReadImage(str(images / f"case_000_{c:04d}.nii.gz")) for c in range(2)]
+    sitk.WriteImage(sitk.JoinSeries(channels), str(images / "case_000_0000.nii.gz"))
+    (images / "case_000_0001.nii.gz").unlink()
+    three = sitk.JoinSeries([*channels, channels[0]])
+    sitk.WriteImage(three, str(images / "case_002_0000.nii.gz"))
+    for file in (images / "case_002_0001.nii.gz", *images.glob("case_003*")):
+        file.unlink()
+    (images / "d_0000.nii").touch()
+    with pytest.raises(UserError, match=r"1 of 3 cases could not be predicted.*case case_002 has 3 channels"):
+        predict_folder(predictor, images, tmp_path / "out", progress=False)
+    found, wanted = arrays(tmp_path / "out"), arrays(reference)
+    assert {"case_000.nii.gz", "case_001.nii.gz", "uncertainty/case_000_total.nii.gz"} <= found.keys()
+    assert all(np.array_equal(array, wanted[name]) for name, array in found.items())
+    assert f"Left out of {images}: d_0000.nii." in capsys.readouterr().out
+
+
 def test_colour_photographs(model_folder_2d, tmp_path):
     """PNG in, PNG out; the maps are 2D NIfTI with unit spacing."""
     model = Path(shutil.copytree(model_folder_2d, tmp_path / model_folder_2d.name))
@@ -185,7 +243,8 @@ def test_colour_photographs(model_folder_2d, tmp_path):
     total = sitk.ReadImage(str(out / "uncertainty" / "photo_total.nii.gz"))
     assert total.GetDimension() == 2 and total.GetSize() == (52, 40) and total.GetSpacing() == (1, 1)
     content = json.loads((out / "uncertainty" / "photo.json").read_text())
-    assert "1 mm" in content["note"] and content["structures"]["shell"]["mean_ml"] <= 40 * 52 / 1000
+    assert "1000 pixels" in content["note"] and content["structures"]["shell"]["mean_ml"] <= 40 * 52 / 1000
+    assert content["unit"] == "pixels" and "shell, pixels (90 %)" in (out / "report.html").read_text()
     # A colour file holds several channels: two of three here are one too many for a model of two.
     (images / "photo_0001.png").unlink()
     io.imsave(images / "photo_0000.png", np.ones((40, 52, 3), np.uint8), check_contrast=False)

@@ -59,6 +59,13 @@ def test_page_loads_nothing_and_closes_every_tag():
     assert not re.search(r"https?://|url\(|@import", html)
 
 
+@pytest.mark.parametrize(("unit", "words"), [({}, "3.78 ml"), ({"unit": "pixels"}, "3777 pixels")])
+def test_photographs_have_areas_in_pixels(unit: dict[str, str], words: str):  # third table
+    number, name = words.split()
+    html = render(Page("t", "s", ["a"], [case(structures={"a": {**STRUCTURE, "segmentation_ml": 3.777}}, **unit)], True, True))
+    assert f"<td>{number}</td>" in html and f"a, {name} (90 %)" in html and f" in {name}</th>" in html
+
+
 def test_slices_can_be_scrolled_by_a_script_in_the_page_and_without_one_the_middle_is_shown():
     html = render(Page("t", "s", ["a"], [case("x", picture=SCROLLING), case("y")], True, True))
     page = ParsedPage(html)

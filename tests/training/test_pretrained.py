@@ -137,3 +137,15 @@ def test_what_is_no_checkpoint_is_told_in_one_sentence(tmp_path):
     for name, message in messages.items():
         with pytest.raises(UserError, match=message):
             load_pretrained_weights(model(3, 0), tmp_path / name)
+
+
+def test_nnunets_own_command_starts_from_a_checkpoint_of_ours(tmp_path):  # third table
+    """``nnUNetv2_train -tr nnDiffSegTrainer -pretrained_weights`` asserts that every weight is there."""
+    from nnunetv2.run.load_pretrained_weights import load_pretrained_weights as of_nnunet
+
+    first, second = model(3, 0), model(3, 1)
+    file = tmp_path / "checkpoint_final.pth"
+    nnunet_checkpoint(file, first)
+    of_nnunet(second, str(file))
+    before, after = first.state_dict(), second.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if ".seg_layers." not in k)

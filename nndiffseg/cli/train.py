@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, folders_from, pick_device, run
 from nndiffseg.data.files import read_json
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -167,9 +167,11 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
     """Reads plans and dataset.json.
 
     Raises:
-        UserError: no such dataset, plans or configuration, preprocessed data is missing, or the plans name what no planner
-            writes.
+        UserError: no such dataset, plans or configuration, preprocessed data is missing, the plans name what no planner
+            writes, or one of both files is not as it should be.
     """
+    from nndiffseg.data.check import read_dataset_json
+
     dataset = folders.dataset(args.dataset, "preprocessed")
     base = folders.preprocessed / dataset
     command = f"nndiffseg_plan_and_preprocess -d {args.dataset}"
@@ -178,7 +180,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         found = ", ".join(sorted(p.stem for p in base.glob("*Plans*.json"))) or "none"
         raise UserError(f"There are no plans {args.p} for {dataset} (found: {found}); run {command} or choose with -p.")
     plans = read_json(path, f"make it again with {command}")
-    check_plan_names(plans, str(path))
+    check_plans(plans, str(path))
     if args.configuration not in plans["configurations"]:
         found = ", ".join(plans["configurations"])
         raise UserError(f"The plans {args.p} have no configuration {args.configuration}; choose one of {found}.")
@@ -187,7 +189,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         raise UserError(f"The plans {args.p} hold no diffusion settings; make some with {command}, or choose with -p.")
     if not (base / configuration["data_identifier"]).is_dir():
         raise UserError(f"{dataset} is not preprocessed for {args.configuration}; run {command} -c {args.configuration}.")
-    return plans, read_json(base / "dataset.json", f"make it again with {command}")
+    return plans, read_dataset_json(base)
 
 
 def find_trainer(name: str) -> type[DiffusionTrainer]:

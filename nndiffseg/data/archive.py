@@ -76,8 +76,8 @@ def read_archive(path: Path, device: torch.device | str = "cpu", *, tensors: boo
                 "never loaded because they may run commands; choose another file."
             ) from None
         raise UserError(
-            f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net, it is damaged; copy it again, train the fold again, "
-            "or choose another with -chk."
+            f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net, it is damaged; copy it again, train the fold "
+            "again, or choose another with -chk."
         ) from None
     return content
 
@@ -88,9 +88,7 @@ def check_size(content: Any, what: str) -> None:
     Raises:
         UserError: there are more than :data:`MOST_VALUES` values, or they are nested more than :data:`DEEPEST` times.
     """
-    count = 0
-    for _, depth in _walk(content):
-        count += 1
+    for count, (_, depth) in enumerate(_walk(content)):
         if count > MOST_VALUES or depth > DEEPEST:
             raise UserError(f"{what} holds more values, or deeper ones, than any training writes; choose another file.")
 
@@ -104,8 +102,8 @@ def check_finite(state: Any, path: str | Path, what: str = "weights") -> None:
     for tensor in _tensors(state):
         if not torch.isfinite(tensor).all():
             raise UserError(
-                f"The {what} in {path} are not finite, so that nothing can be computed from them; choose another checkpoint with "
-                "-chk, or train the fold again."
+                f"The {what} in {path} are not finite, so that nothing can be computed from them; choose another checkpoint "
+                "with -chk, or train the fold again."
             )
 
 

@@ -14,6 +14,9 @@ import numpy as np
 
 from nndiffseg.errors import UserError
 
+#: bytes; the summary of 10,000 cases with 100 structures has less
+LARGEST_JSON = 500_000_000
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -44,11 +47,13 @@ def read_json(path: str | os.PathLike[str], remedy: str = "copy or make it again
         remedy: what to do, the end of the message.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON, or larger than :data:`LARGEST_JSON`.
     """
+    if (size := os.stat(path).st_size) > LARGEST_JSON:
+        raise UserError(f"{path} has {size / 1e6:.0f} MB, far more than any such file needs; {remedy}.")
     try:
         return json.loads(Path(path).read_text(encoding="utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # wrong JSON, wrong text, and numbers of thousands of digits
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
 
 

@@ -23,7 +23,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import read_json, write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -129,7 +129,7 @@ def preprocess_configuration(
     Raises:
         UserError: the plans name what no planner writes.
     """
-    check_plan_names(plans, "The plans")
+    check_plans(plans, "The plans")
     target = folder / plans["configurations"][configuration]["data_identifier"]
     staging = target.with_name(f".{target.name}.partial")
     if clean:

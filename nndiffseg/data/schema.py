@@ -13,7 +13,8 @@ from nndiffseg.errors import UserError
 #: of every record: unknown names are errors, and floats are finite
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Count = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+#: of channels, strides, steps, samples: far more than a planner writes, so that no plans make a network or a run without end
+Count = Annotated[int, Field(strict=True, ge=1, le=2**12)]
 Index = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.names import check_case_id
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
@@ -53,7 +53,7 @@ class DiffusionTrainer(EpochLoop):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
-        check_plan_names(plans, "The plans")  # stock nnU-Net makes trainers too
+        check_plans(plans, "The plans")  # stock nnU-Net makes trainers too
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.label_manager.has_ignore_label:

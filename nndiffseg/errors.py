@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""The exceptions that are no bugs: one that the user can fix, and one that says that somebody asked to stop."""
 
 from __future__ import annotations
 
@@ -8,3 +8,13 @@ class UserError(Exception):
 
     Commands print it without a traceback and exit with code 2 (:func:`nndiffseg.cli.common.run`).
     """
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM or SIGUSR1 ended the work, as a scheduler sends them before the time is over.
+
+    Commands print its sentence and exit with :attr:`code`.
+    """
+
+    #: EX_TEMPFAIL of sysexits.h, "try again later": a job script can queue the job again on it
+    code = 75

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nndiffseg.data.folders import Folders, configure_folders
-from nndiffseg.errors import UserError
+from nndiffseg.errors import Stopped, UserError
+from nndiffseg.stopping import raised
 
 if TYPE_CHECKING:  # torch takes seconds to load, so `--help` does without
     import torch
@@ -30,14 +31,19 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
     Returns:
         0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk or a missing permission, each after one line
-        ``error: ...`` on stderr; 130 when interrupted. Any other exception is a bug and keeps its traceback.
+        ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted. Any other exception is a bug
+        and keeps its traceback.
     """
     try:
-        body(argv)
+        with raised("SIGTERM"):
+            body(argv)
     except UserError as error:
         return _fail(str(error))
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
+    except Stopped as stopped:
+        _fail(str(stopped))
+        return Stopped.code
     except KeyboardInterrupt:
         _fail("interrupted.")
         return 130

@@ -57,8 +57,14 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
     add("--epochs", type=int, help=f"number of epochs (default {epochs} unless --minutes is given)")
     add("--iterations_per_epoch", type=int, default=250, help="default: %(default)s")
     add("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
-    add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
+    add("--seed", type=int, help="default: 0; a training that goes on keeps its own")
+    add(
+        "--c",
+        "--continue_training",
+        dest="c",
+        action="store_true",
+        help="go on from the newest state of the training in this fold",
+    )
     add(
         "--npz",
         "--save_probabilities",
@@ -96,7 +102,7 @@ def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
     """Gives a trainer what :func:`add_training_flags` asked for; ``epochs`` bounds it where nothing else does."""
     trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or epochs
-    trainer.minutes, trainer.seed = args.minutes, args.seed
+    trainer.minutes, trainer.seed = args.minutes, args.seed or 0
     trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
     trainer.show_progress = not args.disable_progress_bar
 
@@ -216,18 +222,32 @@ def _load(trainer: DiffusionTrainer, args: Any) -> None:
         if not args.val_best:  # the best one is loaded just before its validation
             trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     elif args.c:
-        go_on(trainer)
+        go_on(trainer, args.seed)
 
 
-def go_on(trainer: DiffusionTrainer) -> None:
-    """Takes a training up where it stopped; one without any checkpoint begins."""
-    folder = Path(trainer.output_folder)
-    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
-        if (folder / name).is_file():
-            trainer.load_checkpoint(str(folder / name))
-            trainer.print_to_log_file(f"Continuing from {name} at iteration {trainer.iteration}.")
-            return
-    trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+def go_on(trainer: DiffusionTrainer, seed: int | None) -> None:
+    """Takes a training up where it stopped; one without any checkpoint begins.
+
+    Args:
+        trainer: of the fold.
+        seed: that the user gave; None for that of the training.
+
+    Raises:
+        UserError: the training has another seed, or its newest checkpoint cannot be read.
+    """
+    from nndiffseg.training.fold_folder import newest_checkpoint
+
+    file = newest_checkpoint(trainer.output_folder)
+    if file is None:
+        trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+        return
+    trainer.load_checkpoint(str(file))
+    if seed not in (None, trainer.seed):
+        raise UserError(
+            f"The training in {file.parent} has the seed {trainer.seed}, not {seed}; leave out --seed to go on with it, or "
+            "leave out --c to begin anew."
+        )
+    trainer.print_to_log_file(f"Continuing from {file.name} at iteration {trainer.iteration}.")
 
 
 if __name__ == "__main__":

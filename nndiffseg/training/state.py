@@ -37,6 +37,7 @@ def checkpoint_of(trainer: Any) -> dict[str, Any]:
         "epoch_terms": trainer._epoch_terms,
         "seconds": trainer.budget.seconds if trainer.budget else trainer._spent,
         "seed": trainer.seed,
+        "training_id": trainer.training_id,
     }
 
 
@@ -93,3 +94,4 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
     trainer._epoch_terms = checkpoint["epoch_terms"]
     trainer._spent, trainer.seed = checkpoint["seconds"], checkpoint["seed"]
+    trainer.training_id = checkpoint.get("training_id", trainer.training_id)

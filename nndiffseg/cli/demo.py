@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, pick_device, run
+from nndiffseg.data.parallel import kill_with_parent
 from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
@@ -96,7 +97,7 @@ class Demo:
         with open(self.output / LOG, "a", encoding="utf8") as log:
             log.write(f"\n$ nndiffseg_{name} {' '.join(line[3:])}\n")
             log.flush()
-            code = subprocess.run(line, stdout=log, check=False).returncode
+            code = subprocess.run(line, stdout=log, check=False, preexec_fn=kill_with_parent).returncode
         if code != 0:
             raise UserError(f"nndiffseg_{name} stopped with exit code {code}; {self.output / LOG} says what it did last.")
 

@@ -20,7 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.check import TrainingCase
 from nndiffseg.data.dataset_json import channel_names
-from nndiffseg.data.files import read_json, write_atomically, write_json
+from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
 from nndiffseg.data.images import find_reader
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plans_schema import check_plans
@@ -160,7 +160,8 @@ def _preprocess_case(
     plans_manager = PlansManager(plans)
     configuration_manager = plans_manager.get_configuration(configuration)
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
+    with full_disk_told(Path(staging), case.name), quiet:
         preprocessor.run_case_save(
             os.path.join(staging, case.name),
             list(case.images),

@@ -15,6 +15,7 @@ import torch
 
 from nndiffseg.errors import UserError
 from nndiffseg.training.fold_folder import LOCK, STALE, newest_checkpoint, set_aside, sole_user
+from nndiffseg.training.trainer import DiffusionTrainer
 
 HOLD = """
 import sys, time
@@ -48,6 +49,16 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
     with sole_user(tmp_path) as lock:  # a lock that a killed process left is none
         assert json.loads(lock.read_text())["process"] == os.getpid()
     assert (tmp_path / LOCK).read_text() == ""
+
+
+def test_training_and_validation_begin_nothing_in_a_folder_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7}))
+    trainer = DiffusionTrainer.__new__(DiffusionTrainer)
+    trainer.local_rank, trainer.iteration, trainer.output_folder = 0, 0, str(tmp_path)
+    for begin in (trainer.run_training, trainer.perform_actual_validation):
+        with pytest.raises(UserError, match="in use by process 7 on elsewhere"):
+            begin()
+    assert [f.name for f in tmp_path.iterdir()] == [LOCK]
 
 
 def test_a_lock_of_another_computer_counts_while_it_is_renewed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -57,7 +58,16 @@ def _handled(names: tuple[str, ...], handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for name in names if (number := _number(name)) is not None}
+    owner = os.getpid()
+
+    def handle(number: int, frame: Any) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+        else:  # a forked child, such as one of a pool that is shut down by this very signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, handle) for name in names if (number := _number(name)) is not None}
     try:
         yield
     finally:

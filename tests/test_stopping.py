@@ -46,6 +46,20 @@ def test_other_threads_leave_the_handlers_alone() -> None:
     assert seen == [None]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_die_of_the_signal_as_they_would_without() -> None:
+    # As the processes of a pool, which is shut down by SIGTERM: they must not print a traceback.
+    with raised("SIGTERM"):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+
+
 def test_a_stop_is_no_error_that_a_case_can_swallow() -> None:
     with pytest.raises(Stopped):
         try:

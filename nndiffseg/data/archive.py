@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from nndiffseg.data.memory import is_out_of_memory
 from nndiffseg.errors import UserError
 
 #: what torch and zipfile may raise about a file that is damaged or of another kind
@@ -68,7 +69,7 @@ def read_archive(path: Path, device: torch.device | str = "cpu", *, tensors: boo
     except (MemoryError, torch.OutOfMemoryError):
         raise _no_memory(path) from None
     except UNREADABLE as error:
-        if isinstance(error, RuntimeError) and "memory" in str(error) and "alloc" in str(error):
+        if is_out_of_memory(error):
             raise _no_memory(path) from None
         if isinstance(error, UnpicklingError) and re.search(r"(?i)unsupported (global|class)", str(error)):
             raise UserError(

@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nndiffseg.data.check import TrainingCase
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
-from nndiffseg.data.images import find_reader
+from nndiffseg.data.images import find_reader, read_image
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plans_schema import check_plans
+from nndiffseg.errors import UserError
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -90,8 +91,27 @@ def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def _explained(images: Sequence[str], label: str, reader: Any) -> Iterator[None]:
+    """nnU-Net's own code reads these files; where it fails, the reason is told if it is in a file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        for file in images:
+            read_image(reader, file)
+        read_image(reader, label, label=True)
+        raise
+
+
 def _analyze(*arguments: Any) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
+    images, label, reader, _ = arguments
+    with _explained(images, label, reader()), contextlib.redirect_stdout(io.StringIO()):
         return DatasetFingerprintExtractor.analyze_case(*arguments)
 
 
@@ -161,7 +181,8 @@ def _preprocess_case(
     configuration_manager = plans_manager.get_configuration(configuration)
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
-    with full_disk_told(Path(staging), case.name), quiet:
+    reader = plans_manager.image_reader_writer_class()
+    with full_disk_told(Path(staging), case.name), _explained(case.images, case.label, reader), quiet:
         preprocessor.run_case_save(
             os.path.join(staging, case.name),
             list(case.images),

@@ -16,7 +16,7 @@ from torch import Tensor
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
-from nndiffseg.data.images import voxel_volume
+from nndiffseg.data.images import read_image, voxel_volume
 from nndiffseg.data.names import check_case_id
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -119,7 +119,7 @@ class ValidationCases:
         file = self.preprocessed / "gt_segmentations" / f"{case}{self.predictor.dataset_json['file_ending']}"
         if not file.is_file():
             raise UserError(f"The label {file} is missing; plan and preprocess the dataset again.")
-        label, properties = self.predictor.plans.image_reader_writer_class().read_seg(str(file))
+        label, properties = read_image(self.predictor.plans.image_reader_writer_class(), file, label=True)
         return label, properties["spacing"]
 
     def _kept(self, case: str, fold: StockFold) -> Path:

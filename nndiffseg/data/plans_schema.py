@@ -30,10 +30,9 @@ Flag = Annotated[bool, Field(strict=True)]
 Axis = Annotated[int, Field(strict=True, ge=0, le=2)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Axes = Annotated[list[Axis], Field(min_length=3, max_length=3)]
-
-
-def _per_axis(kind: Any) -> Any:
-    return Annotated[list[kind], Field(min_length=2, max_length=3)]
+_EACH = Field(min_length=2, max_length=3)
+Kernels = Annotated[list[Annotated[list[Kernel], _EACH]], Field(max_length=20)]
+Strides = Annotated[list[Annotated[list[Stride], _EACH]], Field(max_length=20)]
 
 
 class _Open(BaseModel):
@@ -99,8 +98,8 @@ class ArchitectureArguments(_Closed):
     n_stages: Annotated[int, Field(strict=True, ge=2, le=20)]
     features_per_stage: Annotated[list[Channels], Field(max_length=20)]
     conv_op: Name
-    kernel_sizes: Annotated[list[_per_axis(Kernel)], Field(max_length=20)]
-    strides: Annotated[list[_per_axis(Stride)], Field(max_length=20)]
+    kernel_sizes: Kernels
+    strides: Strides
     n_conv_per_stage: Convolutions | None = None
     n_blocks_per_stage: Convolutions | None = None
     n_conv_per_stage_decoder: Convolutions
@@ -162,8 +161,8 @@ class OldNetwork(_Open):
     n_conv_per_stage_encoder: Annotated[list[Few], Field(min_length=2, max_length=20)]
     n_conv_per_stage_decoder: Annotated[list[Few], Field(max_length=20)]
     num_pool_per_axis: list[Annotated[int, Field(strict=True, ge=0, le=20)]]
-    pool_op_kernel_sizes: Annotated[list[_per_axis(Stride)], Field(max_length=20)]
-    conv_kernel_sizes: Annotated[list[_per_axis(Kernel)], Field(max_length=20)]
+    pool_op_kernel_sizes: Strides
+    conv_kernel_sizes: Kernels
 
     def arguments(self, axes: int) -> ArchitectureArguments:
         """As nnU-Net's ConfigurationManager makes them."""
@@ -193,8 +192,8 @@ class Configuration(_Open):
     data_identifier: Name
     preprocessor_name: Name
     batch_size: Annotated[int, Field(strict=True, ge=1, le=2**14)]
-    patch_size: _per_axis(Size)
-    spacing: _per_axis(Millimetres)
+    patch_size: Annotated[list[Size], _EACH]
+    spacing: Annotated[list[Millimetres], _EACH]
     median_image_size_in_voxels: Annotated[list[Annotated[float, Field(ge=0, le=1e9)]], Field(max_length=3)] = []
     normalization_schemes: Annotated[list[Name], Field(min_length=1, max_length=1000)]
     use_mask_for_norm: Annotated[list[Flag], Field(min_length=1, max_length=1000)]

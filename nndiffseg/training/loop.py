@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ class EpochLoop(nnUNetTrainer):
         self._epoch_terms: dict[str, list[float]] = {}
         self._spent = 0.0
         self._last_save = 0.0
-        self._asked, self._lock = Request(), None
+        self._asked = Request()
+        self._lock: Path | None = None
         self.training_id = secrets.token_hex(8)
 
     def run_training(self) -> None:

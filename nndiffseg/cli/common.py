@@ -72,6 +72,8 @@ def _sentence_for_system_error(error: BaseException | None) -> str | None:
                 return f"No space left on the disk{target}; free some space or choose another folder and try again."
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
                 return f"No permission to use {error.filename}; choose another folder or change its permissions."
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR) and error.filename:
+                return f"{str(error.filename)[:200]} cannot be used ({error.strerror}); choose another file or folder."
         error = error.__cause__ or error.__context__
     return None
 
@@ -86,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
 
     def parse_known_args(self, args=None, namespace=None):
-        args = list(sys.argv[1:] if args is None else args)
+        args = [_expanded(word) for word in (sys.argv[1:] if args is None else args)]
         known = list(self._option_string_actions)
         for word in args:
             if word == "--":
@@ -99,6 +101,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` lists the flags).")
+
+
+def _expanded(word: str) -> str:
+    """``~/x`` as a shell expands it, which leaves ``--raw=~/x`` and quoted ones alone."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}" if value == "~" or value.startswith("~/") else word
 
 
 def _is_number(word: str) -> bool:

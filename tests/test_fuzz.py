@@ -271,12 +271,30 @@ KINDS: dict[str, tuple[Callable[..., None], tuple[st.SearchStrategy[Any], ...]]]
 }
 
 
+SOUND: dict[str, tuple[Any, ...]] = {
+    "NIfTI headers": ([], None, False, SimpleITKIO),
+    "NIfTI bodies": ([], None, True, NibabelIO),
+    "plans.json": (json.dumps(OWN).encode(),),
+    "splits_final.json": (json.dumps(FOLDS).encode(),),
+    "cases.csv": (TABLE.encode(),),
+    "calibration.json": (json.dumps(Calibration().to_json()).encode(),),
+    "checkpoints": (checkpoint(),),
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_is_sound_is_accepted(tmp_path: Path, kind: str) -> None:
+    KINDS[kind][0](tmp_path, *SOUND[kind])
+
+
 def fuzz(kind: str, folder: Path, number: int) -> dict[str, int]:
     """Tries so many files; returns how many were accepted and refused."""
     function, strategies = KINDS[kind]
     counts = {"accepted": 0, "refused": 0}
     deep = folder / "a" / "b" / "c"
     deep.mkdir(parents=True)
+    if kind in SOUND:
+        function(deep, *SOUND[kind])  # imports what it needs, which counts for no file
 
     @settings(
         max_examples=number, deadline=1000 * SECONDS, derandomize=True, database=None, suppress_health_check=list(HealthCheck)

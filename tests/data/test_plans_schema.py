@@ -109,3 +109,9 @@ def test_what_no_planner_writes_is_refused(place, value, message):
     with pytest.raises(UserError, match=message) as raised:
         check_plans(changed(place, value), "The plans")
     assert "\n" not in str(raised.value)
+
+
+def test_a_class_that_the_plans_do_not_ask_to_import_is_one_sentence():
+    plans = changed("configurations.2d.architecture._kw_requires_import", ["norm_op", "dropout_op", "nonlin"])
+    with pytest.raises(UserError, match="no network that nnU-Net can build"):
+        planned_network(plans["configurations"]["2d"]["architecture"], 1, 2)

@@ -35,6 +35,9 @@ PLANS = {
             "patch_size": [32, 32],
             "spacing": [0.5, 1.0],
             "normalization_schemes": ["ZScoreNormalization"],
+            "use_mask_for_norm": [False],
+            **{f"resampling_fn_{what}": "resample_data_or_seg_to_shape" for what in ("data", "seg", "probabilities")},
+            **{f"resampling_fn_{what}_kwargs": {"is_seg": what == "seg"} for what in ("data", "seg", "probabilities")},
             "architecture": {
                 "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
                 "arch_kwargs": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nndiffseg.data.files import write_atomically
+from nndiffseg.data.npz import NPZ_ERRORS, check_npz
 from nndiffseg.errors import UserError
 
+#: bytes of a table; real ones have a few hundred thousand
+LARGEST = 10**9
 FOLDER = "tables"
 
 
@@ -63,8 +65,9 @@ def read_tables(folder: Path) -> list[CaseTable]:
 def _read(file: Path) -> CaseTable:
     names: Sequence[str] = [f.name for f in fields(CaseTable) if f.name != "case"]
     try:
+        check_npz(file, LARGEST)
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: np.asarray(content[name], dtype=np.float64) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NPZ_ERRORS:
         raise UserError(f"The table {file} cannot be read; validate the fold again with nndiffseg_train --val.") from None
     return CaseTable(file.name.removesuffix(".npz"), **arrays)

@@ -79,7 +79,7 @@ def _train(model: FinishedModel, plans: dict[str, Any], fold: str, args: Any, de
     set_budget(trainer, args, epochs=EPOCHS)
     trainer.load_pretrained_weights(str(model.weights(fold)))
     if args.c:
-        go_on(trainer)
+        go_on(trainer, args.seed)
     trainer.run_training()
     trainer.perform_actual_validation(args.npz)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nndiffseg.data.folders import Folders, configure_folders
-from nndiffseg.errors import UserError
+from nndiffseg.errors import Stopped, UserError
+from nndiffseg.stopping import raised
 
 if TYPE_CHECKING:  # torch takes seconds to load, so `--help` does without
     import torch
@@ -32,14 +33,19 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
     Returns:
         0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk or a missing permission, each after one line
-        ``error: ...`` on stderr; 130 when interrupted. Any other exception is a bug and keeps its traceback.
+        ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted. Any other exception is a bug
+        and keeps its traceback.
     """
     try:
-        body(argv)
+        with raised("SIGTERM"):
+            body(argv)
     except UserError as error:
         return _fail(str(error))
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
+    except Stopped as stopped:
+        _fail(str(stopped))
+        return Stopped.code
     except KeyboardInterrupt:
         _ignore_interrupts()
         _fail("interrupted.")
@@ -98,6 +104,8 @@ def _sentence_for_system_error(error: BaseException | None) -> str | None:
                 return f"No space left on the disk{target}; free some space or choose another folder and try again."
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
                 return f"No permission to use {error.filename}; choose another folder or change its permissions."
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR) and error.filename:
+                return f"{str(error.filename)[:200]} cannot be used ({error.strerror}); choose another file or folder."
         error = error.__cause__ or error.__context__
     return None
 
@@ -112,7 +120,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
 
     def parse_known_args(self, args=None, namespace=None):
-        args = list(sys.argv[1:] if args is None else args)
+        args = [_expanded(word) for word in (sys.argv[1:] if args is None else args)]
         known = list(self._option_string_actions)
         for word in args:
             if word == "--":
@@ -125,6 +133,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` lists the flags).")
+
+
+def _expanded(word: str) -> str:
+    """``~/x`` as a shell expands it, which leaves ``--raw=~/x`` and quoted ones alone."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{flag}{equals}{os.path.expanduser(value)}" if value == "~" or value.startswith("~/") else word
 
 
 def _is_number(word: str) -> bool:

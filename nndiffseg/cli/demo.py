@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, device_from, run, user_path
+from nndiffseg.data.parallel import kill_with_parent
 from nndiffseg.errors import UserError
 
 PLANS = "nnDiffSegPlansS"
@@ -98,7 +99,9 @@ class Demo:
             log.write(f"\n$ nndiffseg_{name} {' '.join(line[3:])}\n")
             log.flush()
             threads = {} if self.args.num_threads is None else {"OMP_NUM_THREADS": str(self.args.num_threads)}
-            code = subprocess.run(line, stdout=log, check=False, env=os.environ | threads).returncode
+            code = subprocess.run(
+                line, stdout=log, check=False, env=os.environ | threads, preexec_fn=kill_with_parent
+            ).returncode
         if code != 0:
             raise UserError(f"nndiffseg_{name} stopped with exit code {code}; {self.output / LOG} says what it did last.")
 

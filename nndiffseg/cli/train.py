@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import member_of
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,8 +64,14 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
     add("--epochs", type=int, help=f"number of epochs (default {epochs} unless --minutes is given)")
     add("--iterations_per_epoch", type=int, help="default: the trainer's own, 250")
     add("--minutes", type=float, help="bounds the training time; the learning rate fits the bound")
-    add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--c", "--continue_training", dest="c", action="store_true", help="go on from the latest checkpoint")
+    add("--seed", type=int, help="default: 0; a training that goes on keeps its own")
+    add(
+        "--c",
+        "--continue_training",
+        dest="c",
+        action="store_true",
+        help="go on from the newest state of the training in this fold",
+    )
     add(
         "--npz",
         "--save_probabilities",
@@ -103,7 +109,7 @@ def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
     if args.iterations_per_epoch is not None:
         trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or epochs
-    trainer.minutes, trainer.seed = args.minutes, args.seed
+    trainer.minutes, trainer.seed = args.minutes, args.seed or 0
     trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
     trainer.show_progress = not args.disable_progress_bar
 
@@ -186,9 +192,11 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
     """Reads plans and dataset.json.
 
     Raises:
-        UserError: no such dataset, plans or configuration, preprocessed data is missing, or the plans name what no planner
-            writes.
+        UserError: no such dataset, plans or configuration, preprocessed data is missing, the plans name what no planner
+            writes, or one of both files is not as it should be.
     """
+    from nndiffseg.data.check import read_dataset_json
+
     dataset = folders.dataset(args.dataset, "preprocessed")
     base = folders.preprocessed / dataset
     command = f"nndiffseg_plan_and_preprocess -d {args.dataset}"
@@ -197,7 +205,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         found = ", ".join(sorted(p.stem for p in base.glob("*Plans*.json"))) or "none"
         raise UserError(f"There are no plans {args.p} for {dataset} (found: {found}); run {command} or choose with -p.")
     plans = read_json(path, f"make it again with {command}")
-    check_plan_names(plans, str(path))
+    check_plans(plans, str(path))
     if args.configuration not in plans["configurations"]:
         found = ", ".join(plans["configurations"])
         raise UserError(f"The plans {args.p} have no configuration {args.configuration}; choose one of {found}.")
@@ -206,7 +214,7 @@ def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
         raise UserError(f"The plans {args.p} hold no diffusion settings; make some with {command}, or choose with -p.")
     if not (base / configuration["data_identifier"]).is_dir():
         raise UserError(f"{dataset} is not preprocessed for {args.configuration}; run {command} -c {args.configuration}.")
-    return plans, read_json(base / "dataset.json", f"make it again with {command}")
+    return plans, read_dataset_json(base)
 
 
 def find_trainer(name: str) -> type[DiffusionTrainer]:
@@ -233,18 +241,32 @@ def _load(trainer: DiffusionTrainer, args: Any) -> None:
         if not args.val_best:  # the best one is loaded just before its validation
             trainer.load_checkpoint(str(folder / "checkpoint_final.pth"))
     elif args.c:
-        go_on(trainer)
+        go_on(trainer, args.seed)
 
 
-def go_on(trainer: DiffusionTrainer) -> None:
-    """Takes a training up where it stopped; one without any checkpoint begins."""
-    folder = Path(trainer.output_folder)
-    for name in ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"):
-        if (folder / name).is_file():
-            trainer.load_checkpoint(str(folder / name))
-            trainer.print_to_log_file(f"Continuing from {name} at iteration {trainer.iteration}.")
-            return
-    trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+def go_on(trainer: DiffusionTrainer, seed: int | None) -> None:
+    """Takes a training up where it stopped; one without any checkpoint begins.
+
+    Args:
+        trainer: of the fold.
+        seed: that the user gave; None for that of the training.
+
+    Raises:
+        UserError: the training has another seed, or its newest checkpoint cannot be read.
+    """
+    from nndiffseg.training.fold_folder import newest_checkpoint
+
+    file = newest_checkpoint(trainer.output_folder)
+    if file is None:
+        trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
+        return
+    trainer.load_checkpoint(str(file))
+    if seed not in (None, trainer.seed):
+        raise UserError(
+            f"The training in {file.parent} has the seed {trainer.seed}, not {seed}; leave out --seed to go on with it, or "
+            "leave out --c to begin anew."
+        )
+    trainer.print_to_log_file(f"Continuing from {file.name} at iteration {trainer.iteration}.")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -17,6 +16,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.file_kind import READ_ERRORS, refusal
 from nndiffseg.data.images import geometry_mismatch, read_image
 from nndiffseg.data.listing import list_images
+from nndiffseg.data.nifti import nifti_image
 from nndiffseg.errors import UserError
 
 
@@ -75,8 +75,7 @@ def _header(file: Path) -> tuple[int, ...] | None:
     """
     try:
         if file.name.endswith((".nii", ".nii.gz")):
-            image: Any = nibabel.load(file)
-            return tuple(int(n) for n in image.shape)
+            return tuple(int(n) for n in nifti_image(str(file)).shape)
         if file.suffix in (".nrrd", ".mha", ".gipl"):
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(file))

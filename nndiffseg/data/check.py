@@ -14,13 +14,13 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.dataset_json import channel_names, check_region_order
+from nndiffseg.data.dataset_schema import check_dataset_json
 from nndiffseg.data.files import read_json
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import find_reader, geometry_mismatch, read_image
 from nndiffseg.data.listing import TIFF, check_training_name, list_images, list_labels, side_file
-from nndiffseg.data.names import check_case_id, check_file_ending
+from nndiffseg.data.names import check_case_id
 from nndiffseg.data.parallel import map_cases
-from nndiffseg.data.plan_names import check_reader
 from nndiffseg.data.splits import SPLITS, read_splits
 from nndiffseg.errors import UserError
 
@@ -102,9 +102,8 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} lacks the key {', '.join(missing)}; add it as nnU-Net's dataset format describes.")
     for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
         if not isinstance(content[key], kind) or not content[key]:
-            raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])}.")
-    check_file_ending(content["file_ending"], str(file))
-    check_reader(content, str(file))
+            raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])[:200]}.")
+    check_dataset_json(content, str(file))
     channel_names(content, str(file))
     _check_labels(file, content)
     return content
@@ -121,8 +120,7 @@ def read_label_definition(file: Path) -> dict[str, Any]:
     content = read_json(file, "correct it")
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
         raise UserError(f"{file} must hold a JSON object with labels; name the dataset.json of the dataset with -djfile.")
-    check_file_ending(content.get("file_ending"), str(file))
-    check_reader(content, str(file))
+    check_dataset_json(content, str(file), channels=False)
     _check_label_values(file, content)
     return content
 

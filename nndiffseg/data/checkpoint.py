@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 
+from nndiffseg.data.archive import check_finite, read_archive
 from nndiffseg.data.files import write_atomically
 from nndiffseg.data.plan_names import check_plan_names, is_identifier
 from nndiffseg.errors import UserError
@@ -22,8 +22,6 @@ NUMPY_TYPES: list[Any] = [
     np.dtype,
     *(type(np.dtype(t)) for t in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
-#: what torch may raise about a file that is damaged or no checkpoint at all
-UNREADABLE = (UnpicklingError, RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 #: what a prediction needs of a checkpoint
 KEYS = {"network_weights", "nndiffseg_version", "trainer_name", "init_args", "options", "calibration"}
 
@@ -52,19 +50,15 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     """Reads a checkpoint without executing code from it.
 
     Raises:
-        UserError: there is no such file, it is damaged, it is not a checkpoint of nndiffseg, or it names a trainer or, in
-            its plans, anything else that cannot be one of nnU-Net's or nndiffseg's.
+        UserError: there is no such file, it is damaged or does not fit into memory, it is not a checkpoint of nndiffseg, its
+            weights are not finite, or it names a trainer or, in its plans, anything else that cannot be one of nnU-Net's or
+            nndiffseg's.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; train the fold first with nndiffseg_train.")
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except UNREADABLE:
-        raise UserError(
-            f"The checkpoint {path} cannot be read: it is damaged or was not written by nndiffseg; train the fold again "
-            "or choose another with -chk."
-        ) from None
+    with torch.serialization.safe_globals(NUMPY_TYPES):  # so that those of nnU-Net get their own sentence
+        checkpoint = read_archive(path, device)
     if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint or "nndiffseg_version" not in checkpoint:
         raise UserError(f"The checkpoint {path} was not written by an nndiffseg trainer; choose another with -m or -tr.")
     if missing := sorted(KEYS - checkpoint.keys()):
@@ -72,7 +66,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"The checkpoint {path} is of nndiffseg {checkpoint['nndiffseg_version']} and lacks {missing[0]}, which version "
             "0.2 needs; train the fold again."
         )
+    if not isinstance(checkpoint["network_weights"], dict) or not _are_weights(checkpoint["network_weights"]):
+        raise UserError(f"{path} holds no network weights; choose another checkpoint with -chk.")
     _check_names(checkpoint, path)
+    check_finite(checkpoint["network_weights"], path)
     return checkpoint
 
 
@@ -87,20 +84,24 @@ def load_any_checkpoint(path: str | Path, *, tensors: bool = True) -> dict[str, 
         At least ``network_weights``, name -> tensor, on the CPU.
 
     Raises:
-        UserError: there is no such file, or it is no checkpoint of either.
+        UserError: there is no such file, it is damaged or does not fit into memory, it is no checkpoint of either, or its
+            weights are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
-    try:
-        with torch.serialization.safe_globals(NUMPY_TYPES):
-            checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=not tensors)
-    except UNREADABLE:
-        raise UserError(f"{path} cannot be read as a checkpoint of nndiffseg or nnU-Net; choose another file.") from None
+    with torch.serialization.safe_globals(NUMPY_TYPES):
+        checkpoint: Any = read_archive(path, tensors=tensors)
     weights = checkpoint.get("network_weights") if isinstance(checkpoint, dict) else None
-    if not isinstance(weights, dict) or not weights:
+    if not isinstance(weights, dict) or not weights or not _are_weights(weights):
         raise UserError(f"{path} holds no network weights; give a checkpoint_final.pth of nndiffseg or nnU-Net.")
+    if tensors:
+        check_finite(checkpoint["network_weights"], path)
     return checkpoint
+
+
+def _are_weights(weights: Mapping[Any, Any]) -> bool:
+    return all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items())
 
 
 def mirror_axes(checkpoint: Mapping[str, Any], axes: int, path: str | Path) -> tuple[int, ...]:

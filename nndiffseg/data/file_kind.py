@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,15 @@ READ_ERRORS = (
     IndexError,
     SyntaxError,
     AssertionError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
     zlib.error,
     nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.orientations.OrientationError,
 )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 import numpy as np
 
 from nndiffseg.errors import UserError
+
+#: bytes; the summary of 10,000 cases with 100 structures has less
+LARGEST_JSON = 500_000_000
 
 
 @contextmanager
@@ -36,6 +41,35 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_full(error: BaseException, folder: Path) -> bool:
+    """Whether a full disk (or quota) is behind an error in writing; the RuntimeErrors of ITK and blosc2 do not tell."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, EOFError) or shutil.disk_usage(folder).free < 2**20
+
+
+@contextmanager
+def full_disk_told(folder: Path, what: str) -> Iterator[None]:
+    """Turns an error in writing into a sentence where a full disk is behind it.
+
+    Args:
+        folder: that the block writes into.
+        what: is being written, for the message.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        if not is_full(error, folder):
+            raise
+        raise UserError(
+            f"No space left on the disk of {folder} for {what}; free some space or choose another folder, and run the command "
+            "again: what is complete stays."
+        ) from error
+
+
 def read_json(path: str | os.PathLike[str], remedy: str = "copy or make it again") -> Any:
     """The content of a JSON file that somebody else may have written.
 
@@ -44,11 +78,13 @@ def read_json(path: str | os.PathLike[str], remedy: str = "copy or make it again
         remedy: what to do, the end of the message.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON, or larger than :data:`LARGEST_JSON`.
     """
+    if (size := os.stat(path).st_size) > LARGEST_JSON:
+        raise UserError(f"{path} has {size / 1e6:.0f} MB, far more than any such file needs; {remedy}.")
     try:
         return json.loads(Path(path).read_text(encoding="utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # wrong JSON, wrong text, and numbers of thousands of digits
         raise UserError(f"{path} is not valid JSON ({error}); {remedy}.") from None
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
@@ -20,6 +18,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nndiffseg.data.file_kind import READ_ERRORS, check_components, is_sheared, refusal
 from nndiffseg.data.files import read_json
+from nndiffseg.data.nifti import SPACING, check_nifti
 from nndiffseg.data.plan_names import check_plan_names, check_reader
 from nndiffseg.errors import UserError
 
@@ -102,11 +101,13 @@ def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = Fals
     invalid = 0
     try:
         if file.endswith((".nii", ".nii.gz")):
-            invalid = _check_nifti_bytes(file)
+            invalid = check_nifti(file)
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print what the sentences here say
             array, properties = reader.read_seg(file) if label else reader.read_images((file,))
     except READ_ERRORS as error:
         raise refusal(file, error) from None
+    if not all(SPACING[0] <= float(s) <= SPACING[1] for s in properties["spacing"]):  # NaN is neither
+        raise UserError(f"{file} has the spacing {_show(properties['spacing'])}, which no image has; correct its header.")
     if invalid := invalid or int((~np.isfinite(array)).sum()):
         raise UserError(f"{file} holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
     if label and len(array) != 1:
@@ -132,35 +133,6 @@ def three_axes(properties: dict[str, Any]) -> dict[str, Any]:
         "direction": tuple(direction.ravel().tolist()),
     }
     return {**properties, "sitk_stuff": {**geometry, **spatial}}
-
-
-def _check_nifti_bytes(file: str) -> int:
-    """Reads a NIfTI's bytes once more, because ITK's reader hides two defects: it fills what is missing of a truncated
-    file with whatever memory held, and turns NaN and infinite voxels into 0.
-
-    Returns:
-        The number of NaN or infinite voxels.
-
-    Raises:
-        EOFError: the file is shorter than its header says, or its gzip stream ends early.
-        OSError: wrong gzip checksum.
-    """
-    nifti: Any = nibabel.load(file)
-    stored = nifti.dataobj
-    wanted = int(stored.offset) + int(np.prod(stored.shape)) * stored.dtype.itemsize
-    have, invalid, rest = 0, 0, b""
-    with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as stream:
-        have += len(stream.read(int(stored.offset)))
-        while chunk := stream.read(1 << 22):
-            have += len(chunk)
-            if stored.dtype.kind == "f":
-                chunk = rest + chunk
-                whole = len(chunk) - len(chunk) % stored.dtype.itemsize
-                rest = chunk[whole:]
-                invalid += int((~np.isfinite(np.frombuffer(chunk[:whole], stored.dtype))).sum())
-    if have < wanted:
-        raise EOFError(f"{have} bytes instead of {wanted}")
-    return invalid
 
 
 def geometry_mismatch(a: Mapping[str, Any], b: Mapping[str, Any], shape_a: tuple, shape_b: tuple) -> str | None:

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from nndiffseg.data.dataset_json import channel_names, check_region_order
+from nndiffseg.data.dataset_schema import check_dataset_json
 from nndiffseg.data.files import read_json
-from nndiffseg.data.names import check_file_ending, is_plain_name
-from nndiffseg.data.plan_names import check_plan_names, check_reader, is_identifier
+from nndiffseg.data.names import is_plain_name
+from nndiffseg.data.plan_names import is_identifier
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
+
+#: what to do about a damaged one
+AGAIN = "copy the model folder again"
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class ModelNames:
 
 
 def read_model_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Plans and dataset.json of a model folder, with every name in them that nnU-Net imports or joins checked.
+    """Plans and dataset.json of a model folder, checked: their form, numbers, and every name that nnU-Net imports or joins.
 
     Raises:
-        UserError: there is no such folder or file, it is no JSON object, or it names what no planner writes.
+        UserError: there is no such folder or file, it is not as nnU-Net writes it, or it names what no planner writes.
     """
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; give one that nndiffseg_train or nnUNetv2_train wrote.")
@@ -64,14 +69,10 @@ def read_model_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for name in ("plans.json", "dataset.json"):
         if not (folder / name).is_file():
             raise UserError(f"{folder} holds no {name}, so it is not a model folder; give the one above fold_0.")
-        content.append(read_json(folder / name, "copy the model folder again"))
+        content.append(read_json(folder / name, AGAIN))
     plans, dataset_json = content
-    check_plan_names(plans, str(folder / "plans.json"))
-    labels = dataset_json.get("labels") if isinstance(dataset_json, dict) else None
-    if not isinstance(labels, dict):
-        raise UserError(f"{folder / 'dataset.json'} names no labels; copy the model folder again.")
-    check_reader(dataset_json, str(folder / "dataset.json"))
-    check_file_ending(dataset_json.get("file_ending"), str(folder / "dataset.json"))
+    check_plans(plans, str(folder / "plans.json"))
+    check_dataset_json(dataset_json, str(folder / "dataset.json"), AGAIN)
     if "channel_names" in dataset_json or "modality" in dataset_json:
         channel_names(dataset_json, str(folder / "dataset.json"))
     check_region_order(dataset_json, str(folder / "dataset.json"))

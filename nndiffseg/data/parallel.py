@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from tqdm import tqdm
@@ -17,6 +22,7 @@ from tqdm import tqdm
 from nndiffseg.errors import UserError
 
 T = TypeVar("T")
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class WorkerKilledError(UserError):
@@ -45,6 +51,25 @@ def from_environment(variable: str, default: int) -> int:
     return int(text) if text else default
 
 
+def end_with_parent() -> None:
+    """Ends this worker when the process that started it does, however that ends: SIGKILL leaves it no time to say so."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def kill_with_parent() -> None:
+    """The same for a command that this process runs: called in the child, between fork and exec. Linux alone can do it."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class WorkerPool:
     """Spawned worker processes, or none: with ``processes`` of 0 or 1 every call is made in this process.
 
@@ -56,7 +81,8 @@ class WorkerPool:
         """``flags``: the command-line flags that ask for one process, named when a worker is killed."""
         self.processes, self.flags = processes, flags
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(processes, mp_context=context) if processes > 1 else None
+        many = processes > 1
+        self._executor = ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_parent) if many else None
 
     def submit(self, function: Callable[..., T], *arguments: Any) -> Callable[[], T]:
         """Starts a call. The returned function waits for its result, or raises what it raised, with its traceback.

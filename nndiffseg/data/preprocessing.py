@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,10 +23,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.check import TrainingCase, reader_of
 from nndiffseg.data.dataset_json import channel_names
-from nndiffseg.data.files import read_json, write_atomically, write_json
+from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
+from nndiffseg.data.images import read_image
 from nndiffseg.data.listing import TIFF, side_file
 from nndiffseg.data.parallel import map_cases
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.records import (
     FORMAT,
     CaseKey,
@@ -37,6 +38,7 @@ from nndiffseg.data.records import (
     settings_key,
     write_case_key,
 )
+from nndiffseg.errors import UserError
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
@@ -126,8 +128,27 @@ def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
     }
 
 
+@contextlib.contextmanager
+def _explained(images: Sequence[str], label: str, reader: Any) -> Iterator[None]:
+    """nnU-Net's own code reads these files; where it fails, the reason is told if it is in a file.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        for file in images:
+            read_image(reader, file)
+        read_image(reader, label, label=True)
+        raise
+
+
 def _analyze(*arguments: Any) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
+    images, label, reader, _ = arguments
+    with _explained(images, label, reader()), contextlib.redirect_stdout(io.StringIO()):
         return DatasetFingerprintExtractor.analyze_case(*arguments)
 
 
@@ -177,7 +198,7 @@ def preprocess_configuration(
     Raises:
         UserError: the plans name what no planner writes.
     """
-    check_plan_names(plans, "The plans")
+    check_plans(plans, "The plans")
     identifier = PlansManager(plans).get_configuration(configuration).data_identifier
     target = folder / identifier
     staging = target.with_name(f".{target.name}.partial")
@@ -261,7 +282,9 @@ def _preprocess_case(
     plans_manager = PlansManager(plans)
     configuration_manager = plans_manager.get_configuration(configuration)
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+    quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
+    reader = plans_manager.image_reader_writer_class()
+    with full_disk_told(Path(staging), case.name), _explained(case.images, case.label, reader), quiet:
         preprocessor.run_case_save(
             os.path.join(staging, case.name),
             list(case.images),

@@ -13,7 +13,8 @@ from nndiffseg.errors import UserError
 #: of every record: unknown names are errors, and floats are finite
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Count = Annotated[int, Field(strict=True, ge=1, le=2**20)]
+#: of channels, strides, steps, samples: far more than a planner writes, so that no plans make a network or a run without end
+Count = Annotated[int, Field(strict=True, ge=1, le=2**12)]
 Index = Annotated[int, Field(strict=True, ge=0, le=2**20)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 Weight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
@@ -40,12 +41,12 @@ def validated(record: type[T], values: Any, what: str, remedy: str = "") -> T:
         raise UserError(f"{what} are {type(values).__name__} instead of names and values{remedy and '; ' + remedy}.")
     known = [f.name for f in dataclasses.fields(record)]  # type: ignore[arg-type]
     if unknown := sorted(str(k) for k in values if k not in known):
-        raise UserError(f"{what} have no {unknown[0]}; they are {', '.join(known) or 'none'}{remedy and '; ' + remedy}.")
+        raise UserError(f"{what} have no {unknown[0][:60]}; they are {', '.join(known) or 'none'}{remedy and '; ' + remedy}.")
     try:
         return TypeAdapter(record).validate_python(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(p) for p in first["loc"]) or "value"
+        name = ".".join(str(p) for p in first["loc"])[:60] or "value"
         reason = first["msg"][:1].lower() + first["msg"][1:]
         raise UserError(f"{what} have an invalid {name}: {reason}{remedy and '; ' + remedy}.") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import os
 import re
@@ -17,7 +16,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import is_full, write_json
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -98,7 +97,7 @@ def export_case(
             _write_case(job, case_id, statistics, geometry, stage, record or {})
             _check_gzip(stage)
         except (OSError, RuntimeError, EOFError) as error:
-            if _is_full(error, job.output):
+            if is_full(error, job.output):
                 raise UserError(
                     f"No space left on the disk of {job.output} for {case_id}; free some space, then go on "
                     "with --continue_prediction."
@@ -116,13 +115,6 @@ def _check_gzip(stage: Path) -> None:
         with gzip.open(file) as stream:
             while stream.read(1 << 22):
                 pass
-
-
-def _is_full(error: BaseException, folder: Path) -> bool:
-    """Whether a full disk (or quota) is behind an error in writing; ITK's RuntimeError does not tell."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, EOFError) or shutil.disk_usage(folder).free < 2**20
 
 
 def _write_case(

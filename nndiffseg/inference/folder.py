@@ -14,6 +14,7 @@ from tqdm import tqdm
 from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
 from nndiffseg.data.files import write_json
 from nndiffseg.data.listing import list_images
+from nndiffseg.data.memory import is_out_of_memory
 from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
@@ -124,7 +125,11 @@ def _predict_cases(
             except UserError as error:
                 bad[case.id] = str(error)
                 continue
-            statistics = _predict_with_bar(predictor, data, case.id, progress)
+            try:
+                statistics = _predict_with_bar(predictor, data, case.id, progress)
+            except UserError as error:
+                bad[case.id] = str(error)
+                continue
             exports.add(export_case, job, case.id, statistics, properties, {IMAGE: image_key(case)})
             del data, statistics  # before the next case is read
     return bad
@@ -133,11 +138,20 @@ def _predict_cases(
 def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
         try:
-            return predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
-        except torch.cuda.OutOfMemoryError:  # even the smallest chunk did not fit
-            raise UserError(
-                f"The GPU has too little memory for {case_id}; close what else runs on it, or use -device cpu."
-            ) from None
+            statistics = predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
+        except (MemoryError, RuntimeError) as error:  # even the smallest chunk did not fit
+            if not is_out_of_memory(error):
+                raise
+            what, help_ = (
+                ("The GPU has", "use -device cpu") if predictor.device.type == "cuda" else ("There is", "give fewer --samples")
+            )
+            raise UserError(f"{what} too little memory for {case_id}; close what else runs, or {help_}.") from None
+    if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
+        raise UserError(
+            f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "
+            "intensities, or train the model again."
+        )
+    return statistics
 
 
 def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, job: ExportJob) -> None:

@@ -18,7 +18,8 @@ from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import check_fold, fold_files, holds_out
 from nndiffseg.data.model_json import read_model_json
-from nndiffseg.data.plan_names import check_plan_names, is_identifier
+from nndiffseg.data.plan_names import is_identifier
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 
@@ -55,7 +56,7 @@ def trained_models(results: Path) -> list[TrainedModel]:
         trainer, plans, configuration = folder.name.split("__", 2)
         try:
             content = read_json(plans_file)
-            check_plan_names(content, str(plans_file))
+            check_plans(content, str(plans_file))
             has_diffusion = "diffusion" in PlansManager(content).get_configuration(configuration).configuration
         except (UserError, KeyError, RuntimeError, ValueError):
             continue  # not a model of ours, half-copied, or with foreign names in its plans: it cannot be chosen
@@ -228,7 +229,13 @@ def load_model(
 
 
 def _network(method: Method, checkpoint: dict[str, Any], file: Path) -> Any:
-    network = method.network()
+    try:
+        network = method.network()
+    except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError):
+        raise UserError(
+            f"The diffusion settings in the plans above {file} do not fit the network there; the model folder is mixed up, so "
+            "export or train it again."
+        ) from None
     try:
         network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError:

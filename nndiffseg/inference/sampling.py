@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from nndiffseg.data.memory import is_out_of_memory
 from nndiffseg.diffusion.samplers import Sampler
 from nndiffseg.nn.tiling import Frame
 
@@ -50,17 +51,18 @@ def samples_of_fold(samples: int, fold: int, folds: int) -> list[int]:
 
 
 def in_chunks(run: Callable[[Sequence[int]], T], items: Sequence[int], size: int) -> Iterator[tuple[Sequence[int], T]]:
-    """Yields ``(chunk, run(chunk))``; chunks shrink when the GPU's memory is exhausted, and never for other errors."""
+    """Yields ``(chunk, run(chunk))``; chunks shrink when memory is exhausted, and never for other errors."""
     start = 0
     while start < len(items):
         chunk = items[start : start + size]
         try:
             result = run(chunk)
-        except torch.cuda.OutOfMemoryError:
-            if len(chunk) == 1:
+        except (MemoryError, RuntimeError) as error:
+            if len(chunk) == 1 or not is_out_of_memory(error):
                 raise
             size = (len(chunk) + 1) // 2
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             continue
         yield chunk, result
         start += len(chunk)

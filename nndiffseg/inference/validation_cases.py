@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from torch import Tensor
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.groups import read_groups
-from nndiffseg.data.images import voxel_volume
+from nndiffseg.data.images import read_image, voxel_volume
+from nndiffseg.data.npz import NPZ_ERRORS, check_npz
 from nndiffseg.data.splits import SPLITS, read_splits
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -100,7 +100,11 @@ class ValidationCases:
                     f"The label of {case} holds {unknown[0]}, which dataset.json does not name; correct one of them."
                 )
             kept = self._kept(case, fold)
-            p = _read_probabilities(kept) if kept.is_file() else self._predict(case, fold)
+            p = (
+                _read_probabilities(kept, kind.heads.number * references[0].size)
+                if kept.is_file()
+                else self._predict(case, fold)
+            )
             if p.shape != (kind.heads.number, *references.shape[1:]):
                 raise UserError(
                     f"The probabilities of {case} are {tuple(p.shape)} and its label is {references.shape[1:]}; validate the "
@@ -113,7 +117,7 @@ class ValidationCases:
         file = self.preprocessed / "gt_segmentations" / f"{case}{self.predictor.dataset_json['file_ending']}"
         if not file.is_file():
             raise UserError(f"The label {file} is missing; plan and preprocess the dataset again.")
-        label, properties = self.predictor.plans.image_reader_writer_class().read_seg(str(file))
+        label, properties = read_image(self.predictor.plans.image_reader_writer_class(), file, label=True)
         return label, properties["spacing"]
 
     def _kept(self, case: str, fold: StockFold) -> Path:
@@ -134,11 +138,12 @@ class ValidationCases:
         return torch.from_numpy(geometry.probabilities_of(logits, predictor.label_manager))
 
 
-def _read_probabilities(file: Path) -> Tensor:
+def _read_probabilities(file: Path, number: int) -> Tensor:
     try:
+        check_npz(file, 8 * number)
         with np.load(file, allow_pickle=False) as content:
             p = np.asarray(content["probabilities"], dtype=np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except NPZ_ERRORS:
         raise UserError(f"{file} cannot be read; validate the fold again with nnUNetv2_train --val --npz.") from None
     if not ((p >= 0) & (p <= 1)).all():  # NaN is neither
         raise UserError(f"{file} holds no probabilities from 0 to 1; validate the fold again with nnUNetv2_train --val --npz.")

@@ -106,18 +106,22 @@ def planned_network(architecture: Mapping[str, Any], input_channels: int, heads:
         initialise: as nnU-Net does; False leaves the layers' own values.
 
     Raises:
-        UserError: the plans name what no planner writes.
+        UserError: the plans name what no planner writes, or arguments that do not fit together.
     """
     check_architecture(architecture, "The plans")
-    return get_network_from_plans(
-        architecture["network_class_name"],
-        architecture["arch_kwargs"],
-        architecture["_kw_requires_import"],
-        input_channels,
-        heads,
-        allow_init=initialise,
-        deep_supervision=True,
-    )
+    try:
+        return get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            input_channels,
+            heads,
+            allow_init=initialise,
+            deep_supervision=True,
+        )
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"The plans describe no network that nnU-Net can build ({reason}); {PLAN_AGAIN}.") from None
 
 
 class SegmentationLoss(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from nndiffseg.data.schema import CONFIG, Count, Index, to_json, validated
+from nndiffseg.data.schema import CONFIG, Count, to_json, validated
 from nndiffseg.errors import UserError
 
 WHAT = "The plans' diffusion settings"
@@ -33,15 +34,15 @@ class DiffusionSettings:
         samples: samples per case, over all folds.
     """
 
-    latent_stage: Index
+    latent_stage: Annotated[int, Field(strict=True, ge=0, le=20)]
     latent_stride: tuple[Count, ...]
     latent_channels: Count
     denoiser_channels: tuple[Count, ...]
     denoiser_strides: tuple[tuple[Count, ...], ...]
     encoder_channels: tuple[Count, ...]
     decoder_channels: tuple[Count, ...]
-    noise_scales: tuple[Count, ...] = (1, 2, 4, 8, 16)
-    noise_channels: Index = 2
+    noise_scales: Annotated[tuple[Count, ...], Field(max_length=20)] = (1, 2, 4, 8, 16)
+    noise_channels: Annotated[int, Field(strict=True, ge=0, le=2**12)] = 2
     steps: Count = 2
     samples: Count = 16
 
@@ -50,6 +51,13 @@ class DiffusionSettings:
             raise ValueError("decoder_channels need one entry per stage from full resolution to the latent")
         if len(self.encoder_channels) != self.latent_stage:
             raise ValueError("encoder_channels need one entry per stage below full resolution")
+        if not self.denoiser_channels or len(self.denoiser_channels) > 20:
+            raise ValueError("denoiser_channels need from 1 to 20 levels")
+        if {len(strides) for strides in self.denoiser_strides} - {len(self.latent_stride)} or len(self.latent_stride) not in (
+            2,
+            3,
+        ):
+            raise ValueError("strides need one number for each axis of the patch")
         if len(self.denoiser_strides) != len(self.denoiser_channels) - 1:
             raise ValueError("denoiser_strides need one entry less than denoiser_channels")
 

@@ -13,9 +13,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.data.checkpoint import digest
 from nndiffseg.data.dataset_json import structures_of
+from nndiffseg.data.dataset_schema import check_dataset_json
 from nndiffseg.data.files import read_json
 from nndiffseg.data.model_json import read_model_json
-from nndiffseg.data.plan_names import check_plan_names, is_identifier
+from nndiffseg.data.plan_names import is_identifier
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 from nndiffseg.inference.model_folder import available_folds
 from nndiffseg.methods.latent.source import KEY, Source, load_finished, read_finished
@@ -163,12 +165,13 @@ def check_data(model: FinishedModel, preprocessed: Path) -> None:
     for needed in (model.manager.data_identifier, "gt_segmentations", "dataset.json"):
         if not (preprocessed / needed).exists():
             raise UserError(f"{preprocessed} holds no {needed}; preprocess the dataset with {plans_name}, as for its training.")
-    dataset_json = read_json(preprocessed / "dataset.json", again)
+    file = preprocessed / "dataset.json"
+    dataset_json = check_dataset_json(read_json(file, again), str(file), again)
     if any(dataset_json.get(key) != model.dataset_json.get(key) for key in ("labels", "regions_class_order")):
         raise UserError(f"The labels in {preprocessed / 'dataset.json'} are not those of the model; {again}.")
     if (file := preprocessed / f"{plans_name}.json").is_file():
         plans = read_json(file, again)
-        check_plan_names(plans, str(file))
+        check_plans(plans, str(file))
         if name not in plans["configurations"] or not same_preprocessing(model.plans, plans, name):
             raise UserError(f"{file} preprocesses {name} otherwise than the model's plans do; {again}.")
 
@@ -210,7 +213,7 @@ def _earlier(model: FinishedModel, file: Path, resume: bool) -> tuple[dict[str, 
         return {}, model.source
     other = "choose another name with -overwrite_plans_name"
     plans = read_json(file, f"remove it, or {other}")
-    check_plan_names(plans, str(file))
+    check_plans(plans, str(file))
     attached = {n: c for n, c in plans["configurations"].items() if KEY in c.get("diffusion", {})}
     if not attached:
         raise UserError(f"{file} was not made by nndiffseg_attach; {other}.")

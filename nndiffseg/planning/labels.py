@@ -12,6 +12,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from tqdm import tqdm
 
+from nndiffseg.data.images import read_image
+
 MAX_CASES = 64
 MAX_VOXELS = 150_000_000
 MARGIN = 8
@@ -52,7 +54,7 @@ def load_labels(
     """
 
     def read(i: int) -> Label:
-        seg, properties = reader.read_seg(files[i])
+        seg, properties = read_image(reader, files[i], label=True)
         spacing = tuple(float(properties["spacing"][a]) for a in transpose_forward)
         return Label(np.asarray(seg)[0].transpose(transpose_forward), spacing)
 

@@ -11,7 +11,7 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.files import read_json
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.records import INTENSITIES, preprocessing_settings
 from nndiffseg.errors import UserError
 
@@ -39,7 +39,7 @@ def custom_configurations(plans_file: Path) -> dict[str, Any]:
     if not plans_file.is_file():
         return {}
     plans = read_json(plans_file, "remove it, or choose another -overwrite_plans_name")
-    check_plan_names(plans, str(plans_file))
+    check_plans(plans, str(plans_file))
     configurations = plans["configurations"]
     if not any("diffusion" in c for c in configurations.values()):
         raise UserError(f"{plans_file} was not made by nndiffseg; choose another -overwrite_plans_name.")
@@ -67,7 +67,7 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
         if file.stem == own:
             continue
         other = read_json(file, "remove it and plan again")
-        if not isinstance(other, dict) or "configurations" not in other:
+        if not isinstance(other, dict) or not isinstance(other.get("configurations"), dict):
             continue
         for name, configuration in plans["configurations"].items():
             for theirs in _resolved(other):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,8 @@ from typing import Any
 from tqdm import tqdm
 
 from nndiffseg.data.dataset_json import structures_of
-from nndiffseg.data.files import write_atomically
+from nndiffseg.data.dataset_schema import check_dataset_json
+from nndiffseg.data.files import read_json, write_atomically
 from nndiffseg.data.folds import kind_of
 from nndiffseg.errors import UserError
 from nndiffseg.report.charts import reliability_figure, spread_figure, volume_figure
@@ -179,20 +179,22 @@ def _read_dataset_json(folder: Path) -> dict[str, Any]:
     file = folder / "dataset.json"
     if not file.is_file():
         raise UserError(f"{folder} holds no dataset.json; give a folder that nndiffseg_predict wrote.")
-    return json.loads(file.read_text(encoding="utf8"))
+    return check_dataset_json(read_json(file, "predict again"), str(file), "predict again")
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """What ``nndiffseg_predict`` wrote about its run; empty where it did not."""
     file = folder / "predict_from_raw_data_args.json"
-    return json.loads(file.read_text(encoding="utf8")) if file.is_file() else {}
+    content = read_json(file, "predict again") if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_settings(folder: Path) -> dict[str, str]:
     """How the prediction was made, as far as it was recorded: :data:`SETTINGS` and versions."""
     recorded = _recorded(folder)
     settings = {name.replace("_", " "): recorded[name] for name in SETTINGS if recorded.get(name) is not None}
-    settings |= recorded.get("versions", {})
+    versions = recorded.get("versions")
+    settings |= versions if isinstance(versions, dict) else {}
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in settings.items()}
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +14,12 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
-from nndiffseg.errors import UserError
+from nndiffseg.errors import Stopped, UserError
+from nndiffseg.stopping import Request, noticed
 from nndiffseg.training import epoch_log as log
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget, learning_rate
+from nndiffseg.training.fold_folder import set_aside, sole_user
 from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, mean_over_structures
 
 #: seconds between two checkpoints within an epoch
@@ -30,6 +35,7 @@ class EpochLoop(nnUNetTrainer):
         show_progress: show a progress bar.
         average: averaged copy of the network.
         budget: progress through the training; None until it starts.
+        training_id: the same in all checkpoints of one training.
     """
 
     current_epoch: int
@@ -53,8 +59,26 @@ class EpochLoop(nnUNetTrainer):
         self._epoch_terms: dict[str, list[float]] = {}
         self._spent = 0.0
         self._last_save = 0.0
+        self._asked = Request()
+        self._lock: Path | None = None
+        self.training_id = secrets.token_hex(8)
 
     def run_training(self) -> None:
+        """Trains; nobody else may work in the fold's folder meanwhile.
+
+        Raises:
+            UserError: somebody does, or numbers are not finite any more.
+            Stopped: by SIGTERM or SIGUSR1, after a checkpoint was written.
+        """
+        with sole_user(self.output_folder) if self.local_rank == 0 else nullcontext() as self._lock:
+            if self.local_rank == 0 and self.iteration == 0 and (aside := set_aside(self.output_folder)) is not None:
+                self.print_to_log_file(f"The earlier training of this fold was moved to {aside}.")
+            with noticed("SIGTERM", "SIGUSR1") as self._asked:
+                self._run_epochs()
+            if self._asked.signal is not None:
+                raise Stopped(f"stopped by {self._asked.signal} when the training was finished; validate the fold with --val.")
+
+    def _run_epochs(self) -> None:
         self.on_train_start()
         assert self.budget is not None
         while self.budget.progress(self.iteration) < 1:
@@ -85,12 +109,44 @@ class EpochLoop(nnUNetTrainer):
                 rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                for name, value in self.train_step(next(self.dataloader_train)).items():
+                for name, value in self.train_step(self._next_batch()).items():
                     self._epoch_terms.setdefault(name, []).append(value)
                 self.iteration += 1
                 bar.update()
                 if self.iteration < end and time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
-                    self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+                    self.save_latest()
+                self._stop_if_asked()
+
+    def _next_batch(self) -> dict:
+        """The next training batch.
+
+        Raises:
+            UserError: the process that makes it was killed.
+            Stopped: as by the signal that ended that process, too.
+        """
+        try:
+            return next(self.dataloader_train)
+        except RuntimeError as error:
+            self._stop_if_asked()
+            if "DataLoader worker" not in str(error) or "signal" not in str(error):
+                raise
+            raise UserError(
+                "A process that loads patches was killed, probably out of memory; use fewer (export nnUNet_n_proc_DA=1) and go "
+                "on with --c."
+            ) from None
+
+    def _stop_if_asked(self) -> None:
+        if self._asked.signal is not None:
+            self.save_latest()
+            raise Stopped(
+                f"stopped by {self._asked.signal} after iteration {self.iteration}, the state is saved; go on with --c."
+            )
+
+    def save_latest(self) -> None:
+        """Writes ``checkpoint_latest.pth``, and tells other computers that the training lives."""
+        self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+        if self._lock is not None:
+            os.utime(self._lock)
 
     def on_train_epoch_start(self) -> None:
         assert self.budget is not None
@@ -167,7 +223,7 @@ class EpochLoop(nnUNetTrainer):
         if best:
             self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_best.pth"))
         if self.current_epoch % self.save_every == 0 or time.monotonic() - self._last_save > CHECKPOINT_SECONDS:
-            self.save_checkpoint(os.path.join(self.output_folder, "checkpoint_latest.pth"))
+            self.save_latest()
 
     def on_train_end(self) -> None:
         self.current_epoch += 1  # nnU-Net's on_train_end takes it back for its own epoch counting

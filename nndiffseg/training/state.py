@@ -7,6 +7,7 @@ from typing import Any
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.data.archive import check_finite
 from nndiffseg.errors import UserError
 
 
@@ -36,6 +37,7 @@ def checkpoint_of(trainer: Any) -> dict[str, Any]:
         "epoch_terms": trainer._epoch_terms,
         "seconds": trainer.budget.seconds if trainer.budget else trainer._spent,
         "seed": trainer.seed,
+        "training_id": trainer.training_id,
     }
 
 
@@ -47,7 +49,7 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint: from :func:`checkpoint_of`.
 
     Raises:
-        UserError: it comes from another trainer, other options or other plans.
+        UserError: it comes from another trainer, other options or other plans, or its state is not finite or not whole.
     """
     if checkpoint["trainer_name"] != type(trainer).__name__:
         raise UserError(
@@ -60,14 +62,26 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
             f"{json.dumps(trainer.method.options.to_plan())}; give the same ones with --option."
         )
     assert trainer.average is not None
+    for state in ("network_weights_raw", "optimizer_state", "loss_state"):
+        check_finite(checkpoint.get(state), "the checkpoint", f"numbers of {state}")
     try:
-        trainer.bare_network.load_state_dict(checkpoint["network_weights_raw"])
+        trainer.bare_network.load_state_dict(checkpoint.get("network_weights_raw", {}))
         trainer.average.network.load_state_dict(checkpoint["network_weights"])
     except RuntimeError:
         raise UserError(
             "The checkpoint's network differs from the plans; the plans were changed after this training "
             "began, so restore them or start again without --c."
         ) from None
+    try:
+        _restore_the_rest(trainer, checkpoint)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError):
+        raise UserError(
+            "The state of the training in the checkpoint is not one that this trainer writes; restore the file, or start again "
+            "without --c."
+        ) from None
+
+
+def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
@@ -80,3 +94,4 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
     trainer._epoch_terms = checkpoint["epoch_terms"]
     trainer._spent, trainer.seed = checkpoint["seconds"], checkpoint["seed"]
+    trainer.training_id = checkpoint.get("training_id", trainer.training_id)

@@ -20,7 +20,7 @@ from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.folds import check_fold, member_seed, split_of
 from nndiffseg.data.names import is_plain_name
-from nndiffseg.data.plan_names import check_plan_names
+from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.records import check_settings
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.data.splits import cases_of_fold
@@ -60,7 +60,7 @@ class DiffusionTrainer(EpochLoop):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
-        check_plan_names(plans, "The plans")  # stock nnU-Net makes trainers too
+        check_plans(plans, "The plans")  # stock nnU-Net makes trainers too
         check_fold(fold)
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
         super().__init__(plans, configuration, fold, dataset_json, device)  # the fold's name becomes a folder's
@@ -211,11 +211,12 @@ class DiffusionTrainer(EpochLoop):
         with autocast_for(self.device, self.precision):
             terms = self.loss(self.network, one)
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._step(total)
-        self.average.update(self.bare_network)
         if not torch.isfinite(total):
-            raise RuntimeError(f"The loss is not finite at iteration {self.iteration}: {terms}.")
+            raise self._not_finite("loss", batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        if not self._step(total):
+            raise self._not_finite("gradient", batch)
+        self.average.update(self.bare_network)
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
 
     def as_batch(self, batch: dict) -> Batch:
@@ -225,18 +226,37 @@ class DiffusionTrainer(EpochLoop):
         key = (self.seed, self.fold, self.local_rank, self.iteration)
         return Batch(data, targets, self.method.plan.heads.onehot(targets[0]), progress, key)
 
-    def _step(self, total: Tensor) -> None:
-        """Updates the weights. In float16 gradients are scaled, and a step whose gradients are not finite is left out."""
+    def _step(self, total: Tensor) -> bool:
+        """Updates the weights; False, and no update, where a gradient is not finite.
+
+        In float16 gradients are scaled, and a step whose gradients are not finite is left out to lower the scale.
+        """
         scaler = self.grad_scaler
         (total if scaler is None else scaler.scale(total)).backward()
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         if scaler is None:
+            if not torch.isfinite(norm):
+                return False
             self.optimizer.step()
         else:
             scaler.step(self.optimizer)
             scaler.update()
+        return True
+
+    def _not_finite(self, what: str, batch: dict) -> UserError:
+        """Keeps the state before the step, which was not made, where it is sound; says which cases are to blame."""
+        assert self.average is not None
+        networks = (self.bare_network, self.average.network)
+        sound = all(torch.isfinite(value).all() for network in networks for value in network.state_dict().values())
+        if sound and self.iteration > 0:
+            self.save_latest()
+        cases = ", ".join(sorted({str(key) for key in batch.get("keys", ())})) or "unknown"
+        return UserError(
+            f"The {what} is not finite at iteration {self.iteration} with patches of the cases {cases}; look at their images, "
+            "correct or leave out what is wrong and preprocess it again, then go on from the last sound state with --c."
+        )
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         return (

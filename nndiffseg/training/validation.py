@@ -19,7 +19,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
 from nndiffseg.calibration.confidence import soft_dice
@@ -37,6 +36,8 @@ from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.fold_folder import sole_user
+from nndiffseg.training.summary import write_summary
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
 from nndiffseg.uncertainty.statistics import CaseParts
@@ -83,9 +84,13 @@ def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> Non
     """Writes ``validation/`` with tables, segmentations, uncertainty, ``summary.json`` and ``uncertainty.json``.
 
     Under DistributedDataParallel the first rank does all of it.
+
+    Raises:
+        UserError: another process works in the fold's folder.
     """
     if trainer.local_rank == 0:
-        _validate(trainer, save_probabilities)
+        with sole_user(trainer.output_folder):
+            _validate(trainer, save_probabilities)
     if trainer.is_ddp:
         dist.barrier()
 
@@ -220,16 +225,13 @@ def _store(trainer: TrainedFold) -> None:
 def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -> None:
     manager, calibration = trainer.label_manager, trainer.calibration
     references = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-    metrics = compute_metrics_on_folder(
-        str(references),
-        str(folder),
-        str(folder / "summary.json"),
+    metrics = write_summary(
+        references,
+        folder,
         trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
         manager.foreground_regions if manager.has_regions else manager.foreground_labels,
         manager.ignore_label,
-        chill=True,
-        num_processes=1,
     )
     dice = {"dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"]}
     dice["dice_samples"], *_, dice["dice_deterministic"] = mean_dice(tables).tolist()

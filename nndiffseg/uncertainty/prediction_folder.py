@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from nndiffseg.data.files import read_json
 from nndiffseg.data.images import read_image
 from nndiffseg.data.listing import list_labels
 from nndiffseg.data.names import is_plain_name
+from nndiffseg.data.npz import NPZ_ERRORS, check_npz
 from nndiffseg.errors import UserError
 
 #: endings of all formats that nnU-Net reads; that of nndiffseg's own maps first
@@ -85,9 +86,10 @@ def read_probabilities(predictions: Path, case: str, shape: Sequence[int]) -> ND
     if not file.is_file():
         return None
     try:
-        with np.load(file) as content:
+        check_npz(file, 8 * math.prod(shape))
+        with np.load(file, allow_pickle=False) as content:
             probabilities = content["probabilities"]
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except NPZ_ERRORS as error:
         raise UserError(f"{file} holds no probabilities ({' '.join(str(error).split())[:80]}); predict again.") from None
     if probabilities.shape != tuple(shape):
         raise UserError(

@@ -177,3 +177,26 @@ def test_threads_are_set_and_said(threads: None, capsys: pytest.CaptureFixture[s
     assert "threads: 2" in (text := capsys.readouterr().out) and "busy (1000 jobs" in text and "-num_threads 1" in text
     with pytest.raises(UserError, match="-num_threads must be 1 or more"):
         device_from(parser().parse_args(["-num_threads", "0"]))
+
+
+@pytest.mark.parametrize("words", [["-o", "~/x"], ["-o=~/x"]])
+def test_the_home_folder_is_expanded_in_every_flag(monkeypatch, words):
+    monkeypatch.setenv("HOME", "/somewhere")
+    parser = Parser("x")
+    parser.add_argument("-o")
+    assert parser.parse_args(words).o == "/somewhere/x"
+    for name in ("a~/x", "~x", "x/~"):
+        assert parser.parse_args(["-o", name]).o == name
+
+
+def test_links_in_a_circle_are_one_sentence(tmp_path, capsys):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for use in (lambda folder: folder.mkdir(parents=True, exist_ok=True), lambda folder: folder.resolve(strict=True)):
+        assert run(lambda _, use=use: use(tmp_path / "a" / "out")) == 2
+        assert "cannot be used" in (message := capsys.readouterr().err) and "Traceback" not in message
+
+
+def test_a_name_that_is_too_long_is_one_sentence(tmp_path, capsys):
+    assert run(lambda _: (tmp_path / ("x" * 300)).mkdir()) == 2
+    assert "cannot be used (File name too long)" in capsys.readouterr().err

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from nndiffseg.data.files import read_json, write_atomically, write_json
+from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
 from nndiffseg.errors import UserError
 
 
@@ -83,7 +86,32 @@ def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
     assert file.read_text() == "old"
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b""])
+@pytest.mark.parametrize(
+    ("error", "free"),
+    [
+        (OSError(errno.ENOSPC, "full"), 10**9),
+        (OSError(errno.EDQUOT, "quota"), 10**9),
+        (RuntimeError("NDArray"), 0),
+        (EOFError(), 9),
+    ],
+)
+def test_a_full_disk_is_one_sentence_whatever_a_library_says(tmp_path: Path, monkeypatch, error: Exception, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with (
+        pytest.raises(UserError, match=r"No space left on the disk of .* for case_1; free some space"),
+        full_disk_told(tmp_path, "case_1"),
+    ):
+        raise error
+
+
+def test_other_errors_in_writing_stay_what_they_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    for error in (RuntimeError("a bug"), PermissionError(errno.EACCES, "no")):
+        with pytest.raises(type(error)), full_disk_told(tmp_path, "case_1"):
+            raise error
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000, b"", b"9" * 5000])
 def test_a_file_that_is_no_json_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_bytes(content)

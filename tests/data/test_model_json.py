@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import stock_folder
 
 from nndiffseg.data.model_json import ModelNames, read_model_json
 from nndiffseg.errors import UserError
 
-PLANS = {"dataset_name": "Dataset004_X", "plans_name": "nnUNetPlans", "configurations": {"2d": {}}}
-DATASET = {"labels": {"background": 0, "organ": 1}, "file_ending": ".png"}
+PLANS = stock_folder.PLANS | {"dataset_name": "Dataset004_X"}
+DATASET = {"channel_names": {"0": "light"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".png"}
 CHECKPOINT = {"trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
 
 
@@ -48,7 +49,7 @@ def test_names_that_are_missing_or_lead_elsewhere_are_refused(tmp_path, checkpoi
     [
         ([], DATASET, "must hold a JSON object"),
         (PLANS | {"image_reader_writer": "subprocess.Popen"}, DATASET, "which no planner writes"),
-        (PLANS, [], "names no labels"),
+        (PLANS, [], "that names the labels"),
         (PLANS, DATASET | {"file_ending": "/../x"}, "invalid file_ending"),
         (PLANS, DATASET | {"overwrite_image_reader_writer": "os.system"}, "unknown reader"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -156,3 +158,57 @@ def test_an_exception_of_a_backlog_surfaces(processes: int) -> None:
     with pytest.raises(UserError, match="item 2 is bad"), Backlog(processes, FLAGS) as backlog:
         for i in range(4):
             backlog.add(fails_at_two, i)
+
+
+FAMILY = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_parallel import report_and_sleep
+from nndiffseg.data.parallel import map_cases
+if __name__ == "__main__":
+    map_cases(report_and_sleep, [(sys.argv[2], i) for i in range(2)], 2, description="x", progress=False)
+"""
+
+
+def report_and_sleep(folder: str, i: int) -> None:
+    (Path(folder) / f"{i}").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, kill: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", FAMILY, str(Path(__file__).parent), str(tmp_path)])
+    try:
+        assert eventually(lambda: all((tmp_path / str(i)).is_file() and (tmp_path / str(i)).read_text() for i in range(2)))
+        workers = [int((tmp_path / str(i)).read_text()) for i in range(2)]
+        assert all(map(alive, workers)) and len(set(workers)) == 2
+    finally:
+        parent.send_signal(kill)
+        parent.wait()
+    assert eventually(lambda: not any(map(alive, workers)), 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a command with its parent")
+def test_a_command_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, sys; from nndiffseg.data.parallel import kill_with_parent;"
+        "subprocess.run(['sh', '-c', f'echo $$ > {sys.argv[1]}; sleep 300'], preexec_fn=kill_with_parent)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "child")])
+    try:
+        assert eventually(lambda: (tmp_path / "child").is_file() and (tmp_path / "child").read_text() != "")
+        child = int((tmp_path / "child").read_text())
+        assert alive(child)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert eventually(lambda: not alive(child), 10)

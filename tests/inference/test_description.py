@@ -107,8 +107,11 @@ def test_other_peoples_json_may_hold_anything(stock, file, content):
         (lambda f: (f / "fold_0" / "checkpoint_final.pth").write_bytes(b"x"), "cannot be read as a checkpoint"),
         (lambda f: (f / "fold_0" / "calibration.json").write_text('{"fusion_weight": 7}'), "invalid fusion_weight"),
         (lambda f: (f / "fold_0" / "validation" / "summary.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "dataset.json").write_text('{"labels": {}, "file_ending": ".png"}'), "does not name the channels"),
-        (lambda f: (f / "plans.json").write_text('{"configurations": {"2d": {}}}'), "no dataset_name"),
+        (
+            lambda f: (f / "dataset.json").write_text('{"labels": {"background": 0}, "file_ending": ".png"}'),
+            "does not name the channels",
+        ),
+        (lambda f: (f / "plans.json").write_text('{"configurations": {"2d": {}}}'), "no valid dataset_name"),
     ],
 )
 def test_what_is_missing_or_damaged_is_told_in_one_sentence(stock, change, message):

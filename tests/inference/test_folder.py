@@ -315,4 +315,28 @@ def test_a_full_gpu_ends_the_run_with_one_sentence(predictor, raw_images, tmp_pa
         raise torch.cuda.OutOfMemoryError("full")
 
     monkeypatch.setattr(type(predictor), "predict_preprocessed", full)
-    refuses(predictor, raw_images, tmp_path, "The GPU has too little memory for case_000")
+    refuses(predictor, raw_images, tmp_path, "too little memory for case_000")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), None]
+)
+def test_a_case_that_does_not_fit_into_memory_or_is_not_finite_is_named_and_the_later_ones_are_predicted(
+    predictor, raw_images, tmp_path, monkeypatch, reference, error
+):
+    predict = type(predictor).predict_preprocessed
+
+    def sometimes(self, data, case_id, **options):
+        if case_id != "case_001":
+            return predict(self, data, case_id, **options)
+        if error is not None:
+            raise error
+        statistics = predict(self, data, case_id, **options)
+        statistics.maps["total"][0] = float("nan")
+        return statistics
+
+    monkeypatch.setattr(type(predictor), "predict_preprocessed", sometimes)
+    message = "answer to case_001 is not finite" if error is None else "too little memory for case_001; .*fewer --samples"
+    refuses(predictor, raw_images, tmp_path, f"1 of 4 cases could not be predicted.*{message}")
+    written = {f.name for f in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {"case_000.nii.gz", "case_002.nii.gz", "case_003.nii.gz"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -173,6 +174,26 @@ def test_a_killed_training_resumes_where_it_stopped(folders):
     a = load_checkpoint(fold(folders, "whole") / "checkpoint_final.pth")["network_weights_raw"]
     b = load_checkpoint(out / "checkpoint_final.pth")["network_weights_raw"]
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_an_interrupted_training_goes_on_although_an_older_one_was_finished(folders, copy_of_trained, monkeypatch, capsys):
+    step, length = DiffusionTrainer.train_step, ("--epochs", "1", "--iterations_per_epoch", "6")
+
+    def interrupted(self, batch):
+        if self.iteration == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)  # as SLURM before the time is over
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTrainer, "train_step", interrupted)
+        assert train.main(arguments(folders, "copy", *length, "--seed", "5")) == 75
+    assert "stopped by SIGUSR1 after iteration 4, the state is saved; go on with --c" in capsys.readouterr().err
+    assert load_checkpoint(copy_of_trained / "earlier_1" / "checkpoint_final.pth")["iteration"] == 36
+    assert train.main(arguments(folders, "copy", *length, "--seed", "6", "--c")) == 2
+    assert "has the seed 5, not 6" in capsys.readouterr().err
+    assert train.main(arguments(folders, "copy", *length, "--c")) == 0
+    final = load_checkpoint(copy_of_trained / "checkpoint_final.pth")
+    assert (final["iteration"], final["seed"]) == (6, 5)
 
 
 def test_float16_trains_with_scaled_gradients_and_resumes_with_their_scale(folders, monkeypatch):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nndiffseg.errors import Stopped, UserError
 from nndiffseg.methods.protocol import Batch, Losses
 from nndiffseg.nn.heads import Heads
+from nndiffseg.stopping import Request, noticed
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget
 from nndiffseg.training.trainer import DiffusionTrainer
@@ -50,8 +55,11 @@ def make(minutes: float | None = None) -> DiffusionTrainer:
     trainer.budget = Budget(EPOCHS, ITERATIONS, minutes)
     trainer.iteration = trainer.current_epoch = 0
     trainer.show_progress, trainer._epoch_terms, trainer._last_save = False, {}, float("inf")
+    trainer._asked, trainer._lock = Request(), None
     data, target = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-    trainer.dataloader_train = itertools.repeat({"data": data, "target": [target, target[..., ::2, ::2]]})
+    trainer.dataloader_train = itertools.repeat(
+        {"data": data, "target": [target, target[..., ::2, ::2]], "keys": ["case_2", "case_1", "case_2"]}
+    )
     return trainer
 
 
@@ -129,11 +137,69 @@ def test_every_step_updates_the_weight_average():
     assert not torch.equal(trainer.average.network.bias, trainer.network.bias)
 
 
-def test_a_loss_that_is_not_finite_ends_the_training():
-    trainer = make()
-    trainer.network.bias.data.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match="not finite at iteration 0"):
+class Overflow(torch.autograd.Function):
+    """A finite value whose gradient is not."""
+
+    @staticmethod
+    def forward(context, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> Tensor:
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("sound", [True, False])
+def test_what_is_not_finite_is_noticed_before_the_step_and_the_cases_are_named(monkeypatch, what: str, sound: bool):
+    trainer, saved = make(), []
+    trainer.iteration = 4
+    monkeypatch.setattr(trainer, "save_latest", lambda: saved.append(trainer.iteration))
+    bad = float("nan") if what == "loss" else 1.0
+    monkeypatch.setattr(trainer.loss, "forward", lambda network, batch: {"first": Overflow.apply(network.bias.sum()) * bad})
+    if not sound:
+        trainer.network.weight.data.fill_(float("nan"))
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    with pytest.raises(UserError, match=rf"The {what} is not finite at iteration 4 with patches of the cases case_1, case_2;"):
         trainer.train_step(next(trainer.dataloader_train))
+    assert all(
+        torch.equal(a, b.nan_to_num(7))
+        for a, b in zip([p.nan_to_num(7) for p in before], trainer.network.parameters(), strict=True)
+    )
+    assert trainer.average.updates == 0 and saved == [4] * sound, "the last good state is kept, and no other"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_training_after_the_step_with_its_state_saved(monkeypatch, name: str):
+    trainer, saved = make(), []
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda file: saved.append((Path(file).name, trainer.iteration)))
+    trainer.output_folder = "nowhere"
+    step = trainer.train_step
+
+    def train_step(batch: dict) -> dict:
+        if trainer.iteration == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", train_step)
+    with (
+        pytest.raises(Stopped, match=f"stopped by {name} after iteration 3.*--c"),
+        noticed("SIGTERM", "SIGUSR1") as trainer._asked,
+    ):
+        train(trainer)
+    assert saved == [("checkpoint_latest.pth", 3)]
+
+
+def test_a_killed_process_that_loads_patches_is_one_sentence():
+    trainer = make()
+
+    def killed():
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+        yield
+
+    trainer.dataloader_train = killed()
+    with pytest.raises(UserError, match=r"loads patches was killed.*nnUNet_n_proc_DA.*--c"):
+        train(trainer)
 
 
 def test_the_two_samples_that_watch_a_training_are_two():

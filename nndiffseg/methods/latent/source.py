@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -85,7 +84,7 @@ def load_finished(unet: nn.Module, weights: Mapping[str, Any], path: str | Path)
         path: where they come from, for the message.
 
     Raises:
-        UserError: they are not exactly those of the planned network, or not finite.
+        UserError: they are not exactly those of the planned network.
     """
     planned = unet.state_dict()
     for name in sorted(planned.keys() ^ weights.keys(), key=str):
@@ -94,8 +93,6 @@ def load_finished(unet: nn.Module, weights: Mapping[str, Any], path: str | Path)
     for name, value in weights.items():
         if not isinstance(value, Tensor) or value.shape != planned[name].shape or value.dtype != planned[name].dtype:
             raise UserError(_other_network(path, f"{name} differs in shape or type"))
-        if not torch.isfinite(value).all():
-            raise UserError(f"The weights in {path} are not finite ({name}); train that nnU-Net again or choose other --folds.")
     unet.load_state_dict(weights)
 
 

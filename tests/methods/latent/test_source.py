@@ -75,7 +75,6 @@ def test_weights_that_do_not_fit_exactly_are_refused_and_change_nothing():
         "0.weight differs": weights | {"0.weight": weights["0.weight"][:2]},
         "0.bias differs": weights | {"0.bias": weights["0.bias"].half()},
         "1.bias differs": weights | {"1.bias": "text"},
-        "not finite": weights | {"1.bias": torch.full((4,), torch.nan)},
     }
     for message, content in cases.items():
         with pytest.raises(UserError, match=message):

@@ -1,0 +1,75 @@
+"""SIGTERM and SIGUSR1: work ends in order, instead of being cut off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nndiffseg.errors import Stopped
+
+
+@dataclass
+class Request:
+    """Whether and by which signal somebody asked to stop."""
+
+    signal: str | None = None
+
+
+def _number(name: str) -> Any:
+    return getattr(signal, name, None)  # Windows has no SIGUSR1
+
+
+@contextmanager
+def noticed(*names: str) -> Iterator[Request]:
+    """Within the block, these signals only set the flag that it yields; the work looks at it where it can stop.
+
+    In threads other than the main one nothing changes, because Python allows it there alone.
+
+    Args:
+        names: such as ``"SIGTERM"``.
+    """
+    request = Request()
+
+    def note(number: int, _: Any) -> None:
+        request.signal = signal.Signals(number).name
+
+    with _handled(names, note):
+        yield request
+
+
+@contextmanager
+def raised(*names: str) -> Iterator[None]:
+    """Within the block, these signals raise :class:`~nndiffseg.errors.Stopped`, so that workers end and half files go."""
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}.")
+
+    with _handled(names, stop):
+        yield
+
+
+@contextmanager
+def _handled(names: tuple[str, ...], handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def handle(number: int, frame: Any) -> None:
+        if os.getpid() == owner:
+            handler(number, frame)
+        else:  # a forked child, such as one of a pool that is shut down by this very signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, handle) for name in names if (number := _number(name)) is not None}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)

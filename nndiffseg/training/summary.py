@@ -1,0 +1,55 @@
+"""nnU-Net's ``summary.json`` of a validation, computed in this process.
+
+``compute_metrics_on_folder`` of nnunetv2/evaluation/evaluate_predictions.py (2.8.1) starts a pool even for one process. When
+one of them is killed, as by want of memory, it waits for ever. Its function for one case is used here, one case after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import subfiles
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+
+def write_summary(
+    references: Path,
+    predictions: Path,
+    reader: BaseReaderWriter,
+    file_ending: str,
+    labels: Sequence[Any],
+    ignore_label: int | None,
+) -> dict[str, Any]:
+    """Writes ``summary.json`` into the folder of predictions.
+
+    Args:
+        references: folder of the true labels.
+        predictions: folder of segmentations; each has a reference of the same name.
+        reader: of both.
+        file_ending: of both.
+        labels: numbers, or tuples of them for regions.
+        ignore_label: of voxels that do not count.
+
+    Returns:
+        What was written: ``metric_per_case``, ``mean`` of each label over the cases where it is defined, ``foreground_mean``.
+    """
+    names = subfiles(str(predictions), suffix=file_ending, join=False)
+    cases = [
+        compute_metrics(str(references / name), str(predictions / name), reader, list(labels), ignore_label) for name in names
+    ]
+    means: dict[Any, dict[str, float]] = {}
+    for label in labels:
+        rows = [case["metrics"][label] for case in cases]
+        means[label] = {key: np.nanmean([row[key] for row in rows]) for key in rows[0]}
+    foreground = [values for label, values in means.items() if label != 0]
+    mean = {key: np.mean([values[key] for values in foreground]) for key in foreground[0]}
+    for part in (*cases, means, mean):
+        recursive_fix_for_json_export(part)
+    result = {"metric_per_case": cases, "mean": means, "foreground_mean": mean}
+    save_summary_json(result, str(predictions / "summary.json"))
+    return result

@@ -184,7 +184,7 @@ def test_several_annotators_in_2d(evaluate, annotated):
     out, raters = annotated
     code, text, err = evaluate("-i", out, "-r", *raters)
     assert (code, err) == (0, "")
-    assert "spread, pixels" in text and ", ml" not in text and result_of(out)["summary"]["unit"] == "pixels"
+    assert ", pixels" in text and ", ml" not in text and result_of(out)["summary"]["unit"] == "pixels"
     row = rows_of(out)["x", "cell"]
     masks = [disc((24, 24), r).astype(bool) for r in (5, 6, 7, 8)]
 

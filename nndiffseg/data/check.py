@@ -104,7 +104,6 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         if not isinstance(content[key], kind) or not content[key]:
             raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])[:200]}.")
     check_dataset_json(content, str(file))
-    channel_names(content, str(file))
     _check_labels(file, content)
     return content
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.names import check_file_ending
 from nndiffseg.data.plan_names import check_reader
 from nndiffseg.errors import UserError
@@ -66,9 +67,8 @@ def check_dataset_json(content: Any, where: str, remedy: str = "correct it", *, 
         place = ascii(".".join(str(part) for part in first["loc"] if part not in ("constrained-int", "constrained-list")))
         reason = first["msg"][:1].lower() + first["msg"][1:]
         raise UserError(f"{where} has an invalid {place[1:81].rstrip(chr(39))} ({reason}); {remedy}.") from None
-    names = known.channel_names or known.modality or {}
-    if (channels and not names) or sorted(names) != sorted(str(i) for i in range(len(names))):
-        raise UserError(f'{where} does not name the channels by their numbers, as in {{"0": "T1", "1": "T2"}}; {remedy}.')
+    if channels or known.channel_names or known.modality:
+        channel_names(content, where)
     try:
         values = [int(v) for v in LabelManager(content["labels"], content.get("regions_class_order")).all_labels]
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:

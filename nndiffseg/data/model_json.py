@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nndiffseg.data.dataset_json import channel_names, check_region_order
+from nndiffseg.data.dataset_json import check_region_order
 from nndiffseg.data.dataset_schema import check_dataset_json
 from nndiffseg.data.files import read_json
 from nndiffseg.data.names import is_plain_name
@@ -73,7 +73,5 @@ def read_model_json(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     plans, dataset_json = content
     check_plans(plans, str(folder / "plans.json"))
     check_dataset_json(dataset_json, str(folder / "dataset.json"), AGAIN)
-    if "channel_names" in dataset_json or "modality" in dataset_json:
-        channel_names(dataset_json, str(folder / "dataset.json"))
     check_region_order(dataset_json, str(folder / "dataset.json"))
     return plans, dataset_json

@@ -28,7 +28,7 @@ def test_a_sound_one_is_given_back_unchanged():
 def test_an_evaluation_needs_no_channels():
     content = {k: v for k, v in CONTENT.items() if k != "channel_names"}
     check_dataset_json(content, "it", channels=False)
-    with pytest.raises(UserError, match="does not name the channels"):
+    with pytest.raises(UserError, match="has no channel_names"):
         check_dataset_json(content, "it")
 
 
@@ -47,8 +47,8 @@ def test_an_evaluation_needs_no_channels():
         ({"regions_class_order": None}, "invalid labels"),
         ({"regions_class_order": [1]}, "invalid labels"),
         ({"regions_class_order": "12"}, "invalid regions_class_order"),
-        ({"channel_names": {"T1": "0"}}, "does not name the channels by their numbers"),
-        ({"channel_names": {"1": "T1"}}, "does not name the channels by their numbers"),
+        ({"channel_names": {"T1": "0"}}, "whose keys must be the numbers of the channels"),
+        ({"channel_names": {"1": "T1"}}, "whose keys must be the numbers of the channels"),
         ({"channel_names": {"0": 3}}, "invalid channel_names"),
         ({"channel_names": ["T1"]}, "invalid channel_names"),
         ({"numTraining": "3"}, "invalid numTraining"),

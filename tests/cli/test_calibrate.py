@@ -172,7 +172,7 @@ def _ignore_label(world: StockWorld) -> None:
         (_unknown_label, "label of case_000 holds 9"),
         (_ignore_label, "ignore label cannot be calibrated"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),
-        (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "no validation cases of fold 0"),
+        (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "holds no folds"),
         (
             lambda w: (w.preprocessed / w.dataset / "gt_segmentations" / "case_000.nii.gz").unlink(),
             "case_000.nii.gz is missing",

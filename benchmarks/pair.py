@@ -55,10 +55,11 @@ class Pair:
         classes = {"nnunet": nnUNetTrainer, "nndiffseg": nnDiffSegTrainer}
         self.device, self.trainers = device, {}
         with temporary_folders() as folder, redirect_stdout(io.StringIO()):
-            # nnU-Net looks at a file of the preprocessed data to learn their format.
+            # nnU-Net looks at a file of the preprocessed data to learn their format; a fold needs two cases.
             data = folder / "preprocessed" / plans["dataset_name"] / plans["configurations"][configuration]["data_identifier"]
             data.mkdir(parents=True)
-            (data / "case.b2nd").touch()
+            for case in "ab":
+                (data / f"{case}.b2nd").touch()
             for side in sides:
                 trainer = classes[side]({**plans, "continue_training": False}, configuration, 0, dataset_json, device)
                 trainer.initialize()

@@ -109,7 +109,7 @@ def test_other_peoples_json_may_hold_anything(stock, file, content):
         (lambda f: (f / "fold_0" / "validation" / "summary.json").write_text("{"), "not valid JSON"),
         (
             lambda f: (f / "dataset.json").write_text('{"labels": {"background": 0}, "file_ending": ".png"}'),
-            "does not name the channels",
+            "has no channel_names",
         ),
         (lambda f: (f / "plans.json").write_text('{"configurations": {"2d": {}}}'), "no valid dataset_name"),
     ],

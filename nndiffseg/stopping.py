@@ -12,6 +12,22 @@ from typing import Any
 
 from nndiffseg.errors import Stopped
 
+#: numbers of the signals that are handled now
+_HANDLED: set[Any] = set()
+
+
+def _end_as_by_default() -> None:
+    """In a forked child, such as one of nnU-Net's pools, which are shut down by SIGTERM.
+
+    A handler in Python runs between two instructions of Python alone. A child that waits for a lock would never get there.
+    """
+    for number in _HANDLED:
+        signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_as_by_default)
+
 
 @dataclass
 class Request:
@@ -63,13 +79,16 @@ def _handled(names: tuple[str, ...], handler: Any) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         if os.getpid() == owner:
             handler(number, frame)
-        else:  # a forked child, such as one of a pool that is shut down by this very signal
+        else:  # a forked child, before it has come to its own handlers
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     before = {number: signal.signal(number, handle) for name in names if (number := _number(name)) is not None}
+    new = before.keys() - _HANDLED
+    _HANDLED.update(new)
     try:
         yield
     finally:
+        _HANDLED.difference_update(new)
         for number, old in before.items():
             signal.signal(number, signal.SIG_DFL if old is None else old)

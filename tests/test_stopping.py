@@ -60,6 +60,24 @@ def test_forked_children_die_of_the_signal_as_they_would_without() -> None:
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_forked_children_have_no_handler_of_their_own() -> None:
+    # Python's handlers wait for the interpreter: a child of a pool that waits for a lock would never end.
+    with raised("SIGTERM"):
+        with noticed("SIGTERM", "SIGUSR1"):
+            child = os.fork()
+            if child == 0:
+                both = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)]
+                os._exit(0 if both == [signal.SIG_DFL] * 2 else 1)
+            _, status = os.waitpid(child, 0)
+        outer = os.fork()
+        if outer == 0:
+            os._exit(0 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 1)
+        _, second = os.waitpid(outer, 0)
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert (status, second) == (0, 0)
+
+
 def test_a_stop_is_no_error_that_a_case_can_swallow() -> None:
     with pytest.raises(Stopped):
         try:

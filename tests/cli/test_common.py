@@ -145,6 +145,7 @@ def test_links_that_lead_nowhere_are_told(tmp_path: Path, below: str) -> None:
 COMMAND = """
 import sys, threading, os, signal, time
 sys.argv[0] = "nndiffseg_test"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from nndiffseg.cli.common import run
 def body(argv):
     if {early}: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)

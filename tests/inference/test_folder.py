@@ -318,9 +318,7 @@ def test_a_full_gpu_ends_the_run_with_one_sentence(predictor, raw_images, tmp_pa
     refuses(predictor, raw_images, tmp_path, "too little memory for case_000")
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), None]
-)
+@pytest.mark.parametrize("error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), None])
 def test_a_case_that_does_not_fit_into_memory_or_is_not_finite_is_named_and_the_later_ones_are_predicted(
     predictor, raw_images, tmp_path, monkeypatch, reference, error
 ):

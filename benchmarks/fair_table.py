@@ -20,7 +20,6 @@ they do not cover the choice of the training's seed. Predictions are kept beside
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,12 +143,13 @@ def source_of(folder: Path, args: argparse.Namespace) -> Source:
     """The model of one fold in a model folder.
 
     Raises:
-        UserError: the folder's name is not one of nnU-Net's, or a file is missing.
+        UserError: the folder's name is not one of nnU-Net's, a file is missing or damaged, or there is no such fold.
     """
     from benchmarks.compare.data import Data, spread_evenly
     from benchmarks.compare.evaluation import Source
     from benchmarks.compare.trainers import Entry
-    from nndiffseg.data.files import read_json
+    from nndiffseg.data.model_json import read_model_json
+    from nndiffseg.data.splits import SPLITS, read_splits
 
     folder = folder.resolve()
     parts = folder.name.split("__")
@@ -157,7 +157,10 @@ def source_of(folder: Path, args: argparse.Namespace) -> Source:
         raise UserError(f"{folder} is not called TRAINER__PLANS__CONFIGURATION; give a model folder of nnU-Net's results.")
     trainer, _, configuration = parts
     preprocessed = args.preprocessed / folder.parent.name
-    validation = sorted(read_json(preprocessed / "splits_final.json")[args.fold]["val"])
+    folds, (plans, dataset_json) = read_splits(preprocessed / SPLITS), read_model_json(folder)
+    if not 0 <= args.fold < len(folds):
+        raise UserError(f"There is no fold {args.fold}; {preprocessed / SPLITS} has {len(folds)}, counted from 0.")
+    validation = sorted(folds[args.fold]["val"])
     data = Data(
         folder.parent.name,
         configuration,
@@ -165,8 +168,8 @@ def source_of(folder: Path, args: argparse.Namespace) -> Source:
         args.raw / folder.parent.name,
         preprocessed,
         folder.parent.parent,
-        json.loads((folder / "plans.json").read_text(encoding="utf8")),
-        json.loads((folder / "dataset.json").read_text(encoding="utf8")),
+        plans,
+        dataset_json,
         validation,
         spread_evenly(validation, args.cases),
     )

@@ -120,7 +120,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, allow_abbrev=False, **kwargs)  # type: ignore[arg-type]
 
     def parse_known_args(self, args=None, namespace=None):
-        args = [_expanded(word) for word in (sys.argv[1:] if args is None else args)]
+        args = list(sys.argv[1:] if args is None else args)
         known = list(self._option_string_actions)
         for word in args:
             if word == "--":
@@ -133,12 +133,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:]} (`{self.prog} --help` lists the flags).")
-
-
-def _expanded(word: str) -> str:
-    """``~/x`` as a shell expands it, which leaves ``--raw=~/x`` and quoted ones alone."""
-    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return f"{flag}{equals}{os.path.expanduser(value)}" if value == "~" or value.startswith("~/") else word
 
 
 def _is_number(word: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nndiffseg.data.dataset_json import channel_names, check_region_order
 from nndiffseg.data.dataset_schema import check_dataset_json
@@ -100,11 +98,12 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         content["channel_names"] = content["modality"]
     if missing := [k for k in REQUIRED_KEYS if k not in content]:
         raise UserError(f"{file} lacks the key {', '.join(missing)}; add it as nnU-Net's dataset format describes.")
-    for key, kind in (("channel_names", dict), ("labels", dict), ("numTraining", int), ("file_ending", str)):
-        if not isinstance(content[key], kind) or not content[key]:
-            raise UserError(f"{file} has an invalid {key}: {json.dumps(content[key])[:200]}.")
     check_dataset_json(content, str(file))
-    _check_labels(file, content)
+    if "ignore" in content["labels"]:
+        raise UserError(
+            f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
+        )
+    check_region_order(content, str(file))
     return content
 
 
@@ -120,28 +119,7 @@ def read_label_definition(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
         raise UserError(f"{file} must hold a JSON object with labels; name the dataset.json of the dataset with -djfile.")
     check_dataset_json(content, str(file), channels=False)
-    _check_label_values(file, content)
     return content
-
-
-def _check_labels(file: Path, content: dict[str, Any]) -> None:
-    if "ignore" in content["labels"]:
-        raise UserError(
-            f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
-        )
-    _check_label_values(file, content)
-    check_region_order(content, str(file))
-
-
-def _check_label_values(file: Path, content: dict[str, Any]) -> None:
-    try:
-        manager = LabelManager(content["labels"], content.get("regions_class_order"))
-        values = [int(v) for v in manager.all_labels]
-        heads = int(manager.num_segmentation_heads)
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"{file} has invalid labels: {' '.join(str(error).split()) or 'see the format'}.") from None
-    if values != list(range(len(values))) or heads < 1 or len(values) < 2:
-        raise UserError(f"{file} has the labels {values}; they must be 0 (background), 1, 2, ... without gaps.")
 
 
 def _label_values(dataset_json: Mapping[str, Any]) -> dict[int, str]:

@@ -70,10 +70,11 @@ def check_dataset_json(content: Any, where: str, remedy: str = "correct it", *, 
     if channels or known.channel_names or known.modality:
         channel_names(content, where)
     try:
-        values = [int(v) for v in LabelManager(content["labels"], content.get("regions_class_order")).all_labels]
+        manager = LabelManager(content["labels"], content.get("regions_class_order"))
+        values, heads = [int(v) for v in manager.all_labels], int(manager.num_segmentation_heads)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         raise UserError(f"{where} has invalid labels: {' '.join(str(error).split()) or 'see the format'}; {remedy}.") from None
-    if values != list(range(len(values))):
+    if values != list(range(len(values))) or len(values) < 2 or heads < 1:
         raise UserError(f"{where} has the labels {str(values)[:80]}; they must be 0 (background), 1, 2, ... without gaps.")
     check_file_ending(content.get("file_ending"), where)
     check_reader(content, where)

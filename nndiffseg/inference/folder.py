@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,8 @@ def predict_folder(
         print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
-    cases = (
-        left_to_predict(job, own_cases, predictor.number_of_samples, len(predictor.folds)) if continue_prediction else own_cases
-    )
+    numbers = predictor.number_of_samples, len(predictor.folds)
+    cases = left_to_predict(job, own_cases, *numbers) if continue_prediction else own_cases
     check_headers(cases)
     _prepare_output(output, input_folder, predictor, job)
     if verbose:
@@ -86,10 +85,15 @@ def predict_folder(
     finally:
         remove_staging(output, [case.id for case in own_cases])
     _write_report(output, predictor, every_case, flag_below, progress)
-    if bad:
-        number = f"{len(bad)} of {len(cases)} cases could not be predicted ({len(cases) - len(bad)} are complete)"
-        raise UserError(f"{number}: {' '.join(bad.values())}")
+    _tell(bad, len(cases))
     return [case.id for case in cases]
+
+
+def _tell(bad: Mapping[str, str], number: int) -> None:
+    """Raises UserError where cases are bad; case -> sentence, of so many cases."""
+    if bad:
+        done = f"{len(bad)} of {number} cases could not be predicted ({number - len(bad)} are complete)"
+        raise UserError(f"{done}: {' '.join(bad.values())}")
 
 
 def _part(cases: Sequence[Case], num_parts: int, part_id: int) -> Sequence[Case]:

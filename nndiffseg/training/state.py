@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.archive import check_finite
@@ -95,3 +97,24 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer._epoch_terms = checkpoint["epoch_terms"]
     trainer._spent, trainer.seed = checkpoint["seconds"], checkpoint["seed"]
     trainer.training_id = checkpoint.get("training_id", trainer.training_id)
+
+
+def not_finite(trainer: Any, what: str, batch: dict) -> UserError:
+    """The sentence about a loss or gradient that is not finite, with the cases to blame.
+
+    The state before the step, which was not made, is saved where it is sound.
+
+    Args:
+        trainer: an initialised :class:`nndiffseg.training.trainer.DiffusionTrainer`.
+        what: is not finite.
+        batch: of nnU-Net's loader.
+    """
+    networks = (trainer.bare_network, trainer.average.network)
+    sound = all(torch.isfinite(value).all() for network in networks for value in network.state_dict().values())
+    if sound and trainer.iteration > 0:
+        trainer.save_latest()
+    cases = ", ".join(sorted({str(key) for key in batch.get("keys", ())})) or "unknown"
+    return UserError(
+        f"The {what} is not finite at iteration {trainer.iteration} with patches of the cases {cases}; look at their images, "
+        "correct or leave out what is wrong and preprocess it again, then go on from the last sound state with --c."
+    )

@@ -37,7 +37,7 @@ from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
-from nndiffseg.training.state import checkpoint_of, restore
+from nndiffseg.training.state import checkpoint_of, not_finite, restore
 
 
 class DiffusionTrainer(EpochLoop):
@@ -212,10 +212,10 @@ class DiffusionTrainer(EpochLoop):
             terms = self.loss(self.network, one)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(total):
-            raise self._not_finite("loss", batch)
+            raise not_finite(self, "loss", batch)
         self.optimizer.zero_grad(set_to_none=True)
         if not self._step(total):
-            raise self._not_finite("gradient", batch)
+            raise not_finite(self, "gradient", batch)
         self.average.update(self.bare_network)
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
 
@@ -244,19 +244,6 @@ class DiffusionTrainer(EpochLoop):
             scaler.step(self.optimizer)
             scaler.update()
         return True
-
-    def _not_finite(self, what: str, batch: dict) -> UserError:
-        """Keeps the state before the step, which was not made, where it is sound; says which cases are to blame."""
-        assert self.average is not None
-        networks = (self.bare_network, self.average.network)
-        sound = all(torch.isfinite(value).all() for network in networks for value in network.state_dict().values())
-        if sound and self.iteration > 0:
-            self.save_latest()
-        cases = ", ".join(sorted({str(key) for key in batch.get("keys", ())})) or "unknown"
-        return UserError(
-            f"The {what} is not finite at iteration {self.iteration} with patches of the cases {cases}; look at their images, "
-            "correct or leave out what is wrong and preprocess it again, then go on from the last sound state with --c."
-        )
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
         return (

@@ -180,16 +180,6 @@ def test_threads_are_set_and_said(threads: None, capsys: pytest.CaptureFixture[s
         device_from(parser().parse_args(["-num_threads", "0"]))
 
 
-@pytest.mark.parametrize("words", [["-o", "~/x"], ["-o=~/x"]])
-def test_the_home_folder_is_expanded_in_every_flag(monkeypatch, words):
-    monkeypatch.setenv("HOME", "/somewhere")
-    parser = Parser("x")
-    parser.add_argument("-o")
-    assert parser.parse_args(words).o == "/somewhere/x"
-    for name in ("a~/x", "~x", "x/~"):
-        assert parser.parse_args(["-o", name]).o == name
-
-
 def test_links_in_a_circle_are_one_sentence(tmp_path, capsys):
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")

@@ -3,9 +3,9 @@
     python -m benchmarks.volume_floor --preprocessed FOLDER [FOLDER ...] --models MODEL_FOLDER [...] --name NAME
 
 Stock nnU-Nets are read as ``nndiffseg_calibrate`` reads them, nndiffseg's models by the tables of their validation; folds are
-pooled, q is fitted without a case's group. The score of an interval is its width plus 20 times what it misses the true volume by
-(Gneiting & Raftery 2007, JASA 102, section 6.2, for 90 %), over the structure's mean volume: proper, less is better. The last column gives
-every interval the same share of the mean, whatever the samples say.
+pooled, q is fitted without a case's group. The score of an interval is its width plus 20 times what it misses the true volume
+by (Gneiting & Raftery 2007, JASA 102, section 6.2, for 90 %), over the structure's mean volume: proper, less is better. The
+last column gives every interval the same share of the mean, whatever the samples say.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order, map_cases
+from nndiffseg.data.parallel import Backlog, WorkerKilledError, default_processes, from_environment, in_order, map_cases
 from nndiffseg.errors import UserError
 
 pytestmark = pytest.mark.seconds
@@ -212,3 +212,15 @@ def test_a_command_ends_with_the_process_that_runs_it(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     assert eventually(lambda: not alive(child), 10)
+
+
+def test_nnunets_numbers_of_processes_are_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, number in (("3", 3), ("0", 0), ("", 7), (" 2 ", 2)):
+        monkeypatch.setenv("nnUNet_npp", text)
+        assert from_environment("nnUNet_npp", 7) == number
+    for text in ("two", "-1", "1.5"):
+        monkeypatch.setenv("nnUNet_nps", text)
+        with pytest.raises(UserError, match="nnUNet_nps counts processes and is"):
+            from_environment("nnUNet_nps", 1)
+    monkeypatch.setenv("nnUNet_def_n_proc", "5")
+    assert default_processes() == 5

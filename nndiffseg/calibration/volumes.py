@@ -32,9 +32,10 @@ SMALLEST, LARGEST = 0.25, 4.0
 #: standard deviation of log r that is expected before any case is seen. Volumes of first trainings (phantoms, hippocampus,
 #: cells, vessels) varied 0.5 to 1.6 times as much as they should.
 PRIOR_SD = 0.5
-#: least standard deviation of a volume, as a share of its mean. Small ones tell little about the error: on nine models of three
-#: data sets the score of the intervals (Gneiting & Raftery 2007, section 6.2) was 1 to 29 % lower with 0.2 than with 0.01, and
-#: on the cells lower than with widths that are all the same share of the mean.
+#: least standard deviation of a volume, as a share of its mean. Small ones tell little about the error: on eleven models of
+#: cells, hippocampi and phantoms the score of the intervals (Gneiting & Raftery 2007, section 6.2) was 1 to 29 % lower with 0.2
+#: than with 0.01, and on two of them 5 and 11 % lower than with widths that are all the same share of the mean
+#: (benchmarks/volume_floor.py).
 FLOOR = 0.2
 #: An interval of so many standard deviations says nothing.
 LARGEST_QUANTILE = 1e6

@@ -34,7 +34,7 @@ SMALLEST, LARGEST = 0.25, 4.0
 PRIOR_SD = 0.5
 #: least standard deviation of a volume, as a share of its mean. Small ones tell little about the error: on eleven models of
 #: cells, hippocampi and phantoms the score of the intervals (Gneiting & Raftery 2007, section 6.2) was 1 to 29 % lower with 0.2
-#: than with 0.01, and on two of them 5 and 11 % lower than with widths that are all the same share of the mean
+#: than with 0.01, and on three of them 5 to 11 % lower than with widths that are all the same share of the mean
 #: (benchmarks/volume_floor.py).
 FLOOR = 0.2
 #: An interval of so many standard deviations says nothing.

@@ -28,7 +28,9 @@ class Calibration:
         fusion_weight: w of the deterministic head in the fused probability, w p_head + (1 - w) mean of the samples'.
         temperature: T of the fused probabilities, softmax(z / T); one for all labels, or one for each region.
         length_weights: of the coherent sampler's correlation lengths (:data:`nndiffseg.diffusion.coherent.LENGTHS`); empty
-            where samples are a trained network's.
+            where all samples are a trained network's.
+        coherent_share: of the samples, drawn by the coherent sampler; the others are a trained network's
+            (:mod:`nndiffseg.calibration.sampler_choice`).
         volume_scale: r by which samples' volumes are stretched around their mean, where volumes are reported.
         volume_quantiles: of each structure, half the width of the 90 % interval in standard deviations of the samples'
             volumes (:mod:`nndiffseg.calibration.volumes`); None where the groups are too few to promise one.
@@ -40,6 +42,7 @@ class Calibration:
     fusion_weight: Share = 0.5
     temperature: tuple[Positive, ...] = (1.0,)
     length_weights: tuple[Share, ...] = ()
+    coherent_share: Share = 0.0
     volume_scale: Positive = 1.0
     volume_quantiles: tuple[Weight | None, ...] = ()
     dice: DiceMap | None = None
@@ -66,7 +69,7 @@ class Calibration:
             heads: of the model.
             structures: their number K.
             where: the file or model, the start of the message.
-            coherent: the model has no samples of its own, so the coherent sampler's weights are needed.
+            coherent: the model has no samples of its own, so all are the coherent sampler's.
 
         Raises:
             UserError: other numbers of labels, regions, structures or lengths, or weights that do not sum to 1.
@@ -74,7 +77,8 @@ class Calibration:
         fits = len(self.temperature) in ({1, heads.number} if heads.regions else {1})
         fits &= len(self.volume_quantiles) in (0, structures)
         weighted = len(self.length_weights) == len(LENGTHS) and abs(sum(self.length_weights) - 1) < 1e-6
-        if not fits or not (weighted or (not self.length_weights and not coherent)):
+        fits &= weighted or not (self.length_weights or coherent or self.coherent_share)
+        if not fits:
             raise UserError(f"The calibration of {where} is not one of this model; calibrate it anew with nndiffseg_calibrate.")
 
     def write(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,10 @@ class SampleScores(NamedTuple):
     agreement: NDArray[np.float64]
     spread: NDArray[np.float64]
 
+    def total(self, mean_voxels: NDArray) -> NDArray[np.float64]:
+        """Sum of both scores, mean over structures of ``mean_voxels`` ``(K,)`` each ``(candidates,)``; the lower the better."""
+        return np.nanmean(self.outlines + self.volumes / np.maximum(mean_voxels, 1), 1)
+
 
 def score_candidates(
     case: CaseVoxels,
@@ -64,11 +68,25 @@ def score_candidates(
         kind: what channels and labels mean.
         candidates: weights of the lengths ``(candidates, lengths)``.
     """
-    logits = case.logits / torch.tensor(temperature)[:, None]  # (heads, n)
-    rows = []
-    for weights in candidates:
-        scores = logits + perturbation(mixed(normals, weights.tolist()), kind.heads.regions)
-        rows.append(_scores_of(kind.members(kind.hard(scores)).float(), case))
+    logits = case.scaled(case.logits, temperature)
+    return score_labels((coherent_labels(logits, normals, weights.tolist(), kind) for weights in candidates), case, kind)
+
+
+def coherent_labels(logits: Tensor, normals: Sequence[Tensor], weights: Sequence[float], kind: LabelKind) -> Tensor:
+    """Labels ``(N, n)`` of coherent samples.
+
+    Args:
+        logits: calibrated ``(heads, n)``.
+        normals: field of each length, see :func:`score_candidates`.
+        weights: of the lengths.
+        kind: what channels and labels mean.
+    """
+    return kind.hard(logits + perturbation(mixed(normals, weights), kind.heads.regions))
+
+
+def score_labels(candidates: Iterable[Tensor], case: CaseVoxels, kind: LabelKind) -> SampleScores:
+    """Scores of several samplers' labels at a case's voxels, each ``(N, n)``."""
+    rows = [_scores_of(kind.members(labels).float(), case) for labels in candidates]
     return SampleScores(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -103,10 +121,14 @@ def fit_lengths(scores: Mapping[str, SampleScores], mean_voxels: NDArray, groups
         mean_voxels: true voxels of each structure, mean over all cases ``(K,)``.
         groups: case -> group; a case that is not in it is a group of its own.
     """
-    by_group: dict[str, list[NDArray]] = {}
-    for case, score in scores.items():
-        total = score.outlines + score.volumes / np.maximum(mean_voxels, 1)
-        by_group.setdefault(groups.get(case, case), []).append(np.nanmean(total, 1))
-    if not by_group:
+    if not scores:
         return len(CANDIDATES) - 1 if math.isinf(LENGTHS[-1]) else 0
-    return int(np.argmin(np.mean([np.mean(g, 0) for g in by_group.values()], 0)))
+    return int(np.argmin(group_means({case: s.total(mean_voxels) for case, s in scores.items()}, groups).mean(0)))
+
+
+def group_means(values: Mapping[str, NDArray], groups: Mapping[str, str]) -> NDArray[np.float64]:
+    """Of each case ``(*any)`` -> mean over the cases of each group ``(groups, *any)``."""
+    by_group: dict[str, list[NDArray]] = {}
+    for case, value in values.items():
+        by_group.setdefault(groups.get(case, case), []).append(value)
+    return np.stack([np.mean(members, 0) for members in by_group.values()])

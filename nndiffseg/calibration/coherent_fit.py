@@ -76,7 +76,7 @@ def fit_coherent(
         seed: of the samples.
         on_case: called after each case, for a progress bar.
     """
-    fits = _Fits({c.case: c for c in cases}, kind, groups, folds, finest, seed)
+    fits = CoherentFits({c.case: c for c in cases}, kind, groups, folds, finest, seed)
     names = list(fits.cases)
     whole = fits.temperature(names)
     for name in names:  # nearly all parts have this temperature
@@ -94,7 +94,7 @@ def index_of(calibration: Calibration) -> int:
     return int(np.abs(CANDIDATES - np.array(calibration.length_weights)).sum(1).argmin())
 
 
-class _Fits:
+class CoherentFits:
     """The chain of fits on any of the cases; samples that were drawn and scored are kept."""
 
     def __init__(
@@ -114,18 +114,19 @@ class _Fits:
     def calibration(self, names: Sequence[str]) -> Calibration:
         """Of these cases alone."""
         if not names:
-            return Calibration(fusion_weight=1.0, length_weights=tuple(CANDIDATES[-1].tolist()), folds=tuple(self.folds))
+            weights = tuple(CANDIDATES[-1].tolist())
+            return Calibration(fusion_weight=1.0, length_weights=weights, coherent_share=1.0, folds=tuple(self.folds))
         temperature = self.temperature(names)
         size = np.mean([self.cases[n].true.mean(1).numpy() for n in names], 0)
         chosen = fit_lengths({n: self.scores(n, temperature) for n in names}, size, self.groups)
         fitted = fit([self.table(n, temperature, chosen) for n in names], self.groups, self.folds)
         weights = tuple(CANDIDATES[chosen].tolist())
-        return replace(fitted, fusion_weight=1.0, temperature=temperature, length_weights=weights)
+        return replace(fitted, fusion_weight=1.0, temperature=temperature, length_weights=weights, coherent_share=1.0)
 
     def temperature(self, names: Sequence[str]) -> tuple[float, ...]:
         """Fitted to these cases and rounded."""
         exact = fit_temperature([self.curves[n] for n in names])
-        return tuple(math.exp(TEMPERATURE_STEP * round(math.log(t) / TEMPERATURE_STEP)) for t in exact)
+        return rounded(exact)
 
     def scores(self, name: str, temperature: tuple[float, ...]) -> SampleScores:
         """Of all candidates, on a part of the case's voxels."""
@@ -146,23 +147,30 @@ class _Fits:
         return normals_at(case, self.kind.heads.number, self.finest, self.seed)
 
 
+def rounded(temperature: Sequence[float]) -> tuple[float, ...]:
+    """To steps of 5 %."""
+    return tuple(math.exp(TEMPERATURE_STEP * round(math.log(t) / TEMPERATURE_STEP)) for t in temperature)
+
+
 def _near(case: CaseVoxels, kind: LabelKind) -> tuple[Tensor, Tensor]:
     """Probabilities and annotators' choices near structures, ``(heads, n)`` both."""
     return kind.heads.probabilities(case.logits[:, case.near], 0), case.frequency(kind)[:, case.near]
 
 
-def normals_at(case: CaseVoxels, heads: int, finest: float, seed: int = 0, samples: int = SAMPLES) -> list[Tensor]:
-    """The field of each length at a case's voxels ``(N, heads, n)``; of infinite length ``(N, heads, 1)``.
+def normals_at(
+    case: CaseVoxels, heads: int, finest: float, seed: int = 0, samples: Sequence[int] = range(SAMPLES)
+) -> list[Tensor]:
+    """The field of each length at a case's voxels, for some samples ``(N, heads, n)``; of infinite length ``(N, heads, 1)``.
 
     They are those that a prediction of the case with this seed sees, where it is made on the same grid.
     """
-    fields = [NoiseField(seed, case.case, n) for n in range(samples)]
+    fields = [NoiseField(seed, case.case, n) for n in samples]
     place = np.unravel_index(case.where, case.shape)
     low = [int(p.min(initial=0)) for p in place]
     high = [int(p.max(initial=0)) + 1 for p in place]
     finite = [i for i, length in enumerate(LENGTHS) if not math.isinf(length)]
     kept: list[list[Tensor]] = [[] for _ in finite]
-    rows = max(1, CHUNK // (samples * heads * math.prod(h - a for a, h in zip(low[1:], high[1:], strict=True))))
+    rows = max(1, CHUNK // (len(samples) * heads * math.prod(h - a for a, h in zip(low[1:], high[1:], strict=True))))
     for start in range(low[0], high[0], rows):
         origin = [start, *low[1:]]
         shape = [min(rows, high[0] - start), *(h - a for a, h in zip(low[1:], high[1:], strict=True))]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 from torch import Tensor
 
 from nndiffseg.calibration.temperature import FLOOR
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.nn.heads import Heads
 
 #: Voxels whose most probable label is this certain, as it comes, are the same in all samples.
@@ -38,6 +41,18 @@ class LabelKind:
     order: tuple[int, ...]
     head_labels: tuple[tuple[int, ...], ...]
     structures: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, manager: LabelManager, dataset_json: dict[str, Any]) -> LabelKind:
+        """Of a dataset without an ignore label; ``manager`` is nnU-Net's."""
+        heads = Heads(manager.num_segmentation_heads, manager.has_regions)
+        if manager.has_regions:
+            regions = manager.foreground_regions
+            channels = [tuple(int(v) for v in (r if isinstance(r, (list, tuple)) else [r])) for r in regions]
+            order = tuple(int(v) for v in manager.regions_class_order)
+        else:
+            channels, order = [(i,) for i in range(heads.number)], ()
+        return cls(heads, order, tuple(channels), tuple(structures_of(dataset_json).values()))
 
     def hard(self, scores: Tensor) -> Tensor:
         """Scores ``(..., heads, n)`` -> labels ``(..., n)``: the largest, or regions above 0 painted one over the other."""
@@ -78,11 +93,14 @@ class CaseVoxels:
         labels: of each of M annotations there ``(M, n)``.
         members: structures there ``(K, M, n)``, bool.
         near: whether a voxel is near a structure, where calibration is judged ``(n,)``, bool.
+        reach: whether it is near the predicted segmentation, where samples are drawn at the fitted temperature ``(n,)``, bool.
         every: so many voxels each kept one stands for.
         certain: voxels of each structure elsewhere, the same in all samples ``(K,)``.
         certain_true: those of them that each annotation has ``(K, M)``.
         true: voxels of each structure in each annotation, everywhere ``(K, M)``.
         dice: of the segmentation and the truth, of each structure, mean over annotations ``(K,)``; NaN where all are empty.
+        sampled: of a model with a trained sampler, its samples' mean probability there ``(heads, n)``, and
+        drawn: its samples' labels ``(N, n)``; ``(0, n)`` both for other models.
     """
 
     case: str
@@ -94,15 +112,26 @@ class CaseVoxels:
     labels: Tensor
     members: Tensor
     near: Tensor
+    reach: Tensor
     every: int
     certain: Tensor
     certain_true: Tensor
     true: Tensor
     dice: NDArray[np.float64]
+    sampled: Tensor
+    drawn: Tensor
 
     def frequency(self, kind: LabelKind) -> Tensor:
         """How often annotators chose each channel ``(heads, n)``."""
         return kind.onehot(self.labels).float().mean(1)
+
+    def scaled(self, logits: Tensor, temperature: Sequence[float]) -> Tensor:
+        """Logits ``(heads, n)`` that samples are drawn from: over their temperature within :attr:`reach`, else as they come.
+
+        A temperature is fitted near structures. In the wide background it would make something of nothing: thousands of voxels
+        at one per cent are a structure's volume, and samples that threshold the map would fill them all at once.
+        """
+        return torch.where(self.reach, logits / torch.tensor(temperature, dtype=logits.dtype)[:, None], logits)
 
     def thinned(self, values: int) -> CaseVoxels:
         """At most so many logits, of every k-th voxel."""
@@ -116,6 +145,9 @@ class CaseVoxels:
             labels=self.labels[:, ::k],
             members=self.members[:, :, ::k],
             near=self.near[::k],
+            reach=self.reach[::k],
+            sampled=self.sampled[:, ::k],
+            drawn=self.drawn[:, ::k],
             every=self.every * k,
         )
 
@@ -125,10 +157,13 @@ def observe(
     probabilities: Tensor,
     references: NDArray,
     near: NDArray[np.bool_],
+    reach: NDArray[np.bool_],
     kind: LabelKind,
     *,
     spacing: Sequence[float],
     voxel_ml: float,
+    sampled: Tensor | None = None,
+    drawn: NDArray | None = None,
 ) -> CaseVoxels:
     """Keeps of a case what fits need.
 
@@ -136,17 +171,24 @@ def observe(
         case: its name.
         probabilities: as they come ``(heads, *image)``, float32.
         references: label map of each annotation ``(M, *image)``.
-        near: voxels near a structure ``(*image)``.
+        near: voxels near a structure of the references or of the segmentation ``(*image)``.
+        reach: those near one of the segmentation ``(*image)``.
         kind: what channels and labels mean.
         spacing: along each axis of the image, in mm.
         voxel_ml: volume of a voxel.
+        sampled, drawn: of a trained sampler, mean probability ``(heads, *image)`` and labels of its samples ``(N, *image)``.
     """
     p, shape = probabilities.flatten(1), probabilities.shape[1:]
+    mean = p[:0] if sampled is None else sampled.flatten(1)
+    labels = torch.empty((0, p.shape[1]), dtype=torch.int16)
+    if drawn is not None:
+        labels = torch.from_numpy(drawn.reshape(len(drawn), -1).astype(np.int32 if drawn.dtype == np.uint16 else np.uint8))
     truth = torch.from_numpy(references.reshape(len(references), -1).astype(np.int64)).clamp_min(0)  # (M, voxels)
     sure = torch.maximum(p, 1 - p).amin(0) if kind.heads.regions else p.amax(0)
     close = torch.from_numpy(near.ravel())
-    keep = (sure < CERTAIN) | close
-    hard = kind.members(kind.hard(kind.heads.logits(p.clamp(FLOOR, 1 - FLOOR))))  # (K, voxels)
+    segmentation = kind.hard(kind.heads.logits(p.clamp(FLOOR, 1 - FLOOR)))
+    keep = (sure < CERTAIN) | close | (labels != segmentation).any(0)
+    hard = kind.members(segmentation)  # (K, voxels)
     wanted = kind.members(truth)  # (K, M, voxels)
     true, predicted = wanted.sum(2).float(), hard.sum(1).float()
     both = (hard[:, None] & wanted).sum(2).float()
@@ -165,9 +207,12 @@ def observe(
         truth[:, where],
         wanted[:, :, where],
         close[where],
+        torch.from_numpy(reach.ravel())[where],
         every,
         hard[:, ~keep].sum(1).float(),
         (hard[:, None, ~keep] & wanted[:, :, ~keep]).sum(2).float(),
         true,
         dice.nanmean(1).numpy(),
+        mean[:, where],
+        labels[:, where],
     )

@@ -53,7 +53,9 @@ def _main(argv: Sequence[str] | None) -> None:
             progress=not args.disable_progress_bar,
         )
     else:
-        found = calibrate_own_model(folder, folders.preprocessed, args.f, args.chk)
+        found = calibrate_own_model(
+            folder, folders.preprocessed, args.f, args.chk, seed=args.seed, progress=not args.disable_progress_bar
+        )
     print(table_of(found.calibration, found.check, found.structures))
     print(f"Wrote {folder / 'calibration.json'} and {found.report}.")
     print(f"Predict with: nndiffseg_predict -m {folder} -i IN -o OUT")
@@ -70,7 +72,7 @@ def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Seq
     ]
     if calibration.length_weights:
         lines.append(f"weights of the correlation lengths: {lengths_in_words(calibration.length_weights)}")
-    else:
+    if calibration.coherent_share < 1:
         lines.append(f"weight of the head in the fused probability {calibration.fusion_weight:.2f}")
     lines += ["", f"{'near the structures':<28}{'NLL':>8}{'Brier':>8}{'ECE':>8}"]
     for name, row in check.get("probabilities", {}).items():

@@ -14,12 +14,14 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 import nndiffseg
+from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.cases import Case, preprocess, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.summary import case_summary
+from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
 from nndiffseg.inference.prediction import Prediction, array_of, without_slice_axis
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
@@ -53,6 +55,11 @@ class CasePredictor(ABC):
     def configuration(self) -> ConfigurationManager:
         """nnU-Net's manager of the model's configuration."""
         return self.plans.get_configuration(self.configuration_name)
+
+    @property
+    @abstractmethod
+    def sample_seed(self) -> int:
+        """Of the noise: equal seeds give equal samples."""
 
     @property
     @abstractmethod
@@ -169,6 +176,22 @@ class CasePredictor(ABC):
         if data.ndim == 4:
             return data, {"spacing": [float(s) for s in spacing]}, False
         return data[:, None], {"spacing": [999.0 * max(spacing), *(float(s) for s in spacing)]}, True
+
+    def draw_coherent(
+        self, probabilities: torch.Tensor, case_id: str, samples: Sequence[int], calibration: Calibration, labels: np.ndarray
+    ) -> None:
+        """Fills ``labels`` ``(N, *grid)`` at ``samples``; ``probabilities`` ``(heads, *grid)`` before their temperature."""
+        draw_coherent(
+            probabilities.cpu(),
+            case_id,
+            samples,
+            calibration,
+            labels,
+            spacing=grid_spacing(self.plans, self.configuration),
+            finest=finest_edge(self.configuration),
+            seed=self.sample_seed,
+            label_manager=self.label_manager,
+        )
 
     def empty_labels(self, shape: Sequence[int]) -> np.ndarray:
         """Label maps of all samples, empty ``(N, *shape)``: uint8, or uint16 with labels above 255."""

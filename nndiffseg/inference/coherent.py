@@ -11,10 +11,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.temperature import FLOOR
 from nndiffseg.calibration.voxels import CERTAIN
 from nndiffseg.diffusion.coherent import components, mixed, perturbation
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.nn.heads import Heads
+from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.statistics import label_map
 
 #: values of a slab's noise, so that a large volume needs little memory
@@ -36,7 +39,7 @@ def draw_coherent(
     probabilities: Tensor,
     case_id: str,
     samples: Sequence[int],
-    weights: Sequence[float],
+    calibration: Calibration,
     labels: np.ndarray,
     *,
     spacing: Sequence[float],
@@ -46,14 +49,15 @@ def draw_coherent(
 ) -> None:
     """Draws label maps whose marginals are the probabilities, to within :data:`~nndiffseg.calibration.voxels.CERTAIN`.
 
-    A sample is a function of seed, case, its index and the probabilities; in which order samples are drawn, and by how many
-    processes, changes nothing.
+    The temperature scales the probabilities within reach of the segmentation alone
+    (:meth:`nndiffseg.calibration.voxels.CaseVoxels.scaled`). A sample is a function of seed, case, its index and the
+    probabilities; in which order samples are drawn, and by how many processes, changes nothing.
 
     Args:
-        probabilities: calibrated ``(heads, *grid)``.
+        probabilities: before their temperature ``(heads, *grid)``.
         case_id: part of the key of the noise.
         samples: global indices.
-        weights: of :data:`~nndiffseg.diffusion.coherent.LENGTHS`.
+        calibration: its temperature and weights of the lengths.
         labels: ``(N, *grid)``, filled at ``samples``.
         spacing, finest: see :func:`~nndiffseg.diffusion.coherent.node_distances`.
         seed: of the noise.
@@ -63,17 +67,20 @@ def draw_coherent(
     hard = label_map(probabilities, label_manager).numpy()
     for index in samples:
         labels[index] = hard
-    box = _at_stake(probabilities, heads)
+    reach = torch.from_numpy(near_structures([hard]))
+    box = _at_stake(probabilities, reach, heads)
     if box is None:
         return
     shape = [s.stop - s.start for s in box]
-    which = [i for i, w in enumerate(weights) if w > 0]
-    used = [weights[i] for i in which]
+    which = [i for i, w in enumerate(calibration.length_weights) if w > 0]
+    used = [calibration.length_weights[i] for i in which]
+    temperature = torch.tensor(calibration.temperature).view(-1, 1, 1, 1)
     rows = max(1, SLAB_VALUES // (heads.number * math.prod(shape[1:])))
     for start in range(box[0].start, box[0].stop, rows):
         where = (slice(start, min(start + rows, box[0].stop)), *box[1:])
         window = (slice(None), *where)
-        logits = heads.logits(probabilities[window].clamp(1e-7, 1 - 1e-7))
+        logits = heads.logits(probabilities[window].float().clamp(FLOOR, 1 - FLOOR))
+        logits = torch.where(reach[where], logits / temperature, logits)
         for index in samples:
             fields, size, origin = (
                 [NoiseField(seed, case_id, index)],
@@ -86,11 +93,11 @@ def draw_coherent(
             labels[index][where] = label_map(scores, label_manager).numpy()
 
 
-def _at_stake(probabilities: Tensor, heads: Heads) -> tuple[slice, ...] | None:
+def _at_stake(probabilities: Tensor, reach: Tensor, heads: Heads) -> tuple[slice, ...] | None:
     """The smallest box around all voxels where samples can differ; None without one."""
     p = probabilities
     sure = torch.maximum(p, 1 - p).amin(0) if heads.regions else p.amax(0)
-    places = (sure < CERTAIN).nonzero()
+    places = ((sure < CERTAIN) | reach).nonzero()
     if not len(places):
         return None
     low, high = places.amin(0).tolist(), (places.amax(0) + 1).tolist()

@@ -13,6 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.confidence import soft_dice
+from nndiffseg.calibration.sampler_choice import coherent_members
 from nndiffseg.calibration.temperature import tempered
 from nndiffseg.data.checkpoint import digest
 from nndiffseg.data.records import hash_of
@@ -113,6 +114,10 @@ class Predictor(CasePredictor):
     # ---- one case -------------------------------------------------------------------------------------------------
 
     @property
+    def sample_seed(self) -> int:
+        return self.options.seed
+
+    @property
     def number_of_samples(self) -> int:
         return max(self.options.samples, len(self.model.folds))
 
@@ -122,6 +127,7 @@ class Predictor(CasePredictor):
             "samples": self.number_of_samples,
             "steps": self.options.steps or self.model.folds[0].network.default_steps,
             "sampler": _name(self.options.sampler or self.model.folds[0].network.default_sampler),
+            "coherent_share": [self._share(fold) for fold in self.model.folds],
             "step_size": self.options.step_size,
             "mirror_axes": list(self.options.mirror_axes),
             "precision": self.options.precision or default_precision(self.device),
@@ -141,9 +147,15 @@ class Predictor(CasePredictor):
         for index, fold in enumerate(folds):
             with self._on_device(fold) as network:
                 sampler = self._sampler(network, on_tile)
-                sums = FusedSums(heads, tuple(data.shape[1:]), sampler.sums_device(data), fold.calibration.fusion_weight)
-                sampler.run(data, case_id, samples_of_fold(self.options.samples, index, len(folds)), sums, labels)
+                members = samples_of_fold(self.options.samples, index, len(folds))
+                coherent = coherent_members(members, self._share(fold))
+                diffused = [m for m in members if m not in coherent]
+                weight = fold.calibration.fusion_weight if diffused else 1.0
+                sums = FusedSums(heads, tuple(data.shape[1:]), sampler.sums_device(data), weight)
+                sampler.run(data, case_id, diffused, sums, labels)
             confidences.append(soft_dice(sums.fused, Heads(heads, regions)))
+            if coherent:
+                self.draw_coherent(sums.fused, case_id, coherent, fold.calibration, labels)
             fused = tempered(sums.fused, fold.calibration.temperature, Heads(heads, regions))
             if len(folds) == 1:
                 return CaseStatistics.of_one_fold(fused, labels, fold.calibration, regions, confidences[0])
@@ -160,6 +172,21 @@ class Predictor(CasePredictor):
             sums = PartSums(heads, tuple(data.shape[1:]), sampler.sums_device(data))
             sampler.run(data, case_id, range(self.options.samples), sums, labels)
         return CaseParts(sums.deterministic.cpu(), sums.sampled.cpu(), labels, self.label_manager.has_regions)
+
+    def statistics_of(self, parts: CaseParts, case_id: str, calibration: Calibration) -> CaseStatistics:
+        """What :meth:`predict_preprocessed` gives with this calibration, up to the number of trained samples in the map.
+
+        ``parts.labels`` are overwritten where the coherent sampler draws.
+        """
+        coherent = coherent_members(range(len(parts.labels)), calibration.coherent_share)
+        if coherent:
+            self.draw_coherent(parts.fused(calibration), case_id, coherent, calibration, parts.labels)
+        return parts.statistics(calibration)
+
+    def _share(self, fold: LoadedFold) -> float:
+        """Of coherent samples; none where the caller asked for a sampler or its steps."""
+        asked = self.options.sampler is not None or self.options.steps is not None
+        return 0.0 if asked else fold.calibration.coherent_share
 
     @contextmanager
     def _on_device(self, fold: LoadedFold) -> Iterator[Any]:
@@ -181,9 +208,11 @@ class Predictor(CasePredictor):
 
     def tiles(self, data: np.ndarray | torch.Tensor) -> int:
         folds = len(self.model.folds)
-        counts = [len(samples_of_fold(self.options.samples, fold, folds)) for fold in range(folds)]
-        sampler, tensor = self._sampler(self.model.folds[0].network), torch.as_tensor(data)
-        return sum(sampler.tiles(tensor, count) for count in counts)
+        sampler, tensor, tiles = self._sampler(self.model.folds[0].network), torch.as_tensor(data), 0
+        for index, fold in enumerate(self.model.folds):
+            members = samples_of_fold(self.options.samples, index, folds)
+            tiles += sampler.tiles(tensor, len(members) - len(coherent_members(members, self._share(fold))))
+        return tiles
 
 
 def _options(

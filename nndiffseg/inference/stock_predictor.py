@@ -24,7 +24,6 @@ from nndiffseg.data.folds import check_unseen
 from nndiffseg.data.records import hash_of
 from nndiffseg.errors import UserError
 from nndiffseg.inference.case_predictor import CasePredictor, check_numbers, device_or_best
-from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
 from nndiffseg.inference.model_folder import DEFAULT_CHECKPOINT
 from nndiffseg.inference.sampling import samples_of_fold
 from nndiffseg.inference.stock_model import StockFold, StockModel, load_stock_model
@@ -118,6 +117,10 @@ class StockPredictor(CasePredictor):
         )
 
     @property
+    def sample_seed(self) -> int:
+        return self.seed
+
+    @property
     def number_of_samples(self) -> int:
         return max(self.samples, len(self.folds))
 
@@ -148,8 +151,8 @@ class StockPredictor(CasePredictor):
             calibration = fold.calibration or Calibration()
             p = heads.probabilities(logits, 0)
             confidences.append(soft_dice(p, heads))
+            self.draw_coherent(p, case_id, samples_of_fold(self.samples, index, len(folds)), calibration, labels)
             p = tempered(p, calibration.temperature, heads)
-            self._draw(p, case_id, samples_of_fold(self.samples, index, len(folds)), calibration, labels)
             calibrations.append(calibration)
             decomposition.add(p)
             total = logits if total is None else total.add_(logits)  # in nnU-Net's precision and order, to the last bit
@@ -177,21 +180,6 @@ class StockPredictor(CasePredictor):
 
     def _heads(self) -> Heads:
         return Heads(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)
-
-    def _draw(
-        self, probabilities: Tensor, case_id: str, samples: Sequence[int], calibration: Calibration, labels: np.ndarray
-    ) -> None:
-        draw_coherent(
-            probabilities,
-            case_id,
-            samples,
-            calibration.length_weights,
-            labels,
-            spacing=grid_spacing(self.plans, self.configuration),
-            finest=finest_edge(self.configuration),
-            seed=self.seed,
-            label_manager=self.label_manager,
-        )
 
     def tiles(self, data: np.ndarray | torch.Tensor) -> int:
         patch, shape = self.configuration.patch_size, data.shape[-len(self.configuration.patch_size) :]

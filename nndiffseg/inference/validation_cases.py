@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
-from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import read_image, voxel_volume
 from nndiffseg.data.npz import NPZ_ERRORS, check_npz
@@ -22,7 +21,6 @@ from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.stock_model import StockFold
 from nndiffseg.inference.stock_predictor import StockPredictor
-from nndiffseg.nn.heads import Heads
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
@@ -74,13 +72,7 @@ class ValidationCases:
         manager, dataset_json = self.predictor.label_manager, self.predictor.dataset_json
         if manager.has_ignore_label:
             raise UserError("Models of datasets with an ignore label cannot be calibrated yet; calibrate another one.")
-        heads = Heads(manager.num_segmentation_heads, manager.has_regions)
-        if manager.has_regions:
-            channels = [tuple(int(v) for v in (r if isinstance(r, (list, tuple)) else [r])) for r in manager.foreground_regions]
-            order = tuple(int(v) for v in manager.regions_class_order)
-        else:
-            channels, order = [(i,) for i in range(heads.number)], ()
-        return LabelKind(heads, order, tuple(channels), tuple(structures_of(dataset_json).values()))
+        return LabelKind.of(manager, dataset_json)
 
     def missing(self) -> list[str]:
         """Cases whose probabilities nnU-Net's validation did not keep (``nnUNetv2_train --val --npz`` does)."""
@@ -153,5 +145,5 @@ def _read_probabilities(file: Path, number: int) -> Tensor:
 def _observed(case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind) -> CaseVoxels:
     ml = voxel_volume(references.shape[1:], spacing) / MM3_PER_ML
     predicted = kind.hard(kind.heads.logits(p.flatten(1).clamp(1e-7, 1 - 1e-7))).view(p.shape[1:]).numpy()
-    near = near_structures([*references, predicted])
-    return observe(case, p, references, near, kind, spacing=spacing, voxel_ml=ml)
+    near, reach = near_structures([*references, predicted]), near_structures([predicted])
+    return observe(case, p, references, near, reach, kind, spacing=spacing, voxel_ml=ml)

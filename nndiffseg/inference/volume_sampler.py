@@ -87,7 +87,12 @@ class VolumeSampler:
             for n, p, m in zip(frame.padded, self.patch, self.multiple, strict=True)
         )
         batches = math.ceil(data.shape[1] / self.slice_batch) if self.is_sliced(data) else 1
-        return per_image * batches * min(samples, len(self.options.flips()))
+        return per_image * batches * len(self._flips(samples))
+
+    def _flips(self, samples: int) -> list[tuple[int, ...]]:
+        """One for each sample at most; all of them where only the head's map is wanted, as nnU-Net averages it."""
+        flips = self.options.flips()
+        return flips[:samples] if samples else flips
 
     def _frame(self, data: Tensor) -> Frame:
         return Frame.around(data.shape[-len(self.patch) :], self.patch, self.multiple)
@@ -106,7 +111,8 @@ class VolumeSampler:
     def run(self, data: Tensor, case_id: str, samples: Sequence[int], sums: Sums, labels: np.ndarray) -> None:
         """Encodes, samples and decodes one fold.
 
-        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only.
+        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only. Without
+        any samples the head's map alone is added.
 
         Args:
             data: preprocessed image ``(C, *spatial)``.
@@ -115,7 +121,7 @@ class VolumeSampler:
             sums: running sums ``(heads, *spatial)`` to add to.
             labels: ``(N, *spatial)``, filled at ``samples``.
         """
-        flips = self.options.flips()[: len(samples)]
+        flips = self._flips(len(samples))
         for f, flip in enumerate(flips):
             members = list(samples[f :: len(flips)])
             noise: dict[tuple, Tensor] | None = {} if self.is_sliced(data) else None
@@ -124,7 +130,8 @@ class VolumeSampler:
                     one = [m[i : i + 1] for m in maps]
                     window = Window(self._frame(data), flip, first + i if self.is_sliced(data) else None)
                     self._add_deterministic(one[0], window, sums, 1 / len(flips))
-                    self._add_samples(one, case_id, members, window, sums, labels, 1 / len(samples), noise)
+                    if members:
+                        self._add_samples(one, case_id, members, window, sums, labels, 1 / len(samples), noise)
 
     def _encode(self, data: Tensor, flip: tuple[int, ...]) -> Iterator[tuple[int, list[Tensor]]]:
         """Yields (index of the first slice, blended maps ``(B, C_i, *grid_i)`` of the mirrored image)."""

@@ -188,6 +188,8 @@ class Method(ABC):
         steps_while_training: of the samples that are drawn after every epoch to watch a training; None for the default.
         head: the network's submodule that is nnU-Net's planned U-Net and gives the deterministic logits; None where no such
             network is in it.
+        chooses_sampler: calibration may replace samples by coherent ones around the head's map where they score better
+            (:mod:`nndiffseg.calibration.sampler_choice`); a published method's samples are always its own.
     """
 
     name: ClassVar[str]
@@ -195,6 +197,7 @@ class Method(ABC):
     samplers: ClassVar[tuple[str, ...]] = ("ancestral",)
     steps_while_training: ClassVar[int | None] = None
     head: ClassVar[str | None] = None
+    chooses_sampler: ClassVar[bool] = False
 
     def __init__(self, plan: MethodPlan, options: MethodOptions | None = None):
         self.plan = plan

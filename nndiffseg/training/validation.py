@@ -23,9 +23,13 @@ import torch.distributed as dist
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
 from nndiffseg.calibration.confidence import soft_dice
 from nndiffseg.calibration.fusion import WEIGHTS, fusion_scores, mean_dice
+from nndiffseg.calibration.sampler_choice import ChosenSampler, choose_sampler
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
+from nndiffseg.calibration.voxels_file import FOLDER as VOXELS
+from nndiffseg.calibration.voxels_file import read_voxels, write_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
@@ -33,6 +37,7 @@ from nndiffseg.data.folds import holds_out
 from nndiffseg.data.groups import read_groups
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.writer import ExportJob, export_case
+from nndiffseg.inference.coherent import finest_edge, grid_spacing
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
@@ -98,7 +103,7 @@ def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> Non
 def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
     folder = Path(trainer.output_folder) / "validation"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
-    for sub in (FOLDER, PARTS):
+    for sub in (FOLDER, VOXELS, PARTS):
         (folder / sub).mkdir(parents=True)
     predictor = _predictor(trainer)
     groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (trainer.fold_name,)
@@ -108,6 +113,7 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
     try:
         _predict(trainer, predictor, folder)
         tables = read_tables(folder / FOLDER)
+        chosen = _choose(trainer, folder, tables, groups) if unseen else None
         job = ExportJob(
             folder,
             trainer.plans_manager.plans,
@@ -116,10 +122,14 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
             save_probabilities=save_probabilities,
             settings=predictor.settings(),
         )
-        _export(trainer, job, cross_fit(tables, groups, fold) if unseen else {t.case: Calibration() for t in tables})
+        if chosen is not None:
+            calibrations = chosen.crossed
+        else:
+            calibrations = cross_fit(tables, groups, fold) if unseen else {t.case: Calibration() for t in tables}
+        _export(trainer, predictor, job, calibrations)
     finally:
         shutil.rmtree(folder / PARTS, ignore_errors=True)
-    trainer.calibration = fit(tables, groups, fold) if unseen else Calibration()
+    trainer.calibration = chosen.calibration if chosen is not None else fit(tables, groups, fold) if unseen else Calibration()
     _store(trainer)
     _evaluate(trainer, folder, tables)
 
@@ -153,6 +163,8 @@ def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
         parts = predictor.predict_parts(np.asarray(data[:]), key)
         reference = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
         write_table(_table(trainer, key, parts, reference, properties), folder / FOLDER)
+        if trainer.method.chooses_sampler:
+            write_voxels(_voxels(trainer, key, parts, reference, properties), folder / VOXELS)
         store_parts(parts, folder / PARTS / f"{key}.npz")
 
 
@@ -163,13 +175,55 @@ def _table(
     ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
     onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
     dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads)
-    predicted = heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0)
-    near = torch.from_numpy(near_structures([reference, predicted.numpy()]))
+    near = torch.from_numpy(_near(trainer, parts, reference))
     curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
     sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
     mixtures = (torch.lerp(parts.sampled, parts.deterministic, float(w)) for w in WEIGHTS)
     confidence = np.stack([soft_dice(p, heads) for p in mixtures])
     return CaseTable(case, dice, nll, sampled, true, curves, confidence)
+
+
+def _voxels(
+    trainer: TrainedFold, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
+) -> CaseVoxels:
+    geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
+    return observe(
+        case,
+        parts.deterministic,
+        reference[None],
+        _near(trainer, parts, reference),
+        near_structures([_predicted(trainer, parts)]),
+        LabelKind.of(trainer.label_manager, trainer.dataset_json),
+        spacing=grid_spacing(trainer.plans_manager, trainer.configuration_manager),
+        voxel_ml=geometry.voxel_volume(reference.shape) / MM3_PER_ML,
+        sampled=parts.sampled,
+        drawn=parts.labels,
+    )
+
+
+def _near(trainer: TrainedFold, parts: CaseParts, reference: np.ndarray) -> np.ndarray:
+    """Voxels near the structures of the reference or of the head's segmentation, bool ``(*spatial)``."""
+    return near_structures([reference, _predicted(trainer, parts)])
+
+
+def _predicted(trainer: TrainedFold, parts: CaseParts) -> np.ndarray:
+    """Foreground of the head's segmentation, bool ``(*spatial)``."""
+    heads = trainer.method.plan.heads
+    return heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0).numpy()
+
+
+def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], groups: Mapping[str, str]) -> ChosenSampler | None:
+    """None for published methods, whose samples are always their own, and for few groups of cases."""
+    if not trainer.method.chooses_sampler:
+        return None
+    kind = LabelKind.of(trainer.label_manager, trainer.dataset_json)
+    cases = read_voxels(folder / VOXELS, [t.case for t in tables], kind)
+    assert cases is not None
+    finest = finest_edge(trainer.configuration_manager)
+    chosen = choose_sampler(cases, tables, kind, groups, (trainer.fold_name,), finest, seed=trainer.seed)
+    if chosen is not None:
+        trainer.print_to_log_file(f"samples: {chosen.in_words()}")
+    return chosen
 
 
 def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
@@ -201,12 +255,13 @@ def restore_parts(file: Path) -> CaseParts:
 # ---- 2. export --------------------------------------------------------------------------------------------------------
 
 
-def _export(trainer: TrainedFold, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
+def _export(trainer: TrainedFold, predictor: Predictor, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
     """Exports every case with the calibration that was fitted without it."""
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(calibrations))
     for case, calibration in calibrations.items():
         properties = dataset.load_case(case)[-1]
-        statistics = restore_parts(job.output / PARTS / f"{case}.npz").statistics(calibration)
+        parts = restore_parts(job.output / PARTS / f"{case}.npz")
+        statistics = predictor.statistics_of(parts, case, calibration)
         export_case(job, case, statistics, properties)
 
 

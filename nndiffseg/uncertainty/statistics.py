@@ -79,12 +79,13 @@ class CaseParts:
     labels: np.ndarray
     regions: bool
 
+    def fused(self, calibration: Calibration) -> Tensor:
+        """w p_deterministic + (1 - w) p_samples, before the temperature ``(heads, *spatial)``."""
+        return torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight)
+
     def statistics(self, calibration: Calibration) -> CaseStatistics:
         """The case's statistics with this calibration."""
-        fused, heads = (
-            torch.lerp(self.sampled, self.deterministic, calibration.fusion_weight),
-            Heads(len(self.sampled), self.regions),
-        )
+        fused, heads = self.fused(calibration), Heads(len(self.sampled), self.regions)
         confidence = soft_dice(fused, heads)
         fused = tempered(fused, calibration.temperature, heads)
         return CaseStatistics.of_one_fold(fused, self.labels, calibration, self.regions, confidence)

@@ -29,7 +29,9 @@ def balls(rng: np.random.Generator) -> torch.Tensor:
 
 def case_of(name: str, logits: torch.Tensor, truth: np.ndarray, kind: LabelKind = LABELS, **options):
     p = logits[1:].sigmoid() if kind.heads.regions else logits.softmax(0)
-    return observe(name, p, truth, np.ones(SHAPE, bool), kind, spacing=(1.0, 1.0, 1.0), voxel_ml=0.5, **options)
+    return observe(
+        name, p, truth, np.ones(SHAPE, bool), np.ones(SHAPE, bool), kind, spacing=(1.0, 1.0, 1.0), voxel_ml=0.5, **options
+    )
 
 
 def draw(logits: torch.Tensor, name: str, weights: list[float], samples: int = 1) -> np.ndarray:
@@ -48,7 +50,7 @@ def test_scores_equal_those_of_whole_label_maps(kind, monkeypatch):
     truth = np.stack([draw(logits, str(i), [0, 0, 1, 0])[0] for i in range(2)])
     case = case_of("x", logits, truth, kind)
     candidate = CANDIDATES[[9]]
-    normals = normals_at(case, kind.heads.number, 1.0, samples=5)
+    normals = normals_at(case, kind.heads.number, 1.0, samples=range(5))
     found = score_candidates(case, normals, (1.5,), kind, candidates=candidate)
     fields = [NoiseField(0, "x", n) for n in range(5)]
     noise = perturbation(
@@ -75,7 +77,7 @@ def test_structures_that_no_sample_and_no_truth_has_cost_nothing():
     logits = torch.zeros(3, *SHAPE)
     logits[0] = 30
     case = case_of("x", logits, np.zeros((1, *SHAPE), np.uint8))
-    found = score_candidates(case, normals_at(case, 3, 1.0, samples=4), (1.0,), LABELS)
+    found = score_candidates(case, normals_at(case, 3, 1.0, samples=range(4)), (1.0,), LABELS)
     assert not found.outlines.any() and not found.volumes.any() and (found.agreement == 1).all()
     assert np.isnan(case.dice).all()
 
@@ -85,7 +87,7 @@ def test_voxels_far_from_any_doubt_are_counts_alone():
     logits = 40 * balls(rng)
     truth = logits.argmax(0).numpy()[None]
     near = np.zeros(SHAPE, bool)
-    case = observe("x", logits.softmax(0), truth, near, LABELS, spacing=(1, 1, 1), voxel_ml=1.0)
+    case = observe("x", logits.softmax(0), truth, near, near, LABELS, spacing=(1, 1, 1), voxel_ml=1.0)
     assert 0 < len(case.where) < 100
     assert (case.certain + case.members[:, 0].sum(1) == case.true[:, 0]).all() and (case.certain > 0).all()
     assert torch.equal(case.certain_true[:, 0], case.certain) and (case.dice == 1).all()

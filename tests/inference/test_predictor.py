@@ -129,6 +129,42 @@ def test_each_fold_is_fused_with_its_own_calibration(make_dataset, tmp_path, ima
     assert [c.fusion_weight for c in both.calibrations] == [1.0, 0.0]
 
 
+def test_the_coherent_share_of_the_samples_replaces_trained_ones(make_dataset, tmp_path, image):
+    data, options = torch.from_numpy(image), {"device": "cpu", "samples": 4, "precision": "float32", "mirroring": False}
+    lengths = (0.0, 0.0, 0.5, 0.5)
+
+    def model(share: float, **values: float) -> Predictor:
+        calibration = Calibration(length_weights=lengths if share else (), coherent_share=share, **values)
+        folder = write_model(make_dataset, tmp_path / str(share), calibrations=[calibration, calibration])
+        return Predictor.from_folder(folder, [0], **options)
+
+    trained, mixture, coherent = model(0.0), model(0.5), model(1.0, fusion_weight=1.0)
+    coherent.model.folds[0].network.sample = None  # the diffusion must not run
+    a, b, c = (p.predict_preprocessed(data, "x") for p in (trained, mixture, coherent))
+    assert np.array_equal(a.labels[::2], b.labels[::2]) and (a.labels[1::2] != b.labels[1::2]).any()
+    head = trained.predict_parts(data, "x").deterministic
+    torch.testing.assert_close(c.probabilities, head, atol=1e-6, rtol=0)
+    # Every coherent sample is a function of its index and the calibrated map.
+    for statistics, predictor, members in ((b, mixture, [1, 3]), (c, coherent, [0, 1, 2, 3])):
+        again = np.zeros_like(statistics.labels)
+        predictor.draw_coherent(statistics.probabilities, "x", members, statistics.calibrations[0], again)
+        assert np.array_equal(again[members], statistics.labels[members])
+    assert [p.tiles(data) for p in (trained, coherent)] == [trained.tiles(data)] * 2
+    assert coherent.settings()["coherent_share"] == [1.0]
+
+
+def test_who_asks_for_a_sampler_or_its_steps_gets_the_trained_one(make_dataset, tmp_path, image):
+    calibration = Calibration(1.0, length_weights=(0.0, 0.0, 0.0, 1.0), coherent_share=1.0)
+    folder = write_model(make_dataset, tmp_path, calibrations=[calibration, calibration])
+    options = {"device": "cpu", "samples": 2, "precision": "float32"}
+    plain = write_model(make_dataset, tmp_path / "plain", calibrations=[Calibration(1.0), Calibration(1.0)])
+    for asked in ({"sampler": "ancestral"}, {"steps": 2}):
+        predictor, trained = (Predictor.from_folder(f, [0], **options, **asked) for f in (folder, plain))
+        assert predictor.settings()["coherent_share"] == [0.0]
+        again, expected = (p.predict(image, case_id="x", return_samples=True) for p in (predictor, trained))
+        assert np.array_equal(again.samples, expected.samples)
+
+
 def test_volumes_are_stretched_by_each_folds_own_scale_and_nothing_else_changes(make_dataset, tmp_path, image):
     plain, stretched = (
         Predictor.from_folder(

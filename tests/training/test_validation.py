@@ -44,6 +44,9 @@ class Predictor:
         labels = np.stack([truth()[0], truth()[0] * 0]).astype(np.uint8)
         return CaseParts(head, samples, labels, False)
 
+    def statistics_of(self, parts: CaseParts, case: str, calibration: Calibration):
+        return parts.statistics(calibration)
+
 
 class Dataset:
     def __init__(self, folder: str, cases: list[str]):
@@ -76,7 +79,7 @@ def trainer(tmp_path):
         tmp_path / "checkpoint_final.pth",
     )
     return SimpleNamespace(
-        method=SimpleNamespace(plan=SimpleNamespace(heads=Heads(2))),
+        method=SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)), chooses_sampler=False),
         average=WeightAverage(torch.nn.Linear(1, 1)),
         calibration=Calibration(),
         validated_checkpoint="checkpoint_final.pth",

@@ -30,7 +30,7 @@ def over_confident(kind: LabelKind, name: str, seed: int, sharpness: float):
         labels = (rng.random(shape) > softmax(z, 0).cumsum(0)[:-1]).sum(0)
         p = softmax(sharpness * z, 0).astype(np.float32)
     near = np.ones(shape, bool)
-    return observe(name, torch.from_numpy(p), labels[None], near, kind, spacing=(1, 1, 1), voxel_ml=1.0)
+    return observe(name, torch.from_numpy(p), labels[None], near, near, kind, spacing=(1, 1, 1), voxel_ml=1.0)
 
 
 @pytest.mark.parametrize("kind", [LABELS, REGIONS], ids=["labels", "regions"])

@@ -20,6 +20,7 @@ class LatentDiffusion(Method):
 
     name = "latent"
     head = "image_network.unet"
+    chooses_sampler = True
 
     def network(self) -> LatentDiffusionSegmenter:
         return LatentDiffusionSegmenter(self.plan.unet(), self.plan.strides, self.plan.heads, self.plan.settings)

@@ -1,0 +1,209 @@
+"""Whose samples a prediction gets: the trained sampler's, the coherent sampler's around the head's map, or half of each.
+
+All three are fitted and scored on validation cases by the proper scores of :mod:`nndiffseg.calibration.coherence`. The best
+wins; a cheaper one that is within one standard error of it wins instead (Breiman et al. 1984, Classification and Regression
+Trees, section 3.4.3). Coherent samples alone are the cheapest: the diffusion does not run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.coherence import coherent_labels, group_means, score_labels
+from nndiffseg.calibration.coherent_fit import THIN, CoherentFits, index_of, normals_at, rounded
+from nndiffseg.calibration.fit import cross_fitted, fit
+from nndiffseg.calibration.tables import CaseTable
+from nndiffseg.calibration.temperature import FLOOR
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
+
+#: shares of coherent samples, the cheapest first
+SHARES = (1.0, 0.5, 0.0)
+NAMES = {1.0: "coherent", 0.5: "mixture", 0.0: "diffusion"}
+#: groups of cases below which nothing is chosen: samples are the trained sampler's
+FEWEST_GROUPS = 3
+
+
+def coherent_members(samples: Sequence[int], share: float) -> list[int]:
+    """Those of a fold's samples that the coherent sampler draws: all, every second from the second on, or none."""
+    return list(samples) if share == 1 else list(samples[1::2]) if share > 0 else []
+
+
+@dataclass(frozen=True)
+class ChosenSampler:
+    """What was chosen and fitted.
+
+    Attributes:
+        calibration: on all cases.
+        crossed: case -> the one that was chosen and fitted without its group.
+        tables: case -> what its crossed calibration gives.
+        scores: of each of :data:`NAMES`, mean over groups of what it gives for cases it was not fitted to; lower is better.
+    """
+
+    calibration: Calibration
+    crossed: dict[str, Calibration]
+    tables: dict[str, CaseTable]
+    scores: dict[str, float]
+
+    def in_words(self) -> str:
+        """Such as ``coherent (score 0.210; mixture 0.212, diffusion 0.230)``."""
+        best = NAMES[self.calibration.coherent_share]
+        others = ", ".join(f"{name} {score:.4f}" for name, score in self.scores.items() if name != best)
+        return f"{best} (score {self.scores[best]:.4f}; {others})"
+
+
+def choose_sampler(
+    cases: Sequence[CaseVoxels],
+    tables: Sequence[CaseTable],
+    kind: LabelKind,
+    groups: Mapping[str, str],
+    folds: Sequence[str],
+    finest: float,
+    *,
+    seed: int = 0,
+    on_case: Callable[[], None] | None = None,
+) -> ChosenSampler | None:
+    """Chooses and fits.
+
+    Args:
+        cases: what was observed of each, with its trained samples; logits are the head's.
+        tables: of the trained sampler, of the same cases.
+        kind: what channels and labels mean.
+        groups: case -> group; a case that is not in it is a group of its own.
+        folds: whose validation cases these are, for the record.
+        finest: edge of the finest voxels of the plans, in mm.
+        seed: of the samples.
+        on_case: called after each case, for a progress bar.
+
+    Returns:
+        None with fewer than :data:`FEWEST_GROUPS` groups.
+    """
+    if len({groups.get(c.case, c.case) for c in cases}) < FEWEST_GROUPS:
+        return None
+    fits = _Choice({c.case: c for c in cases}, {t.case: t for t in tables}, kind, groups, folds, finest, seed)
+    names = list(fits.cases)
+    temperature = fits.head.temperature(names)
+    for name in names:  # most of the work
+        fits.head.scores(name, temperature)
+        if on_case is not None:
+            on_case()
+    parts = cross_fitted(names, groups, fits.fit)
+    crossed = {name: chosen for name, (chosen, _) in parts.items()}
+    left_out = {name: fits.scores(name, candidates) for name, (_, candidates) in parts.items()}
+    mean = group_means(left_out, groups).mean(0)
+    return ChosenSampler(
+        fits.fit(names)[0],
+        crossed,
+        {name: fits.table(name, c) for name, c in crossed.items()},
+        {NAMES[share]: float(score) for share, score in zip(SHARES, mean, strict=True)},
+    )
+
+
+class _Choice:
+    """The chain of fits on any of the cases; samples that were drawn are scored once."""
+
+    def __init__(
+        self,
+        cases: dict[str, CaseVoxels],
+        tables: dict[str, CaseTable],
+        kind: LabelKind,
+        groups: Mapping[str, str],
+        folds: Sequence[str],
+        finest: float,
+        seed: int,
+    ):
+        self.cases, self.tables, self.kind, self.groups, self.folds = cases, tables, kind, groups, folds
+        self.finest, self.seed = finest, seed
+        self.head = CoherentFits(cases, kind, groups, folds, finest, seed)
+        self.size = np.mean([c.true.mean(1).numpy() for c in cases.values()], 0)  # (K,)
+        self._totals: dict[tuple, float] = {}
+        self._volumes: dict[tuple, NDArray] = {}
+
+    def fit(self, names: Sequence[str]) -> tuple[Calibration, list[Calibration]]:
+        """The chosen calibration, and that of each of :data:`SHARES`."""
+        candidates = [self._coherent(names), self._mixture(names), self._diffusion(names)]
+        if not names:
+            return candidates[-1], candidates
+        scores = group_means({name: self.scores(name, candidates) for name in names}, self.groups)  # (groups, 3)
+        return candidates[cheapest_of_the_best(scores)], candidates
+
+    def _coherent(self, names: Sequence[str]) -> Calibration:
+        return self.head.calibration(names)
+
+    def _diffusion(self, names: Sequence[str]) -> Calibration:
+        return fit([self.tables[n] for n in names], self.groups, self.folds)
+
+    def _mixture(self, names: Sequence[str]) -> Calibration:
+        diffusion, lengths = self._diffusion(names), self._coherent(names).length_weights
+        mixture = replace(diffusion, temperature=rounded(diffusion.temperature), length_weights=lengths, coherent_share=0.5)
+        fitted = fit([self.table(n, mixture) for n in names], self.groups, self.folds)
+        return replace(mixture, volume_scale=fitted.volume_scale, volume_quantiles=fitted.volume_quantiles)
+
+    def scores(self, name: str, candidates: Sequence[Calibration]) -> NDArray[np.float64]:
+        """Of each calibration's samples, on a part of the case's voxels ``(candidates,)``."""
+        return np.array([self._total(name, c) for c in candidates])
+
+    def _total(self, name: str, calibration: Calibration) -> float:
+        if (key := _key(name, calibration)) not in self._totals:
+            case = self.cases[name]
+            if calibration.coherent_share == 1:
+                every = self.head.scores(name, calibration.temperature).total(self.size)
+                self._totals[key] = float(every[index_of(calibration)])
+            else:
+                thin = case.thinned(THIN)
+                self._totals[key] = float(score_labels([self._labels(thin, calibration)], thin, self.kind).total(self.size)[0])
+        return self._totals[key]
+
+    def table(self, name: str, calibration: Calibration) -> CaseTable:
+        """What a calibration gives for a case, of the samples it asks for."""
+        if calibration.coherent_share == 1:
+            return self.head.table(name, calibration.temperature, index_of(calibration))
+        if calibration.coherent_share == 0:
+            return self.tables[name]
+        if (key := _key(name, calibration)) not in self._volumes:
+            case = self.cases[name]
+            scores = score_labels([self._labels(case, calibration)], case, self.kind)
+            self._volumes[key] = scores.voxels[0] * case.voxel_ml
+        return replace(self.tables[name], sampled_ml=self._volumes[key])
+
+    def _labels(self, case: CaseVoxels, calibration: Calibration) -> Tensor:
+        """Samples of a prediction with this calibration, of trained samplers in part ``(N, n)``."""
+        drawn = case.drawn.long()
+        members = coherent_members(range(len(drawn)), calibration.coherent_share)
+        if not members:
+            return drawn
+        heads = self.kind.heads
+        p = torch.lerp(case.sampled, heads.probabilities(case.logits, 0), calibration.fusion_weight)
+        logits = case.scaled(heads.logits(p.clamp(FLOOR, 1 - FLOOR)), calibration.temperature)
+        normals = normals_at(case, heads.number, self.finest, self.seed, members)
+        mixed = drawn.clone()
+        mixed[members] = coherent_labels(logits, normals, calibration.length_weights, self.kind)
+        return mixed
+
+
+def _key(name: str, c: Calibration) -> tuple:
+    return (
+        name,
+        c.coherent_share,
+        c.fusion_weight if c.coherent_share else 0,
+        c.temperature if c.coherent_share else (),
+        c.length_weights,
+    )
+
+
+def cheapest_of_the_best(scores: NDArray) -> int:
+    """Index of the first of several samplers whose mean score is within one standard error of the best one's.
+
+    Args:
+        scores: of each group of cases, the cheapest sampler first ``(groups >= 2, samplers)``; lower is better.
+    """
+    best = int(scores.mean(0).argmin())
+    worse = scores - scores[:, best : best + 1]  # paired
+    error = worse.std(0, ddof=1) / np.sqrt(len(scores))
+    return int(np.flatnonzero(worse.mean(0) <= error)[0])

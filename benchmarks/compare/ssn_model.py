@@ -36,8 +36,15 @@ class StochasticSegmentation(nnUNetTrainer):
 
     source: str | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def __init__(  # nnU-Net reads its own arguments off this signature
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.enable_deep_supervision = 1e-3, False
         self.heads = Heads(self.label_manager.num_segmentation_heads, self.label_manager.has_regions)
         if self.label_manager.has_ignore_label:

@@ -42,15 +42,14 @@ step() {
     echo "$name: exit code $code, $((SECONDS - began)) s"
 }
 
-prepare() {
-    "$python" -c "from nndiffseg.data.phantom import write_phantom_dataset as w; w('$nnUNet_raw', cases=$cases, test_cases=0)" &&
-        "$python" -m nndiffseg.cli.plan_and_preprocess -d 999 -pl DiffSegPlannerS -c 3d_fullres --no_pbar -np 1 -npfp 1
-}
-
 # The data are made by the processor meanwhile.
-prepare > "$work/prepare.log" 2>&1 &
+export phantom="from nndiffseg.data.phantom import write_phantom_dataset as w; w('$nnUNet_raw', cases=$cases, test_cases=0)"
+timeout -k 5 $((300 * scale)) bash -c '"$0" -c "$phantom" &&
+    "$0" -m nndiffseg.cli.plan_and_preprocess -d 999 -pl DiffSegPlannerS -c 3d_fullres --no_pbar -np 1 -npfp 1' "$python" \
+    > "$work/prepare.log" 2>&1 &
 preparing=$!
-step "tests marked gpu" 60 "$python" -m pytest -n 0 -q -m gpu -p no:cacheprovider tests/diffusion/test_samplers.py
+mapfile -t marked < <(grep -rl --include='test_*.py' '^@pytest.mark.gpu' tests)
+step "tests marked gpu" 60 "$python" -m pytest -n 0 -q -m gpu -p no:cacheprovider "${marked[@]}"
 for planner in "${planners[@]}"; do
     for axes in 2 3; do
         step "speed $planner ${axes}D" 40 "$python" -m benchmarks.gpu_speed --planner "$planner" --axes "$axes" \
@@ -58,7 +57,6 @@ for planner in "${planners[@]}"; do
     done
 done
 step "data" 60 tail --pid "$preparing" -f /dev/null
-kill "$preparing" 2> /dev/null
 cat "$work/prepare.log" >> "$log"
 for trainer in "${trainers[@]}"; do
     step "$iterations iterations of $trainer" 50 "$python" -m benchmarks.compare.training -d 999 -c 3d_fullres --planner S \

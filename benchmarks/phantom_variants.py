@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DRAWS, SAMPLES, ANNOTATIONS = 400, 16, 32
+#: true draws: of the marginals, of the volumes in truth.json, of the judged samples, and those that samples are judged by
+DRAWS, VOLUME_DRAWS, SAMPLES, ANNOTATIONS = 400, 100, 16, 32
 #: of nndiffseg.diffusion.coherent.LENGTHS (0, 4, 16, infinite)
 WEIGHTS = {
     "4": (0.0, 1.0, 0.0, 0.0),
@@ -73,7 +74,7 @@ def _write(args: argparse.Namespace) -> None:
         test_cases=0,
         seed=args.seed,
         dataset_id=dataset_id,
-        draws=DRAWS,
+        draws=VOLUME_DRAWS,
         variant=variant,
         validation_cases=args.validation_cases,
         annotations=ANNOTATIONS,

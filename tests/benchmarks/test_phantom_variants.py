@@ -12,7 +12,7 @@ from nndiffseg.data.phantom_variants import VARIANTS
 
 
 def test_a_dataset_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(phantom_variants, "DRAWS", 4)
+    monkeypatch.setattr(phantom_variants, "VOLUME_DRAWS", 4)
     monkeypatch.setattr(phantom_variants, "ANNOTATIONS", 2)
     flags = ["--write", str(tmp_path), "--variant", "shift", "--cases", "4", "--validation_cases", "1"]
     assert phantom_variants.main(flags) == 0
@@ -30,7 +30,7 @@ def test_thresholds_reach_nested_draws_and_no_others(monkeypatch):
         scores = phantom_variants.scores_of(variant.draw(rng, law=variant.law), rng, "case", 0)
         assert all(energy >= 0 for _, energy in scores.values())
         found[name] = {k: ged for k, (ged, _) in scores.items()}
-    assert found["shift"]["inf"] > 2 * found["shift"]["true draws"]
+    assert found["shift"]["inf"] > 1.5 * found["shift"]["true draws"]
     for name in ("optional", "boundaries"):
         assert found[name]["inf"] < 1.5 * found[name]["true draws"] and found[name]["16"] > 1.5 * found[name]["inf"]
 

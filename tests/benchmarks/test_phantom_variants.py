@@ -35,6 +35,7 @@ def test_thresholds_reach_nested_draws_and_no_others(monkeypatch):
         assert found[name]["inf"] < 1.5 * found[name]["true draws"] and found[name]["16"] > 1.5 * found[name]["inf"]
 
 
+@pytest.mark.slow
 def test_a_table_says_what_is_possible(monkeypatch, results_elsewhere):
     monkeypatch.setattr(phantom_variants, "DRAWS", 32)
     assert phantom_variants.main(["--possible", "--cases", "1", "--name", "possible"]) == 0

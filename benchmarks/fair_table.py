@@ -1,13 +1,14 @@
 """The fair table: finished models side by side, each with the same fits on the same cases it has not seen.
 
     python -m benchmarks.fair_table --raw FOLDER --preprocessed FOLDER --fold 0 --nnunet MODEL_FOLDER [...]
-        [--attached MODEL_FOLDER] [--nndiffseg MODEL_FOLDER] --name NAME
+        [--ssn MODEL_FOLDER] [--attached MODEL_FOLDER] [--nndiffseg MODEL_FOLDER] --name NAME
 
 A model folder is one of nnU-Net's results, ``RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION``. Rows of the result are metrics,
 columns are sides:
 
 - nnU-Net: its softmax (or sigmoid); samples are independent per-voxel draws. Several folders make an ensemble as well.
 - coherent: the same map; samples of the coherent sampler (:mod:`nndiffseg.diffusion.coherent`) at the fitted temperature.
+- ssn: a stochastic segmentation network (:mod:`benchmarks.ssn`) on the frozen nnU-Net.
 - head: the deterministic head of nndiffseg's joint training alone, drawn voxel by voxel and coherently.
 - attached, nndiffseg: the trained samplers.
 
@@ -33,12 +34,13 @@ if TYPE_CHECKING:  # torch takes seconds to load, so wrong flags are told before
     from benchmarks.compare.evaluation import CaseMetrics, Side, Source
 
 NNUNET, COHERENT, ENSEMBLE, ENSEMBLE_COHERENT = "nnunet", "nnunet coherent", "ensemble", "ensemble coherent"
-ATTACHED, HEAD, HEAD_COHERENT, NNDIFFSEG = "attached", "head", "head coherent", "nndiffseg"
+SSN, ATTACHED, HEAD, HEAD_COHERENT, NNDIFFSEG = "ssn", "attached", "head", "head coherent", "nndiffseg"
 LABELS = {
     NNUNET: "nnU-Net, voxel by voxel",
     COHERENT: "nnU-Net, coherent",
     ENSEMBLE: "ensemble of nnU-Nets",
     ENSEMBLE_COHERENT: "ensemble, coherent",
+    SSN: "stochastic segmentation network",
     ATTACHED: "attached",
     HEAD: "our head, voxel by voxel",
     HEAD_COHERENT: "our head, coherent",
@@ -59,6 +61,7 @@ def parser() -> Parser:
     add("--preprocessed", type=Path, required=True, help="nnU-Net's preprocessed folder")
     add("--fold", type=int, default=0, help="default: %(default)s")
     add("--nnunet", type=Path, nargs="+", default=[], metavar="MODEL_FOLDER", help="one, or the members of an ensemble")
+    add("--ssn", type=Path, metavar="MODEL_FOLDER", help="a stochastic segmentation network, see benchmarks.ssn")
     add("--attached", type=Path, metavar="MODEL_FOLDER", help="a sampler attached to the (first) nnU-Net")
     add("--nndiffseg", type=Path, metavar="MODEL_FOLDER", help="joint training")
     add("--base", help="side that all others are compared with (default: the last one)")
@@ -82,7 +85,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
     sides = sides_of(args)
     if not sides:
-        raise UserError("Give model folders with --nnunet, --attached or --nndiffseg.")
+        raise UserError("Give model folders with --nnunet, --ssn, --attached or --nndiffseg.")
     labels = {side.name: side.label for side in sides}
     base = args.base or sides[-1].name
     choose("side", base, list(labels))
@@ -131,6 +134,8 @@ def sides_of(args: argparse.Namespace) -> list[Side]:
     sides = [side(NNUNET, nnunets[0]), side(COHERENT, nnunets[0], coherent=True)] if nnunets else []
     if len(nnunets) > 1:
         sides += [side(ENSEMBLE, *nnunets), side(ENSEMBLE_COHERENT, *nnunets, coherent=True)]
+    if args.ssn:
+        sides.append(side(SSN, source_of(args.ssn, args, "benchmarks.compare.ssn_model:StochasticSegmentation")))
     if args.attached:
         sides.append(side(ATTACHED, source_of(args.attached, args)))
     if args.nndiffseg:
@@ -139,41 +144,18 @@ def sides_of(args: argparse.Namespace) -> list[Side]:
     return sides
 
 
-def source_of(folder: Path, args: argparse.Namespace) -> Source:
-    """The model of one fold in a model folder.
+def source_of(folder: Path, args: argparse.Namespace, trainer: str | None = None) -> Source:
+    """The model of one fold in a model folder; ``trainer`` where its name alone does not say where its class is.
 
     Raises:
         UserError: the folder's name is not one of nnU-Net's, a file is missing or damaged, or there is no such fold.
     """
-    from benchmarks.compare.data import Data, spread_evenly
+    from benchmarks.compare.data import finished_data
     from benchmarks.compare.evaluation import Source
     from benchmarks.compare.trainers import Entry
-    from nndiffseg.data.model_json import read_model_json
-    from nndiffseg.data.splits import SPLITS, read_splits
 
-    folder = folder.resolve()
-    parts = folder.name.split("__")
-    if len(parts) != 3:
-        raise UserError(f"{folder} is not called TRAINER__PLANS__CONFIGURATION; give a model folder of nnU-Net's results.")
-    trainer, _, configuration = parts
-    preprocessed = args.preprocessed / folder.parent.name
-    folds, (plans, dataset_json) = read_splits(preprocessed / SPLITS), read_model_json(folder)
-    if not 0 <= args.fold < len(folds):
-        raise UserError(f"There is no fold {args.fold}; {preprocessed / SPLITS} has {len(folds)}, counted from 0.")
-    validation = sorted(folds[args.fold]["val"])
-    data = Data(
-        folder.parent.name,
-        configuration,
-        args.fold,
-        args.raw / folder.parent.name,
-        preprocessed,
-        folder.parent.parent,
-        plans,
-        dataset_json,
-        validation,
-        spread_evenly(validation, args.cases),
-    )
-    return Source(data, Entry(trainer))
+    data, name = finished_data(folder, args.raw, args.preprocessed, args.fold, args.cases)
+    return Source(data, Entry(trainer or name))
 
 
 def _described(source: Source) -> dict[str, Any]:

@@ -136,6 +136,30 @@ def data_from(args: argparse.Namespace) -> Data:
     )
 
 
+def finished_data(folder: Path, raw: Path, preprocessed: Path, fold: int, cases: int | None = None) -> tuple[Data, str]:
+    """The data of a finished model's folder ``RESULTS/DATASET/TRAINER__PLANS__CONFIGURATION``, and its trainer's name.
+
+    Raises:
+        UserError: the folder's name is not one of nnU-Net's, a file is missing or damaged, or there is no such fold.
+    """
+    from nndiffseg.data.model_json import read_model_json
+    from nndiffseg.data.splits import SPLITS, read_splits
+
+    folder = folder.resolve()
+    parts, dataset = folder.name.split("__"), folder.parent.name
+    if len(parts) != 3:
+        raise UserError(f"{folder} is not called TRAINER__PLANS__CONFIGURATION; give a model folder of nnU-Net's results.")
+    trainer, _, configuration = parts
+    base, results = preprocessed / dataset, folder.parent.parent
+    folds, (plans, dataset_json) = read_splits(base / SPLITS), read_model_json(folder)
+    if not 0 <= fold < len(folds):
+        raise UserError(f"There is no fold {fold}; {base / SPLITS} has {len(folds)}, counted from 0.")
+    validation = sorted(folds[fold]["val"])
+    chosen = spread_evenly(validation, cases)
+    data = Data(dataset, configuration, fold, raw / dataset, base, results, plans, dataset_json, validation, chosen)
+    return data, trainer
+
+
 def _split(base: Path, identifier: str, fold: int) -> list[str]:
     """Validation cases of a fold; nnU-Net's own split is made, and kept, where the dataset brings none."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class

@@ -130,7 +130,10 @@ class Model:
         """Preprocessed image ``(C, *grid)`` -> deterministic and sampled part, and seconds (:func:`clock_of`)."""
         clock = clock_of(self.device)
         started = clock()
-        parts = self._predict_stock(image, case, options) if self.is_stock else self._predict(image, case, options)
+        if own := getattr(self.trainer, "predict_parts", None):  # of a rival that is neither nnU-Net nor a method of ours
+            parts = own(self, image, case, options)
+        else:
+            parts = self._predict_stock(image, case, options) if self.is_stock else self._predict(image, case, options)
         return parts, clock() - started
 
     def _predict(self, image: NDArray, case: str, options: Options) -> CaseParts:

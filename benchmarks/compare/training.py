@@ -23,7 +23,7 @@ from benchmarks.compare.flags import Budget, add_budget_flags, add_entry_flags, 
 from benchmarks.compare.library import FINAL
 from benchmarks.compare.processes import clock_of, stop_cleanly_on_terminate
 from benchmarks.compare.stock_training import StockTraining
-from benchmarks.compare.trainers import STOCK, Entry, find_class
+from benchmarks.compare.trainers import Entry, find_class
 from nndiffseg.cli.common import pick_device, run
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
@@ -75,7 +75,14 @@ def check_record(record: dict[str, Any], budget: Budget, seed: int, folder: Path
 
 
 def train(
-    data: Data, entry: Entry, budget: Budget, device: torch.device, seed: int, *, bfloat16: bool = False
+    data: Data,
+    entry: Entry,
+    budget: Budget,
+    device: torch.device,
+    seed: int,
+    *,
+    bfloat16: bool = False,
+    prepare: Callable[[Any], None] | None = None,
 ) -> dict[str, Any]:
     """Trains unless that is done already; returns the record, see :func:`finished_training`.
 
@@ -86,6 +93,7 @@ def train(
         device: where to train.
         seed: of weights and batches.
         bfloat16: puts nnU-Net's own trainer into nndiffseg's precision, which differs on a CPU only.
+        prepare: called with the trainer before it starts.
 
     Raises:
         UserError: the folder holds another training, or none and no budget is given.
@@ -101,7 +109,9 @@ def train(
     with results_in(data.results):
         plans = {**json.loads(json.dumps(data.plans)), "continue_training": _newest(folder) is not None}
         made = cls(plans, data.configuration, data.fold, data.dataset_json, device)
-        train_it = _train_stock if entry.trainer == STOCK else _train_diffusion
+        if prepare is not None:
+            prepare(made)
+        train_it = _train_diffusion if hasattr(cls, "method_class") else _train_stock
         record |= train_it(made, budget, seed, bfloat16) | {"finished": True}
     write_json(record, folder / RECORD)
     return record

@@ -10,7 +10,7 @@ With phi_k the signed distance to the base surface of structure k (negative insi
     label(x) = 1 + argmin_k psi_k(x)  where min_k psi_k(x) < 0,  else 0,
 
 delta and f independent between the structures and between draws. Where the lobes touch, the interface moves by
-(delta_1 - delta_2) / 2.
+(delta_1 - delta_2) / 2. Laws with several modes are in :mod:`nndiffseg.data.phantom_variants`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,18 @@ class PhantomGeometry:
         distance: signed distance to each structure's base surface in mm, ``(2, *spatial)``, negative inside.
         spacing: edge of a voxel, mm.
         law: how labels vary around the base surface.
+        front_surfaces: signed distances ``(M, *spatial)`` to M surfaces of the front lobe that a draw chooses from evenly;
+            None for the base surface.
+        presence: probability that a draw labels the rear lobe at all.
+        contrast: of the rear lobe to the background, divided by the front lobe's; None for tissue that varies on its own.
     """
 
     distance: FloatArray
     spacing: float = SPACING
     law: BoundaryLaw = BoundaryLaw()
+    front_surfaces: FloatArray | None = None
+    presence: float = 1.0
+    contrast: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,15 +144,24 @@ def draw_label(geometry: PhantomGeometry, rng: np.random.Generator) -> NDArray[n
     offset = np.stack(
         [rng.normal(0, law.rigid_sd) + smooth_field(rng, geometry.shape, law.field_sd, law.field_length) for _ in STRUCTURES]
     )
-    return label_of(geometry.distance - offset)
+    distance = geometry.distance
+    if geometry.front_surfaces is not None:
+        distance = np.stack([geometry.front_surfaces[rng.integers(len(geometry.front_surfaces))], distance[1]])
+    label = label_of(distance - offset)
+    if geometry.presence < 1 and rng.random() >= geometry.presence:
+        label[label == 2] = 0
+    return label
 
 
 def draw_volumes(geometry: PhantomGeometry, rng: np.random.Generator, draws: int) -> NDArray[np.float64]:
     """Volumes of ``draws`` labels in ml, ``(draws, 2)``.
 
     The law of :func:`draw_label`, computed only where the label can change: voxels within 4.5 standard deviations of
-    the base surface of the union, or of the interface.
+    the base surface of the union, or of the interface. With several modes from whole labels.
     """
+    if geometry.front_surfaces is not None or geometry.presence < 1:
+        labels = (draw_label(geometry, rng) for _ in range(draws))
+        return np.array([[np.sum(label == k) for k in (1, 2)] for label in labels]) * geometry.spacing**3 / 1000
     law, phi = geometry.law, geometry.distance
     reach = 4.5 * float(np.hypot(law.rigid_sd, law.field_sd))
     nearest, interface = phi.min(axis=0), np.abs(phi[0] - phi[1]) / np.sqrt(2)
@@ -175,6 +192,8 @@ def render_image(geometry: PhantomGeometry, rng: np.random.Generator) -> FloatAr
     inside = np.clip(0.5 - phi.min(axis=0) / geometry.spacing, 0, 1)
     front = np.clip(0.5 - (phi[0] - phi[1]) / (2 * geometry.spacing), 0, 1)  # share of the front lobe
     background, first, second = np.array([90.0, 170.0, 250.0]) * rng.uniform(0.92, 1.08, size=3)
+    if geometry.contrast is not None:
+        second = background + geometry.contrast * (first - background)
     signal = background + inside * (front * first + (1 - front) * second - background)
     signal = signal * (1 + smooth_field(rng, geometry.shape, 0.03, 4.0))
     signal = gaussian_filter(signal, 1.2 / geometry.spacing)
@@ -182,6 +201,18 @@ def render_image(geometry: PhantomGeometry, rng: np.random.Generator) -> FloatAr
     sigma = 0.05 * signal.mean()
     noise = rng.normal(0, sigma, size=(2, *geometry.shape))
     return np.hypot(signal + noise[0], noise[1]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A law of labels: the dataset's name, how a case is drawn (as :func:`draw_geometry`), and how its boundary varies."""
+
+    name: str
+    draw: Callable[..., PhantomGeometry]
+    law: BoundaryLaw = BoundaryLaw()
+
+
+PLAIN = Variant("Phantom", draw_geometry)
 
 
 def case_generators(seed: int, index: int) -> list[np.random.Generator]:
@@ -198,12 +229,16 @@ def write_phantom_dataset(
     dataset_id: int = 999,
     draws: int = 400,
     law: BoundaryLaw | None = None,
+    variant: Variant = PLAIN,
+    validation_cases: int | None = None,
+    annotations: int = 0,
 ) -> Path:
-    """Writes ``folder/DatasetXXX_Phantom`` in nnU-Net's raw format; the same arguments give the same voxels.
+    """Writes ``folder/DatasetXXX_NAME`` in nnU-Net's raw format; the same arguments give the same voxels.
 
     Beside nnU-Net's folders it holds ``labelsTs``, ``splits_final.json`` (one fold, few validation cases) and
     ``truth.json``: the law of the boundary and, per case and structure, the mean and standard deviation of the volume
-    in ml over ``draws`` Monte Carlo draws.
+    in ml over ``draws`` Monte Carlo draws. ``ratersTr`` holds ``annotations`` true draws of every validation case.
+    ``law`` None is the variant's; ``validation_cases`` None is a quarter of the cases, at most 12.
 
     Returns:
         The dataset's folder.
@@ -213,25 +248,31 @@ def write_phantom_dataset(
     """
     if cases < 4 or test_cases < 0:
         raise UserError(f"A phantom dataset needs at least 4 training cases, not {cases}; ask for more of them.")
-    dataset = Path(folder) / f"Dataset{dataset_id:03d}_Phantom"
+    dataset = Path(folder) / f"Dataset{dataset_id:03d}_{variant.name}"
     if dataset.exists():
         raise UserError(f"{dataset} exists already; delete it or choose another folder.")
-    law = law or BoundaryLaw()
+    law = law or variant.law
+    held_out = min(VALIDATION_CASES, cases // 4) if validation_cases is None else validation_cases
     partial = dataset.with_name(f".{dataset.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     for sub in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (partial / sub).mkdir(parents=True)
-    names, truth = [], {}
+    names, truth, presence = [], {}, {}
     for index in range(cases + test_cases):
         split = "Tr" if index < cases else "Ts"
         name = f"phantom_{index:03d}"
         for_geometry, for_image, for_label, for_truth = case_generators(seed, index)
-        geometry = draw_geometry(for_geometry, law=law)
+        geometry = variant.draw(for_geometry, law=law)
         _write(render_image(geometry, for_image), partial / f"images{split}" / f"{name}_0000.nii.gz")
         _write(draw_label(geometry, for_label), partial / f"labels{split}" / f"{name}.nii.gz")
+        if cases - held_out <= index < cases:
+            for draw in range(annotations):
+                _write(draw_label(geometry, for_label), partial / "ratersTr" / name / f"draw_{draw:02d}.nii.gz")
         truth[name] = _volume_statistics(draw_volumes(geometry, for_truth, draws))
+        presence[name] = geometry.presence
         names.append(name)
-    _write_metadata(partial, names[:cases], truth, law, draws)
+    more = {} if variant is PLAIN else {"variant": variant.name, "presence": presence}
+    _write_metadata(partial, names[:cases], held_out, {**_law_in_words(law), "draws": draws, **more, "cases": truth})
     os.replace(partial, dataset)
     return dataset
 
@@ -243,8 +284,12 @@ def _volume_statistics(volumes: NDArray[np.float64]) -> dict[str, dict[str, floa
     }
 
 
-def _write_metadata(dataset: Path, training: list[str], truth: dict, law: BoundaryLaw, draws: int) -> None:
-    validation = training[-min(VALIDATION_CASES, len(training) // 4) :]
+def _law_in_words(law: BoundaryLaw) -> dict[str, dict[str, float]]:
+    return {"law": {"rigid_sd_mm": law.rigid_sd, "field_sd_mm": law.field_sd, "field_length_mm": law.field_length}}
+
+
+def _write_metadata(dataset: Path, training: list[str], held_out: int, truth: dict) -> None:
+    validation = training[-held_out:]
     contents = {
         "dataset.json": {
             "channel_names": {"0": "MRI"},
@@ -255,11 +300,7 @@ def _write_metadata(dataset: Path, training: list[str], truth: dict, law: Bounda
             "description": "Two touching lobes whose boundary is drawn from a known distribution (nndiffseg.data.phantom).",
         },
         "splits_final.json": [{"train": [c for c in training if c not in validation], "val": validation}],
-        "truth.json": {
-            "law": {"rigid_sd_mm": law.rigid_sd, "field_sd_mm": law.field_sd, "field_length_mm": law.field_length},
-            "draws": draws,
-            "cases": truth,
-        },
+        "truth.json": truth,
     }
     for name, content in contents.items():
         (dataset / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -267,6 +308,7 @@ def _write_metadata(dataset: Path, training: list[str], truth: dict, law: Bounda
 
 def _write(array: NDArray, path: Path) -> None:
     """Axes of ``array`` are (x, y, z)."""
+    path.parent.mkdir(exist_ok=True, parents=True)
     image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
     image.SetSpacing((SPACING,) * 3)
     image.SetOrigin((-20.0, -35.0, 12.0))

@@ -176,7 +176,7 @@ def write_per_case(file: Path | None, content: dict[str, Any]) -> None:
         print(f"metrics of every case: {file}", flush=True)
 
 
-def compact(value: Any, indent: int = 0, width: int = 240) -> str:
+def compact(value: Any, indent: int = 0, width: int = 480) -> str:
     """JSON in which everything that fits into a line stands on one, and short items share lines."""
     flat = json.dumps(value)
     if len(flat) + indent <= width or not isinstance(value, (dict, list)) or not value:

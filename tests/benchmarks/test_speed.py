@@ -27,6 +27,7 @@ def quick_clocks(monkeypatch):
     monkeypatch.setattr(speed, "in_own_process", lambda spec, limit: timing.single(spec))
 
 
+@pytest.mark.slow
 def test_speed_only_needs_no_preprocessed_data(tiny_flags, tiny_folders, tmp_path, results_elsewhere, quick_clocks, capsys):
     flags = [*tiny_flags, "--speed_only", "--device", "cpu", "--name", "speed"]
     flags[flags.index("--preprocessed") + 1] = str(tmp_path / "nothing")

@@ -23,7 +23,7 @@ from nndiffseg.inference.model_folder import load_model
 pytestmark = pytest.mark.seconds
 
 
-@pytest.fixture(scope="module", params=["labels", "regions"])
+@pytest.fixture(scope="module", params=["labels", pytest.param("regions", marks=pytest.mark.slow)])
 def world(request, make_dataset, tmp_path_factory) -> StockWorld:
     """Ten cases in two folds, with kept probabilities, calibrated once."""
     made = make_stock_world(

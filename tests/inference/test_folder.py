@@ -110,6 +110,7 @@ def test_parts_and_order_do_not_matter(predictor, raw_images, reference, tmp_pat
     assert_same(out, reference)
 
 
+@pytest.mark.slow
 def test_worker_processes_do_not_matter(predictor, raw_images, reference, tmp_path):
     predict_folder(
         predictor,

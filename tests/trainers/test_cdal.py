@@ -180,6 +180,7 @@ def _array(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_resumes_exactly_with_its_discriminator(folders, monkeypatch):
     length = ("--epochs", "2", "--iterations_per_epoch", "4")
     monkeypatch.setattr(nnDiffSegTrainerCDAL, "perform_actual_validation", lambda *_: None)  # not what is tested here

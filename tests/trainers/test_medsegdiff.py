@@ -21,7 +21,11 @@ TRAINER = nnDiffSegTrainerMedSegDiffV2.__name__
 PLANS = "nnDiffSegPlansS"
 
 
-@pytest.fixture(scope="module", params=[("2d", False), ("3d_fullres", True)], ids=["2d labels", "3d regions"])
+@pytest.fixture(
+    scope="module",
+    params=[("2d", False), pytest.param(("3d_fullres", True), marks=pytest.mark.slow)],
+    ids=["2d labels", "3d regions"],
+)
 def setting(request, tmp_path_factory, make_dataset) -> tuple[Path, str]:
     """A preprocessed tiny dataset and a configuration."""
     configuration, regions = request.param

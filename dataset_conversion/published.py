@@ -18,7 +18,7 @@ from nndiffseg.dataset_conversion.multirater import finish_multirater
 from nndiffseg.dataset_conversion.pixels import read_picture
 from nndiffseg.dataset_conversion.raw_dataset import Converter, Writable, folder_name, link, new_dataset, write_csv, write_file
 from nndiffseg.dataset_conversion.source import Part, SourceCase, find_cases
-from nndiffseg.dataset_conversion.volumes import read_channels, read_label_volume, spacing_axes
+from nndiffseg.dataset_conversion.volumes import read_channels, read_label_volume
 from nndiffseg.errors import UserError
 
 #: with fewer source files no worker processes are started
@@ -234,8 +234,7 @@ def open_picture(dataset: Published, case: SourceCase) -> Iterator[OpenCase]:
 def open_volume(dataset: Published, case: SourceCase) -> Iterator[OpenCase]:
     """A NIfTI image and its labels, on one grid."""
     files = [file for (file,) in case.labels.values()]
-    axes = spacing_axes(files, case.image)
-    channels = read_channels(case.image, len(dataset.channels), axes)
+    channels = read_channels(case.image, len(dataset.channels), files)
     values = dataset.values or {v: v for label in dataset.labels.values() for v in ([label] if isinstance(label, int) else label)}
     read = {a: read_label_volume(file, channels[0], values) for a, (file,) in case.labels.items()}
     remarks = tuple(f"{case.name}: {remark}" for _, remark in read.values() if remark)

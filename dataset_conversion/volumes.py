@@ -19,13 +19,13 @@ Volume = Path | sitk.Image
 CLOSE = 1e-3
 
 
-def read_channels(file: Path, channels: int, axes: int) -> list[Volume]:
-    """The channels of an image: the file itself for one, the parts along the last axis for several.
+def read_channels(file: Path, channels: int, labels: Sequence[Path]) -> list[Volume]:
+    """The channels of an image: the file itself for one; for several, which lie along its last axis, the slices.
 
     Args:
         file: of the image.
         channels: their number.
-        axes: of the label, which has no axis of channels.
+        labels: of the image; the slices get the geometry of the first, since the image's has an axis more.
 
     Raises:
         UserError: the file is damaged, holds voxels that are not finite, or has another number of channels.
@@ -36,13 +36,13 @@ def read_channels(file: Path, channels: int, axes: int) -> list[Volume]:
         raise refusal(str(file), error) from None
     if invalid:
         raise UserError(f"{file} holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
-    if channels == 1:
+    if channels == 1 or not labels:
         return [file]
-    image = read_volume(file)
-    size = image.GetSize()
-    if size[-1] != channels or len(size) != axes + 1:
-        raise UserError(f"{file} has {'x'.join(map(str, size))} voxels, and the last number should be {channels} channels.")
-    return [image[(*[slice(None)] * axes, c)] for c in range(channels)]
+    image, grid = read_volume(file), _header(labels[0])
+    if image.GetSize() != (*grid.GetSize(), channels):
+        sizes = " against ".join("x".join(map(str, i.GetSize())) for i in (image, grid))
+        raise UserError(f"{file} does not hold {channels} channels of its label's size ({sizes}); download it again.")
+    return [on_grid(channel, grid) for channel in sitk.GetArrayFromImage(image)]
 
 
 def read_volume(file: Path) -> sitk.Image:
@@ -109,7 +109,3 @@ def _header(volume: Volume) -> sitk.Image | sitk.ImageFileReader:
         raise refusal(str(volume), error) from None
     return reader
 
-
-def spacing_axes(files: Sequence[Path], image: Path) -> int:
-    """Number of axes of the first label, or of the image where there is none."""
-    return len(_header(files[0] if files else image).GetSize())

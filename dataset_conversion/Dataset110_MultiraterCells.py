@@ -1,7 +1,7 @@
 """Multi-rater cells: phase-contrast microscopy, one cell in each image, 9 or 10 annotations of each.
 
 Three subsets of the BU-BIL collection (Gurari et al., WACV 2015): rat and rabbit smooth muscle cells and fibroblasts.
-The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.common`.
+The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.multirater`.
 
 Split by blocks. Neighbouring numbers can be frames of one movie, so each subset is cut, in the order of its numbers, into
 five blocks of nearly equal length; fold k validates the k-th block of every subset. A cut never divides an

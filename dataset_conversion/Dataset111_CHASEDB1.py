@@ -103,7 +103,7 @@ def read_images(source: Path) -> list[AnnotatedImage]:
             raise UserError(f"{missing[0]} is missing; put it there or download the dataset again (docs/datasets.md).")
         images.append(AnnotatedImage(name, match.group(1), photograph, files))
     if not images:
-        raise UserError(f"{source} holds no photographs Image_*.jpg; give -i the dataset's folder (docs/datasets.md).")
+        raise UserError(f"{source} holds no photographs Image_*.jpg; give the dataset's folder (docs/datasets.md).")
     return images
 
 

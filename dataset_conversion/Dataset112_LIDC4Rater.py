@@ -2,7 +2,7 @@
 
 A test fixture, not a benchmark: the slices are 8-bit JPEG, about half of them belong to one nodule, and there are only
 about eight distinct groups. Report no results on it. A radiologist who saw no nodule has an empty mask.
-The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.common`.
+The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.multirater`.
 
 Consecutive slices look alike, so a group of groups.csv is never divided between training and validation: whole groups,
 the largest first, go into the smallest of five folds. The folds' sizes differ much.

@@ -43,10 +43,10 @@ def annotation_folders(folder: Path) -> dict[str, Path]:
     """
     needed = folder / "images"
     if not needed.is_dir():
-        raise UserError(f"{needed} is missing; give -i the dataset's own folder (docs/datasets.md shows the layout).")
+        raise UserError(f"{needed} is missing; give the dataset's own folder (docs/datasets.md shows the layout).")
     found = {p.name.removeprefix("labels_"): p for p in sorted(folder.glob("labels_*")) if p.is_dir()}
     if not found:
-        raise UserError(f"{folder} has no folders labels_*; give -i the dataset's own folder (see docs/datasets.md).")
+        raise UserError(f"{folder} has no folders labels_*; give the dataset's own folder (see docs/datasets.md).")
     return found
 
 

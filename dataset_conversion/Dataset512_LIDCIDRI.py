@@ -47,6 +47,9 @@ def find(source: Path) -> tuple[list[SourceCase], list[str]]:
             f"{source} holds no CT scan of LIDC-IDRI with its XML file, such as LIDC-IDRI-0001/.../000001.dcm and 069.xml; give the "
             "folder that holds both."
         )
+    if alone := sorted(str(s.folder) for uid, s in series.items() if uid not in found):
+        more = f" (and {len(alone) - 1} more like it)" if len(alone) > 1 else ""
+        raise UserError(f"{alone[0]} has no XML file of its readers{more}; complete the download, or take the scan out.")
     cases = [SourceCase(name, series[uid].folder, {"": (found[uid],)}, False, patient) for uid, name, patient in _named(series, found)]
     remarks = [f"LIDC-IDRI has here {len(found)} scans (published: {SCANS}); complete the download before comparing."]
     return cases, remarks if len(found) != SCANS else []
@@ -74,7 +77,7 @@ def nodules(dataset: Published, case: SourceCase) -> Iterator[OpenCase]:
     masks = reader_masks(file, slices, scan.GetSize()[::-1])
     lumps, _ = ndimage.label(np.logical_or.reduce(masks), np.ones((3, 3, 3)))
     margin = [round(MARGIN / s) for s in scan.GetSpacing()[::-1]]
-    remarks = () if len(masks) == dataset.raters else (f"{case.name} has {len(masks)} readers instead of {dataset.raters}.",)
+    remarks = () if len(masks) == dataset.raters else (f"{case.name} has {len(masks)} of {dataset.raters} readers.",)
     for i, box in enumerate(ndimage.find_objects(lumps), 1):
         wide = [slice(max(0, b.start - m), min(n, b.stop + m)) for b, m, n in zip(box, margin, lumps.shape, strict=True)]
         image = scan[tuple(wide[::-1])]

@@ -173,7 +173,7 @@ def _rater_remark(cases: Sequence[SourceCase], raters: int) -> list[str]:
     few = [c for c in cases if c.labels and len(c.labels) != raters]
     if not few:
         return []
-    return [f"{few[0].name} has {len(few[0].labels)} annotations instead of {raters}{_more(len(few))}; all of them are used."]
+    return [f"{few[0].name} has {len(few[0].labels)} of {raters} annotations{_more(len(few))}; those that are there are used."]
 
 
 def _left_out(files: Mapping[str, Path], used: set[str]) -> list[str]:

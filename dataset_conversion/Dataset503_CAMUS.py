@@ -28,7 +28,7 @@ PARTS = (
 )
 
 
-def find(source: Path) -> tuple[list[SourceCase], list[str]]:
+def find(source: Path, _: bool) -> tuple[list[SourceCase], list[str]]:
     """All images, those of the official test patients as test images."""
     cases, remarks = find_cases("CAMUS", PARTS, source, 1)
     lists = [file for path, file in list_files(source).items() if path.endswith("/subgroup_testing.txt")]

@@ -26,7 +26,7 @@ JSRT_SIDE = 2048
 JSRT_WHITE = 4095
 
 
-def find(source: Path) -> tuple[list[SourceCase], list[str]]:
+def find(source: Path, _: bool) -> tuple[list[SourceCase], list[str]]:
     """The radiographs of the parts that are there; only these are counted."""
     return find_cases("ChestXrayLungs", parts_present(PARTS, source) or PARTS, source, 1)
 

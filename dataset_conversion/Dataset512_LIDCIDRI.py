@@ -33,12 +33,13 @@ SCANS = 1018
 MARGIN = 16.0  # mm
 
 
-def find(source: Path) -> tuple[list[SourceCase], list[str]]:
+def find(source: Path, progress: bool) -> tuple[list[SourceCase], list[str]]:
     """One case for each scan: ``image`` is the folder of its slices, its only label the XML file."""
     files = list_files(source)
-    series = {s.uid: s for s in find_series(files, progress=True)}
+    series = {s.uid: s for s in find_series(files, progress=progress)}
     found: dict[str, Path] = {}
-    for file in tqdm([f for p, f in files.items() if p.lower().endswith(".xml")], desc="Reading annotations"):
+    annotations = [f for p, f in files.items() if p.lower().endswith(".xml")]
+    for file in tqdm(annotations, desc="Reading annotations", disable=not progress, dynamic_ncols=True):
         root = read_xml(file)
         if root.tag == "LidcReadMessage" and (uid := _series_of(root)) in series:
             found.setdefault(uid, file)
@@ -50,7 +51,10 @@ def find(source: Path) -> tuple[list[SourceCase], list[str]]:
     if alone := sorted(str(s.folder) for uid, s in series.items() if uid not in found):
         more = f" (and {len(alone) - 1} more like it)" if len(alone) > 1 else ""
         raise UserError(f"{alone[0]} has no XML file of its readers{more}; complete the download, or take the scan out.")
-    cases = [SourceCase(name, series[uid].folder, {"": (found[uid],)}, False, patient) for uid, name, patient in _named(series, found)]
+    cases = [
+        SourceCase(name, series[uid].folder, {"": (found[uid],)}, False, patient)
+        for uid, name, patient in _named(series, found)
+    ]
     remarks = [f"LIDC-IDRI has here {len(found)} scans (published: {SCANS}); complete the download before comparing."]
     return cases, remarks if len(found) != SCANS else []
 
@@ -105,10 +109,14 @@ def reader_masks(file: Path, slices: Sequence[str], shape: tuple[int, ...]) -> l
                 outline = [(int(e.findtext("xCoord", "")), int(e.findtext("yCoord", ""))) for e in roi.iter("edgeMap")]
                 z = place[roi.findtext("imageSOP_UID", "").strip()] if len(outline) > 2 else 0
             except (ValueError, KeyError) as error:
-                raise UserError(f"{file} has an outline that fits no image of its scan ({error}); download both again.") from None
+                raise UserError(
+                    f"{file} has an outline that fits no image of its scan ({error}); download both again."
+                ) from None
             if len(outline) > 2:  # a single point marks a nodule below 3 mm
                 inside = fill([outline], (shape[1], shape[2]), edge=False).astype(bool)
-                mask[z] = mask[z] & ~inside if roi.findtext("inclusion", "TRUE").strip().upper() == "FALSE" else mask[z] | inside
+                mask[z] = (
+                    mask[z] & ~inside if roi.findtext("inclusion", "TRUE").strip().upper() == "FALSE" else mask[z] | inside
+                )
         masks.append(mask)
     if not masks:
         raise UserError(f"{file} holds no reading of a scan; download it again.")

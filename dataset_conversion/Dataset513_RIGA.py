@@ -25,8 +25,10 @@ from nndiffseg.errors import UserError
 
 #: grey levels by which a contour differs from the photograph in some channel; JPEG changes less
 DIFFERENT = 40
-#: pixels; smaller spots are no contours
-SMALLEST = 8
+#: area inside a contour by that of its line: below, it is not closed, or a blot
+OPEN = 1.5
+#: part of the disc's area; what is smaller is no cup
+SMALLEST = 0.01
 #: folder that tells the source apart, and number
 FOLDER = r"(?P<case1>BinRushed1-Corrected|BinRushed[2-4]|MagrabiaMale|MagrabiFemale|MESSIDOR)/"
 KIND = r"(?:tif|jpg|jpeg|png)"
@@ -43,20 +45,32 @@ def disc_and_cup(files: Sequence[Path], image: NDArray) -> NDArray[np.uint8]:
     drawn = read_picture(file, colour=True)
     if drawn.shape != image.shape:
         raise UserError(f"{file} and its photograph differ in size; download it again.")
-    contour = np.abs(drawn.astype(np.int16) - image).max(-1) > DIFFERENT
-    lines, number = ndimage.label(contour, np.ones((3, 3)))
-    filled = [
-        (area, region)
-        for i in range(1, number + 1)
-        if (line := lines == i).sum() >= SMALLEST
-        and (area := int((region := ndimage.binary_fill_holes(line)).sum())) > line.sum()
-    ]
-    if len(filled) != 2:
-        raise UnusableAnnotationError(f"{file.parent.name}/{file.name} has {len(filled)} closed contours instead of two")
-    (_, cup), (_, disc) = sorted(filled, key=lambda f: f[0])
+    disc_cup = _closed(np.abs(drawn.astype(np.int16) - image).max(-1) > DIFFERENT)
+    if len(disc_cup) != 2:
+        raise UnusableAnnotationError(f"{file.parent.name}/{file.name} has {len(disc_cup)} closed contours instead of two")
+    disc, cup = disc_cup
     if (cup & ~disc).any():
         raise UnusableAnnotationError(f"{file.parent.name}/{file.name} has two contours beside each other")
     return disc.astype(np.uint8) + cup
+
+
+def _closed(lines: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """What closed lines enclose, with the line, the largest first; specks of compression are left out."""
+    numbers, _ = ndimage.label(lines, np.ones((3, 3)))
+    found = []
+    for i, box in enumerate(ndimage.find_objects(numbers), 1):
+        line = numbers[box] == i
+        filled = ndimage.binary_fill_holes(line)
+        if filled.sum() >= OPEN * line.sum():
+            found.append((int(filled.sum()), box, filled))
+    found.sort(key=lambda f: -f[0])
+    regions = []
+    for area, box, filled in found:
+        if area >= SMALLEST * found[0][0]:
+            region = np.zeros(lines.shape, bool)
+            region[box] = filled
+            regions.append(region)
+    return regions
 
 
 RIGA = Published(

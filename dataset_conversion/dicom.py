@@ -39,7 +39,7 @@ def find_series(files: Mapping[str, Path], *, progress: bool) -> list[Series]:
         if path.lower().endswith(".dcm"):
             first.setdefault(file.parent, file)
     found = []
-    for folder, file in tqdm(first.items(), desc="Reading series", disable=not progress):
+    for folder, file in tqdm(first.items(), desc="Reading series", disable=not progress, dynamic_ncols=True):
         header = _header(file)
         patient = _tag(header, PATIENT)
         if _tag(header, MODALITY) != "CT":
@@ -67,7 +67,9 @@ def read_series(folder: Path) -> tuple[sitk.Image, list[str]]:
     heights = np.array([h.GetOrigin()[2] for h in headers])
     steps = np.diff(heights)
     if len(steps) and np.abs(steps - steps.mean()).max() > UNEVEN * np.abs(steps.mean()) + 1e-3:
-        raise UserError(f"{folder} lacks a slice: distances between them are {steps.min():g} to {steps.max():g} mm; complete it.")
+        raise UserError(
+            f"{folder} lacks a slice: distances between them are {steps.min():g} to {steps.max():g} mm; complete it."
+        )
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
     try:

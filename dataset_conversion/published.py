@@ -71,7 +71,7 @@ class Published:
         values: of NIfTI labels -> labels; default: those of ``labels``.
         groups: source folder and names of cases -> group of each; None: each is a patient of its own.
         folds: source folder and names -> folds as published, or None where the file is missing.
-        cases: source folder -> cases and remarks, instead of ``parts``.
+        cases: source folder, and whether to show progress -> cases and remarks, instead of ``parts``.
         open: one of these -> what to write, instead of reading image and labels from their files.
     """
 
@@ -91,7 +91,7 @@ class Published:
     values: Mapping[int, int] | None = None
     groups: Callable[[Path, Sequence[str]], Mapping[str, str]] | None = None
     folds: Callable[[Path, Sequence[str]], list[Fold] | None] | None = None
-    cases: Callable[[Path], tuple[list[SourceCase], list[str]]] | None = None
+    cases: Callable[[Path, bool], tuple[list[SourceCase], list[str]]] | None = None
     open: Callable[[Published, SourceCase], Iterator[OpenCase]] | None = None
 
     def converter(self) -> Converter:
@@ -124,7 +124,7 @@ class Published:
         Raises:
             UserError: ``source`` is not this dataset or damaged, or another dataset is in its place.
         """
-        cases, remarks = self.cases(source) if self.cases else find_cases(self.name, self.parts, source, self.raters)
+        cases, remarks = self._find(source, progress)
         groups = self.groups(source, [c.name for c in cases]) if self.groups else {}
         cases = [SourceCase(c.name, c.image, c.labels, c.test, groups.get(c.name, c.group or c.name)) for c in cases]
         if processes is None:
@@ -153,6 +153,11 @@ class Published:
                     (folder / sub).rmdir()
             write_json(self._dataset_json(number, remarks), folder / "dataset.json")
         return raw / name
+
+    def _find(self, source: Path, progress: bool) -> tuple[list[SourceCase], list[str]]:
+        if self.cases is not None:
+            return self.cases(source, progress)
+        return find_cases(self.name, self.parts, source, self.raters)
 
     def _finish(self, folder: Path, source: Path, written: Sequence[Written]) -> int:
         """Writes folds, groups and, where there are several, the annotations of validation cases; returns the number of cases."""
@@ -201,7 +206,7 @@ def _write(case: OpenCase, folder: Path, dataset: Published) -> Written:
     several = dataset.raters > 1
     names = [f"{case.name}_a{i:02d}" if several else case.name for i in range(len(case.labels))]
     unlabelled = not names and case.test  # the publishers keep the label to themselves
-    for name in ([case.name] if unlabelled or (several and case.test) else names):
+    for name in [case.name] if unlabelled or (several and case.test) else names:
         for c, channel in enumerate(case.channels):
             target, first = (folder / f"images{kind}" / f"{n}_{c:04d}{ending}" for n in (name, names[0] if names else name))
             if several and not case.test and target != first:
@@ -235,7 +240,9 @@ def open_volume(dataset: Published, case: SourceCase) -> Iterator[OpenCase]:
     """A NIfTI image and its labels, on one grid."""
     files = [file for (file,) in case.labels.values()]
     channels = read_channels(case.image, len(dataset.channels), files)
-    values = dataset.values or {v: v for label in dataset.labels.values() for v in ([label] if isinstance(label, int) else label)}
+    values = dataset.values or {
+        v: v for label in dataset.labels.values() for v in ([label] if isinstance(label, int) else label)
+    }
     read = {a: read_label_volume(file, channels[0], values) for a, (file,) in case.labels.items()}
     remarks = tuple(f"{case.name}: {remark}" for _, remark in read.values() if remark)
     yield OpenCase(case.name, channels, {a: label for a, (label, _) in read.items()}, case.group, case.test, remarks)

@@ -108,4 +108,3 @@ def _header(volume: Volume) -> sitk.Image | sitk.ImageFileReader:
     except RuntimeError as error:
         raise refusal(str(volume), error) from None
     return reader
-

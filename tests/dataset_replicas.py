@@ -111,7 +111,9 @@ def camus(folder: Path) -> None:
         place = folder / f"database_nifti/patient{n:04d}"
         for view in ("2CH_ED", "2CH_ES", "4CH_ED", "4CH_ES"):
             volume(place / f"patient{n:04d}_{view}.nii.gz", grey(n), (0.3, 0.2))
-            volume(place / f"patient{n:04d}_{view}_gt.nii.gz", square(3, 2, 6) + square(1, 8, 12) + square(2, 13, 15), (0.3, 0.2))
+            volume(
+                place / f"patient{n:04d}_{view}_gt.nii.gz", square(3, 2, 6) + square(1, 8, 12) + square(2, 13, 15), (0.3, 0.2)
+            )
         volume(place / f"patient{n:04d}_2CH_half_sequence.nii.gz", ct(n))
     split = folder / "database_split/subgroup_testing.txt"
     split.parent.mkdir()
@@ -126,7 +128,9 @@ def _outlines(file: Path, outlines: Sequence[Sequence[tuple[float, float]]]) -> 
         for i, outline in enumerate(outlines)
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f'<Annotations MicronsPerPixel="0.25"><Annotation Id="1"><Regions>{regions}</Regions></Annotation></Annotations>')
+    file.write_text(
+        f'<Annotations MicronsPerPixel="0.25"><Annotation Id="1"><Regions>{regions}</Regions></Annotation></Annotations>'
+    )
 
 
 def monuseg(folder: Path) -> None:

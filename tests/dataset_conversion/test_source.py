@@ -41,7 +41,9 @@ def test_folders_of_too_many_files_are_refused(tmp_path, monkeypatch):
 
 
 def test_raters_of_a_case_are_sorted_and_upper_case_does_not_matter(tmp_path):
-    part = Part("images", r"set/(?P<case1>\w)/(?P<case2>\d+)\.png", r"set/(?P<case1>\w)/(?P<case2>\d+)_(?P<rater>\d)\.png", (1,), "")
+    part = Part(
+        "images", r"set/(?P<case1>\w)/(?P<case2>\d+)\.png", r"set/(?P<case1>\w)/(?P<case2>\d+)_(?P<rater>\d)\.png", (1,), ""
+    )
     folder = files(tmp_path / "Set", "A/7.PNG", "a/7_2.png", "A/7_1.png")
     (case,), remarks = find_cases("X", (part,), folder, 2)
     assert case.name == "A_7"

@@ -1,8 +1,8 @@
 """Hippocampus: MRI crops of the Medical Segmentation Decathlon, Task04, with folds that divide no subject.
 
-Antonelli et al., Nat Commun 13:4128, 2022. ``nnUNetv2_convert_MSD_dataset`` writes the same images and labels with random folds.
-Cases n (odd) and n + 1 look like the two sides of one person: intensity statistics agree within 5 % for 62 % of such pairs and for
-about 5 % of others. So they are one group here.
+Antonelli et al., Nat Commun 13:4128, 2022. ``nnUNetv2_convert_MSD_dataset`` writes the same images and labels with random
+folds. Cases n (odd) and n + 1 look like the two sides of one person: intensity statistics agree within 5 % for 62 % of such
+pairs and for about 5 % of others. So they are one group here.
 
     nndiffseg_convert Hippocampus Task04_Hippocampus
 """

@@ -1,8 +1,8 @@
 """Knee MRI as LDSeg ships it: five volumes of the Osteoarthritis Initiative with both bones.
 
-Zaman et al., LDSeg (github.com/FahimZaman/LDSeg, ``Data/Knee``). The files have no geometry (spacing 1, no orientation), and are
-copied as they are. Which label is which bone was read off the images: 1 has the notch between its condyles, so it is the femur.
-Five volumes are a demonstration, no benchmark.
+Zaman et al., LDSeg (github.com/FahimZaman/LDSeg, ``Data/Knee``). The files have no geometry (spacing 1, no orientation),
+and are copied as they are. Which label is which bone was read off the images: 1 has the notch between its condyles, so it
+is the femur. Five volumes are a demonstration, no benchmark.
 
     nndiffseg_convert LDSegKnee LDSeg/Data/Knee
 """

@@ -1,7 +1,8 @@
 """CAMUS: the heart in two views of ultrasound at end-diastole and end-systole; the four images of a patient stay together.
 
 Leclerc et al., IEEE TMI 38(9):2198-2210, 2019. The release as NIfTI (``database_nifti``). Patients that
-``database_split/subgroup_testing.txt`` lists are test images, if the file is there; without it, all train. Sequences are left out.
+``database_split/subgroup_testing.txt`` lists are test images, if the file is there; without it, all train. Sequences are
+left out.
 
     nndiffseg_convert CAMUS CAMUS_public
 """

@@ -1,8 +1,8 @@
 """MoNuSeg: nuclei in histology of several organs, drawn as polygons; images of one patient stay together.
 
-Kumar et al., IEEE TMI 36(7):1550, 2017 and 39(5):1380, 2020. All nuclei are one label; nuclei that touch grow together, as in the
-binary scores that are published. The patient is the first twelve characters of the name (TCGA-XX-YYYY). The training data have 30
-images in the paper and 37 in the download of today.
+Kumar et al., IEEE TMI 36(7):1550, 2017 and 39(5):1380, 2020. All nuclei are one label; nuclei that touch grow together, as
+in the binary scores that are published. The patient is the first twelve characters of the name (TCGA-XX-YYYY). The training
+data have 30 images in the paper and 37 in the download of today.
 
     nndiffseg_convert MoNuSeg FOLDER     with "MoNuSeg 2018 Training Data" and "MoNuSegTestData" in it
 """

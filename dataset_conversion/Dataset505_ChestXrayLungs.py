@@ -1,8 +1,9 @@
 """Lungs in chest radiographs: Montgomery County, Shenzhen and JSRT, or those of them that are there.
 
-Jaeger et al., Quant Imaging Med Surg 4(6):475, 2014 (Montgomery: one mask for each lung; Shenzhen: 566 of its 662 radiographs have
-masks by Stirenko et al., the others are left out); Shiraishi et al., AJR 174:71, 2000, with the masks of van Ginneken et al., Med
-Image Anal 10:19, 2006 (JSRT: raw 2048x2048 images of 12 bits, masks of 1024x1024 as GIF, doubled here). Both lungs are one label.
+Jaeger et al., Quant Imaging Med Surg 4(6):475, 2014 (Montgomery: one mask for each lung; Shenzhen: 566 of its 662
+radiographs have masks by Stirenko et al., the others are left out); Shiraishi et al., AJR 174:71, 2000, with the masks of
+van Ginneken et al., Med Image Anal 10:19, 2006 (JSRT: raw 2048x2048 images of 12 bits, masks of 1024x1024 as GIF, doubled
+here). Both lungs are one label.
 
     nndiffseg_convert ChestXrayLungs FOLDER     with any of MontgomerySet, ChinaSet_AllFiles (and mask), JSRT (and SCR)
 """

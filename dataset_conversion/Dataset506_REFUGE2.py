@@ -1,9 +1,9 @@
 """REFUGE2: optic disc and cup in fundus photographs, as regions: the disc contains the cup.
 
-Orlando et al., Med Image Anal 59:101570, 2020; Fang et al., arXiv 2202.08994. The 1200 photographs of REFUGE (g, n: training;
-V: validation; T: test) have masks: 0 cup, 128 rim of the disc, 255 background. Files are told by their names, so the layouts of both
-challenges and the one with folders ``train``, ``val``, ``test`` are read. Training and validation train here, as in REFUGE2; T are
-test images. Patients are not published.
+Orlando et al., Med Image Anal 59:101570, 2020; Fang et al., arXiv 2202.08994. The 1200 photographs of REFUGE (g, n:
+training; V: validation; T: test) have masks: 0 cup, 128 rim of the disc, 255 background. Files are told by their names, so
+the layouts of both challenges and the one with folders ``train``, ``val``, ``test`` are read. Training and validation train
+here, as in REFUGE2; T are test images. Patients are not published.
 
     nndiffseg_convert REFUGE2 FOLDER
 """
@@ -33,7 +33,8 @@ REFUGE2 = Published(
     number=506,
     task="optic disc and cup (regions) in fundus photographs, 2D",
     licence="research only, registration",
-    reference="Orlando et al., REFUGE Challenge, Med Image Anal 59:101570, 2020; Fang et al., REFUGE2 Challenge, arXiv 2202.08994",
+    reference="Orlando et al., REFUGE Challenge, Med Image Anal 59:101570, 2020; "
+    "Fang et al., REFUGE2 Challenge, arXiv 2202.08994",
     get="https://refuge.grand-challenge.org",
     channels=("R", "G", "B"),
     labels={"background": 0, "disc": (1, 2), "cup": (2,)},

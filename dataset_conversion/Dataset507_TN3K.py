@@ -1,7 +1,8 @@
 """TN3K: thyroid nodules in ultrasound, with the five folds that the publishers give.
 
-Gong et al., ISBI 2021 and Comput Biol Med 155:106389, 2023. The masks are JPEG, so 128 and above is the nodule. Which images belong
-to one of the 2421 patients is not published; the folds of ``tn3k-trainval-fold0.json`` to ``4`` are taken where they are there.
+Gong et al., ISBI 2021 and Comput Biol Med 155:106389, 2023. The masks are JPEG, so 128 and above is the nodule. Which
+images belong to one of the 2421 patients is not published; the folds of ``tn3k-trainval-fold0.json`` to ``4`` are taken
+where they are there.
 
     nndiffseg_convert TN3K tn3k
 """

@@ -1,7 +1,8 @@
 """DDTI: thyroid nodules in ultrasound, as TRFE-Net and others give it: 637 images with masks.
 
-Pedraza et al., SPIE 9287:92870W, 2015. The first release has outlines in XML; this is the one with folders ``image`` and ``mask``
-(``1_or_data`` in some downloads). Which images belong to one patient is not told by it, so folds may divide patients.
+Pedraza et al., SPIE 9287:92870W, 2015. The first release has outlines in XML; this is the one with folders ``image`` and
+``mask`` (``1_or_data`` in some downloads). Which images belong to one patient is not told by it, so folds may divide
+patients.
 
     nndiffseg_convert DDTI DDTI
 """

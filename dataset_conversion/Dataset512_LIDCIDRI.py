@@ -1,10 +1,11 @@
 """LIDC-IDRI: lung nodules in CT, outlined by four radiologists; one case for each nodule, cut out of its scan.
 
-Armato et al., Med Phys 38(2):915-931, 2011. A nodule is what hangs together in the union of all readers' outlines of nodules of
-3 mm or more; the case is the box around it with 16 mm on each side, in the scan's geometry and in Hounsfield units, and the label of
-a reader is all that this reader outlined in the box, nothing where it was not seen. Readers are told apart in a scan only: reader1 of
-two scans need not be one person. Outlines are the first pixels outside, so they do not belong to the nodule. Scans of one patient
-stay together. DICOM folders and XML files are matched by the series, so the XML may lie elsewhere.
+Armato et al., Med Phys 38(2):915-931, 2011. A nodule is what hangs together in the union of all readers' outlines of
+nodules of 3 mm or more; the case is the box around it with 16 mm on each side, in the scan's geometry and in Hounsfield
+units, and the label of a reader is all that this reader outlined in the box, nothing where it was not seen. Readers are
+told apart in a scan only: reader1 of two scans need not be one person. Outlines are the first pixels outside, so they do
+not belong to the nodule. Scans of one patient stay together. DICOM folders and XML files are matched by the series, so the
+XML may lie elsewhere.
 
     nndiffseg_convert LIDC-IDRI FOLDER     with LIDC-IDRI-0001/.../000001.dcm and .../069.xml
 """
@@ -16,7 +17,6 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy import ndimage
 from tqdm import tqdm
@@ -45,8 +45,8 @@ def find(source: Path, progress: bool) -> tuple[list[SourceCase], list[str]]:
             found.setdefault(uid, file)
     if not found:
         raise UserError(
-            f"{source} holds no CT scan of LIDC-IDRI with its XML file, such as LIDC-IDRI-0001/.../000001.dcm and 069.xml; give the "
-            "folder that holds both."
+            f"{source} holds no CT scan of LIDC-IDRI with its XML file, such as LIDC-IDRI-0001/.../000001.dcm and 069.xml; "
+            "give the folder that holds both."
         )
     if alone := sorted(str(s.folder) for uid, s in series.items() if uid not in found):
         more = f" (and {len(alone) - 1} more like it)" if len(alone) > 1 else ""

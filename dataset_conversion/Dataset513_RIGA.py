@@ -1,9 +1,10 @@
 """RIGA: optic disc and cup in fundus photographs, drawn by six ophthalmologists; regions, since the disc contains the cup.
 
-Almazroa et al., SPIE 10579:105790B, 2018. Each annotation is a copy of the photograph (``image1prime``) with two contours drawn into
-it (``image1-1`` to ``image1-6``). The contours are where both differ; filled, the larger is the disc, the smaller, inside it, the
-cup. Where that does not give two such regions (contours that touch, a blurred JPEG), the annotation is left out and said so: a wrong
-label would be worse. BinRushed1 has no photographs without contours; BinRushed1-Corrected is read instead.
+Almazroa et al., SPIE 10579:105790B, 2018. Each annotation is a copy of the photograph (``image1prime``) with two contours
+drawn into it (``image1-1`` to ``image1-6``). The contours are where both differ; filled, the larger is the disc, the
+smaller, inside it, the cup. Where that does not give two such regions (contours that touch, a blurred JPEG), the annotation
+is left out and said so: a wrong label would be worse. BinRushed1 has no photographs without contours; BinRushed1-Corrected
+is read instead.
 
     nndiffseg_convert RIGA FOLDER     with BinRushed, Magrabia and MESSIDOR
 """

@@ -1,8 +1,8 @@
 """CURVAS and CURVAS-PDACVI: abdominal CT with three annotations of three organs, or five of a pancreatic tumour.
 
-Riera-Marín et al., arXiv 2505.08685 (CURVAS, MICCAI 2024) and arXiv 2604.27582 (CURVAS-PDACVI, 2025). Training cases train; validation
-and test cases, where they are there, are test images with all annotations in ``labelsTs/CASE``. The first annotation of PDACVI is
-PANORAMA's.
+Riera-Marín et al., arXiv 2505.08685 (CURVAS, MICCAI 2024) and arXiv 2604.27582 (CURVAS-PDACVI, 2025). Training cases train;
+validation and test cases, where they are there, are test images with all annotations in ``labelsTs/CASE``. The first
+annotation of PDACVI is PANORAMA's.
 
     nndiffseg_convert CURVAS FOLDER            with training_set, validation_set, testing_set
     nndiffseg_convert CURVAS-PDACVI FOLDER     with training_set

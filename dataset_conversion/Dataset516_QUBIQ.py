@@ -1,8 +1,8 @@
 """QUBIQ 2020 and 2021: nine binary tasks in MRI and CT, each image annotated by two to seven experts.
 
-Li et al., arXiv 2405.18435. Each task is a dataset of its own, since the tasks of one image overlap. Training cases train; validation
-cases, where they are there, are test images with all annotations in ``labelsTs/CASE``. ``case1-1`` and ``case1-2`` of the pancreas are
-one patient.
+Li et al., arXiv 2405.18435. Each task is a dataset of its own, since the tasks of one image overlap. Training cases train;
+validation cases, where they are there, are test images with all annotations in ``labelsTs/CASE``. ``case1-1`` and
+``case1-2`` of the pancreas are one patient.
 
     nndiffseg_convert QUBIQ-kidney FOLDER     with training_data_v3_QC/kidney/Training/case01/... or the like
 """

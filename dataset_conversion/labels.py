@@ -17,7 +17,7 @@ LabelReader = Callable[[Sequence[Path], NDArray], NDArray[np.uint8]]
 
 
 class UnusableAnnotationError(UserError):
-    """An annotation that cannot be made out. It is left out, and named; anything else that is wrong with a file ends the work."""
+    """An annotation that cannot be made out. It is left out, and named; any other fault of a file ends the work."""
 
 
 @dataclass(frozen=True)

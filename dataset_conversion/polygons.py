@@ -15,8 +15,8 @@ def fill(outlines: Iterable[Outline], shape: tuple[int, int], *, edge: bool = Tr
     """What lies inside any of the outlines.
 
     Args:
-        outlines: each a list of ``(x, y)`` in pixels, pixel centres at whole numbers. Those with fewer than three points or with
-            numbers that are not finite are left out.
+        outlines: each a list of ``(x, y)`` in pixels, pixel centres at whole numbers. Those with fewer than three points or
+            with numbers that are not finite are left out.
         shape: height and width.
         edge: the outlines' own pixels belong to the mask.
 

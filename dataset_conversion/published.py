@@ -127,25 +127,11 @@ class Published:
         cases, remarks = self._find(source, progress)
         groups = self.groups(source, [c.name for c in cases]) if self.groups else {}
         cases = [SourceCase(c.name, c.image, c.labels, c.test, groups.get(c.name, c.group or c.name)) for c in cases]
-        if processes is None:
-            processes = default_processes() if len(cases) >= MANY else 1
         name = folder_name(self.name, self.number if dataset_id is None else dataset_id)
         with new_dataset(raw, name, overwrite=overwrite) as folder:
             for sub in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
                 (folder / sub).mkdir()
-            arguments = [(self, case, folder) for case in cases]
-            written = [
-                w
-                for several in map_cases(
-                    write_case,
-                    arguments,
-                    processes,
-                    description=f"Converting {self.name}",
-                    progress=progress,
-                    flags="nnUNet_def_n_proc=1",
-                )
-                for w in several
-            ]
+            written = self._write(folder, cases, progress, processes)
             remarks += _summed([r for w in written for r in w.remarks])
             number = self._finish(folder, source, [w for w in written if not w.test and w.annotations])
             for sub in ("imagesTs", "labelsTs"):
@@ -159,8 +145,21 @@ class Published:
             return self.cases(source, progress)
         return find_cases(self.name, self.parts, source, self.raters)
 
+    def _write(self, folder: Path, cases: Sequence[SourceCase], progress: bool, processes: int | None) -> list[Written]:
+        if processes is None:
+            processes = default_processes() if len(cases) >= MANY else 1
+        several = map_cases(
+            write_case,
+            [(self, case, folder) for case in cases],
+            processes,
+            description=f"Converting {self.name}",
+            progress=progress,
+            flags="nnUNet_def_n_proc=1",
+        )
+        return [written for some in several for written in some]
+
     def _finish(self, folder: Path, source: Path, written: Sequence[Written]) -> int:
-        """Writes folds, groups and, where there are several, the annotations of validation cases; returns the number of cases."""
+        """Writes folds, groups and the annotations of validation cases; returns the number of cases."""
         if not written:
             raise UserError(f"{source} holds no usable label of {self.name}; download it again.")
         names, groups = [w.name for w in written], [w.group for w in written]

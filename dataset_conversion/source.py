@@ -136,8 +136,8 @@ def _cases_of(part: Part, files: Mapping[str, Path], source: Path, used: set[str
         for found in annotations.values():
             if len(found) != part.pieces:
                 raise UserError(
-                    f"{files[path]} has {len(found)} of the {part.pieces} files of a label (here {found[0].name}); complete the "
-                    "download, or take the image and its labels out."
+                    f"{files[path]} has {len(found)} of the {part.pieces} files of a label (here {found[0].name}); complete "
+                    "the download, or take the image and its labels out."
                 )
         yield SourceCase(names[key], files[path], {r: tuple(annotations[r]) for r in sorted(annotations)}, part.test)
 

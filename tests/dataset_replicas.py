@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
-from PIL import Image
-
-SIDE = 16
+from replica_files import SIDE, blocks, colours, ct, grey, picture, ring, square, volume
 
 
 @dataclass(frozen=True)
@@ -35,48 +32,6 @@ class Replica:
     label: str
     extra: str
     groups: int | None = None
-
-
-def picture(file: Path, array: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(file)
-
-
-def volume(file: Path, array: np.ndarray, spacing: Sequence[float] = (0.5, 0.75, 2.0)) -> None:
-    """An image with an origin and a direction of its own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing[: array.ndim])
-    image.SetOrigin((3.0, -5.0, 7.0)[: array.ndim])
-    if array.ndim == 3:
-        image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
-    sitk.WriteImage(image, str(file), True)
-
-
-def colours(seed: int, side: int = SIDE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3)).astype(np.uint8)
-
-
-def grey(seed: int, side: int = SIDE) -> np.ndarray:
-    return colours(seed, side)[..., 0]
-
-
-def square(value: int, start: int = 4, stop: int = 10, side: int = SIDE, background: int = 0) -> np.ndarray:
-    mask = np.full((side, side), background, np.uint8)
-    mask[start:stop, start:stop] = value
-    return mask
-
-
-def ct(seed: int, depth: int = 4) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-1000, 1000, (depth, SIDE, SIDE)).astype(np.int16)
-
-
-def blocks(values: Sequence[int], depth: int = 4, shift: int = 0) -> np.ndarray:
-    """One slab for each value."""
-    label = np.zeros((depth, SIDE, SIDE), np.uint8)
-    for i, value in enumerate(values):
-        label[1:3, 4 + shift : 10, i] = value
-    return label
 
 
 def hippocampus(folder: Path) -> None:
@@ -206,15 +161,6 @@ def btcv(folder: Path) -> None:
     volume(folder / "RawData/Testing/img/img0061.nii.gz", ct(61))
 
 
-def ring(image: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """A copy with a closed square contour drawn into it."""
-    drawn = image.copy()
-    inner = drawn[start + 1 : stop - 1, start + 1 : stop - 1].copy()
-    drawn[start:stop, start:stop] = (0, 0, 255)
-    drawn[start + 1 : stop - 1, start + 1 : stop - 1] = inner
-    return drawn
-
-
 def riga(folder: Path) -> None:
     for place in ("BinRushed/BinRushed1-Corrected", "Magrabia/MagrabiFemale", "MESSIDOR"):
         for n in (1, 2):
@@ -264,66 +210,12 @@ def qubiq(folder: Path) -> None:
             volume(place / f"task01_seg{rater:02d}.nii.gz", blocks((1,), shift=rater))
 
 
-def dicom_series(folder: Path, scan: np.ndarray, patient: str, uid: str, *, modality: str = "CT") -> list[str]:
-    """A series ``(z, y, x)`` of 0.7x0.7x2.5 mm whose file names are not in the order of the slices; ids of its images in order."""
-    folder.mkdir(parents=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    uids = []
-    for z, pixels in enumerate(scan):
-        image = sitk.GetImageFromArray(pixels)
-        image.SetSpacing((0.7, 0.7))
-        uids.append(f"{uid}.{z + 1}")
-        for tag, value in {
-            "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
-            "0008|0018": uids[-1],
-            "0008|0060": modality,
-            "0010|0020": patient,
-            "0020|000d": "1.2.9",
-            "0020|000e": uid,
-            "0020|0032": f"-3\\4\\{-20 + 2.5 * z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0020|0013": str(z),
-            "0018|0050": "2.5",
-            "0028|1052": "-1024",
-            "0028|1053": "1",
-        }.items():
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{(7 * z + 3) % len(scan):06d}.dcm"))
-        writer.Execute(image)
-    return uids
+def _volumes(make: Callable[[Path], None], training: int, test: int, case: str, labels: str, groups: int) -> Replica:
+    """A dataset with a folder for each case."""
+    return Replica(make, training, test, f"{case}/image.nii.gz", f"{case}/{labels}.nii.gz", f"{case}/mean.nii.gz", groups)
 
 
-def lidc(folder: Path) -> None:
-    """Two scans of one patient and one of another; each has a nodule of all four readers and one of two of them."""
-    for n, (patient, uid) in enumerate((("0001", "1.2.1"), ("0001", "1.2.2"), ("0007", "1.2.3"))):
-        place = folder / f"LIDC-IDRI-{patient}/study{n}/series{n}"
-        scan = np.random.default_rng(n).integers(-1000, 1000, (9, 64, 64)).astype(np.int16)
-        slices = dicom_series(place, scan, f"LIDC-IDRI-{patient}", uid)
-        (place / "069.xml").write_text(lidc_xml(uid, slices))
-
-
-def lidc_xml(uid: str, slices: Sequence[str]) -> str:
-    """Readers 1 to 4 outline a square of slices 3 and 4, growing with the reader, readers 3 and 4 a far one of slice 4; reader 1 a hole."""
-
-    def roi(z: int, x: int, size: int, inclusion: str = "TRUE") -> str:
-        corners = [(x, 10), (x + size, 10), (x + size, 10 + size), (x, 10 + size)]
-        edge = "".join(f"<edgeMap><xCoord>{a}</xCoord><yCoord>{b}</yCoord></edgeMap>" for a, b in corners)
-        return f"<roi><imageSOP_UID>{slices[z]}</imageSOP_UID><inclusion>{inclusion}</inclusion>{edge}</roi>"
-
-    small = f"<roi><imageSOP_UID>{slices[6]}</imageSOP_UID><edgeMap><xCoord>3</xCoord><yCoord>3</yCoord></edgeMap></roi>"
-    sessions = ""
-    for reader in range(1, 5):
-        near = roi(3, 8, 5 + reader) + roi(4, 8, 5 + reader) + (roi(3, 9, 4, "FALSE") if reader == 1 else "")
-        far = f"<unblindedReadNodule>{roi(4, 52, 6)}</unblindedReadNodule>" if reader > 2 else ""
-        sessions += (
-            f"<readingSession><unblindedReadNodule>{near}</unblindedReadNodule>{far}"
-            f"<unblindedReadNodule>{small}</unblindedReadNodule></readingSession>"
-        )
-    header = f"<ResponseHeader><SeriesInstanceUid>{uid}</SeriesInstanceUid></ResponseHeader>"
-    return f'<?xml version="1.0"?><LidcReadMessage xmlns="http://www.nih.gov">{header}{sessions}</LidcReadMessage>'
-
-
+_BTCV, _QUBIQ = "RawData/Training", "training_data_v3_QC"
 _GLAS = "Warwick QU Dataset (Released 2016_07_08)"
 _MONUSEG = "MoNuSeg 2018 Training Data"
 REPLICAS = {
@@ -392,58 +284,11 @@ REPLICAS = {
         "ISIC2018_Task1_Training_GroundTruth/ISIC_0000012_segmentation.png",
         "ISIC2018_Task1-2_Training_Input/cover.jpg",
     ),
-    "BTCV": Replica(
-        btcv,
-        3,
-        1,
-        "RawData/Training/img/img0002.nii.gz",
-        "RawData/Training/label/label0002.nii.gz",
-        "RawData/Training/img/atlas.nii.gz",
-    ),
+    "BTCV": Replica(btcv, 3, 1, f"{_BTCV}/img/img0002.nii.gz", f"{_BTCV}/label/label0002.nii.gz", f"{_BTCV}/img/atlas.nii.gz"),
     "RIGA": Replica(riga, 36, 0, "MESSIDOR/image2prime.tif", "MESSIDOR/?mage2-*.tif", "MESSIDOR/image2-7.tif", 6),
-    "CURVAS": Replica(
-        curvas,
-        9,
-        2,
-        "training_set/UKCHLL002/image.nii.gz",
-        "training_set/UKCHLL002/annotation_*.nii.gz",
-        "training_set/UKCHLL002/majority.nii.gz",
-        3,
-    ),
-    "CURVAS-PDACVI": Replica(
-        pdacvi,
-        10,
-        0,
-        "training_set/PDAC_02/image.nii.gz",
-        "training_set/PDAC_02/annotation_*.nii.gz",
-        "training_set/PDAC_02/annotation_9.nii.gz",
-        2,
-    ),
-    "QUBIQ-kidney": Replica(
-        qubiq,
-        6,
-        1,
-        "training_data_v3_QC/kidney/Training/case01/image.nii.gz",
-        "training_data_v3_QC/kidney/Training/case01/task01_*.nii.gz",
-        "training_data_v3_QC/kidney/Training/case01/mean.nii.gz",
-        2,
-    ),
-    "QUBIQ-brain-tumor-2": Replica(
-        qubiq,
-        6,
-        0,
-        "training_data_v3_QC/brain-tumor/Training/case01/image.nii.gz",
-        "training_data_v3_QC/brain-tumor/Training/case01/task02_*.nii.gz",
-        "training_data_v3_QC/brain-tumor/Training/case01/mean.nii.gz",
-        2,
-    ),
-    "QUBIQ-pancreas": Replica(
-        qubiq,
-        8,
-        0,
-        "training_data_v3_QC/pancreas/case2-1/image.nii.gz",
-        "training_data_v3_QC/pancreas/case2-1/task01_*.nii.gz",
-        "training_data_v3_QC/pancreas/case2-1/mean.nii.gz",
-        3,
-    ),
+    "CURVAS": _volumes(curvas, 9, 2, "training_set/UKCHLL002", "annotation_*", 3),
+    "CURVAS-PDACVI": _volumes(pdacvi, 10, 0, "training_set/PDAC_02", "annotation_*", 2),
+    "QUBIQ-kidney": _volumes(qubiq, 6, 1, f"{_QUBIQ}/kidney/Training/case01", "task01_*", 2),
+    "QUBIQ-brain-tumor-2": _volumes(qubiq, 6, 0, f"{_QUBIQ}/brain-tumor/Training/case01", "task02_*", 2),
+    "QUBIQ-pancreas": _volumes(qubiq, 8, 0, f"{_QUBIQ}/pancreas/case2-1", "task01_*", 3),
 }

@@ -8,7 +8,8 @@ import re
 import shutil
 
 import pytest
-from dataset_replicas import REPLICAS, colours, picture, square
+from dataset_replicas import REPLICAS
+from replica_files import colours, picture, square
 
 from nndiffseg.cli import convert, plan_and_preprocess
 from nndiffseg.dataset_conversion.catalogue import BY_NNUNET, converters

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from dataset_replicas import glas, square
+from dataset_replicas import glas
 from PIL import Image
+from replica_files import square
 
 from nndiffseg.dataset_conversion.Dataset501_GlaS import GLAS, by_patient
 

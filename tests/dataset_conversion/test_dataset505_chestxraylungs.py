@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from dataset_replicas import lungs, picture, square
+from dataset_replicas import lungs
 from PIL import Image
+from replica_files import picture, square
 
 from nndiffseg.dataset_conversion import Dataset505_ChestXrayLungs as module
 from nndiffseg.errors import UserError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from dataset_replicas import REPLICAS, colours, picture, square
+from dataset_replicas import REPLICAS
 from PIL import Image
+from replica_files import colours, picture, square
 
 from nndiffseg.data.check import check_dataset
 from nndiffseg.dataset_conversion.Dataset506_REFUGE2 import REFUGE2

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dataset_replicas import lidc, lidc_xml
+from replica_files import lidc, lidc_xml
 
 from nndiffseg.data.check import check_dataset
 from nndiffseg.dataset_conversion.Dataset512_LIDCIDRI import LIDC, reader_masks

@@ -7,8 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from dataset_replicas import colours, picture, riga, ring, square
+from dataset_replicas import riga
 from PIL import Image
+from replica_files import colours, picture, ring, square
 
 from nndiffseg.dataset_conversion.Dataset513_RIGA import RIGA, disc_and_cup
 from nndiffseg.dataset_conversion.labels import UnusableAnnotationError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK as sitk
-from dataset_replicas import blocks, curvas, volume
+from dataset_replicas import curvas
+from replica_files import blocks, volume
 
 from nndiffseg.dataset_conversion.Dataset514_CURVAS import CURVAS
 

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dataset_replicas import ct, qubiq, square
+from dataset_replicas import qubiq
+from replica_files import ct, square
 
 from nndiffseg.dataset_conversion.catalogue import converters
 

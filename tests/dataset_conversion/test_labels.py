@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dataset_replicas import picture, square
+from replica_files import picture, square
 
 from nndiffseg.dataset_conversion.labels import Above, Values, map_values
 from nndiffseg.errors import UserError

@@ -7,7 +7,7 @@ import gzip
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dataset_replicas import blocks, ct, square, volume
+from replica_files import blocks, ct, square, volume
 
 from nndiffseg.dataset_conversion.volumes import read_channels, read_label_volume
 from nndiffseg.errors import UserError

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nndiffseg.data.check import check_dataset
 from nndiffseg.dataset_conversion.Dataset004_Hippocampus import HIPPOCAMPUS, by_subject
@@ -23,9 +25,12 @@ def test_the_real_volumes_in_the_layout_of_the_decathlon(hippocampus, tmp_path):
             (tmp_path / "Task04_Hippocampus" / kind / file.name.replace("_0000", "")).symlink_to(file)
     folder = HIPPOCAMPUS.convert(tmp_path / "Task04_Hippocampus", tmp_path / "raw", progress=False, processes=1)
     assert check_dataset(folder, progress=False) == []
-    for kind in ("imagesTr", "labelsTr"):
-        for file in (hippocampus / kind).iterdir():
-            assert (folder / kind / file.name).read_bytes() == file.read_bytes()
+    for file in (hippocampus / "imagesTr").iterdir():
+        assert (folder / "imagesTr" / file.name).read_bytes() == file.read_bytes()
+    for file in (hippocampus / "labelsTr").iterdir():
+        new, old = (sitk.ReadImage(str(f)) for f in (folder / "labelsTr" / file.name, file))
+        assert new.GetPixelID() == sitk.sitkUInt8  # two of them are stored as fractions
+        np.testing.assert_array_equal(sitk.GetArrayViewFromImage(new), sitk.GetArrayViewFromImage(old))
     (remark,) = json.loads((folder / "dataset.json").read_text())["remarks"]
     assert "203 training images (published: 260) and 0 test images (published: 130)" in remark
     for fold in json.loads((folder / "splits_final.json").read_text()):

@@ -43,6 +43,7 @@ def official(shared_data):
     return source
 
 
+@pytest.mark.slow
 def test_the_real_files_give_the_masks_that_were_drawn_from_them(shared_data, tmp_path, capsys):
     source, half = official(shared_data), shared_data / "monuseg" / "half_size" / "labels"
     assert convert.main(["MoNuSeg", str(source), "--raw", str(tmp_path), "--no_pbar"]) == 0

@@ -32,7 +32,7 @@ TN3K = Published(
     name="TN3K",
     number=507,
     task="thyroid nodules in ultrasound, 2D",
-    licence="MIT",
+    licence="MIT, as the repository that gives it",
     reference="Gong et al., Thyroid Region Prior Guided Attention for Ultrasound Segmentation of Thyroid Nodules, "
     "Comput Biol Med 155:106389, 2023",
     get="https://github.com/haifangong/TRFE-Net-for-thyroid-nodule-segmentation",

@@ -52,7 +52,7 @@ def _task(
         name=name,
         number=number,
         task=f"{structure}, {raters} annotations",
-        licence="CC BY-NC-SA 4.0",
+        licence="non-commercial; see the challenge's terms",
         reference="Li et al., QUBIQ: Uncertainty Quantification for Biomedical Image Segmentation Challenge, arXiv 2405.18435",
         get="https://qubiq21.grand-challenge.org/participation",
         channels=channels,

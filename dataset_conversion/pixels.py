@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from nndiffseg.data.file_kind import READ_ERRORS
 from nndiffseg.errors import UserError
 
 #: most pixels of an image: a radiograph has 20 million, a dermoscopy 30
@@ -38,8 +39,10 @@ def read_picture(file: Path, *, colour: bool) -> NDArray:
 
 def _read(file: Path, mode: str | None) -> NDArray:
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
+            image = Image.open(file)
+        with image:
             if image.width * image.height > MOST_PIXELS:
                 raise UserError(f"{file} has {image.width}x{image.height} pixels, which no image here has; replace it.")
             if mode is None or image.mode == mode:
@@ -49,8 +52,8 @@ def _read(file: Path, mode: str | None) -> NDArray:
             return np.asarray(image.convert(mode))
     except FileNotFoundError:
         raise UserError(f"{file} is missing; put it there or download the dataset again (docs/datasets.md).") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+    except (*READ_ERRORS, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file} cannot be read as an image ({reason}); replace it.") from None
 
 

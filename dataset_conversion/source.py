@@ -65,7 +65,8 @@ class SourceCase:
 def list_files(source: Path) -> dict[str, Path]:
     """All files below a folder: path with its name in front, ``/`` between folders -> file, sorted.
 
-    Hidden files and folders are left out, and so is what macOS packs beside the files.
+    Hidden files and folders are left out, and so are what macOS packs beside the files and datasets in nnU-Net's raw format,
+    which may lie there when ``source`` is the working folder.
 
     Raises:
         UserError: it is no folder, or holds more files than any dataset does.
@@ -77,7 +78,7 @@ def list_files(source: Path) -> dict[str, Path]:
     seen: set[str] = set()
     for folder, inner, names in os.walk(source, followlinks=True):
         real = os.path.realpath(folder)
-        inner[:] = sorted(n for n in inner if not n.startswith(".") and n != "__MACOSX" and real not in seen)
+        inner[:] = sorted(n for n in inner if not _skipped(n) and real not in seen)
         if real in seen:  # a link back
             continue
         seen.add(real)
@@ -87,6 +88,10 @@ def list_files(source: Path) -> dict[str, Path]:
         if len(found) > MOST_FILES:
             raise UserError(f"{source} holds more than {MOST_FILES:,} files; give the dataset's own folder.")
     return found
+
+
+def _skipped(folder: str) -> bool:
+    return folder.startswith(".") or folder == "__MACOSX" or re.fullmatch(r"Dataset\d{3,}_.+", folder) is not None
 
 
 def find_cases(title: str, parts: Sequence[Part], source: Path, raters: int) -> tuple[list[SourceCase], list[str]]:

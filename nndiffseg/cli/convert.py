@@ -82,7 +82,7 @@ def _report(target: Path, number: int, *, unchanged: bool) -> None:
     from nndiffseg.data.files import read_json
 
     for remark in read_json(target / "dataset.json").get("remarks", []):
-        print(f"Note: {remark}")
+        print(f"Note: {UserError(str(remark))}")  # which may repeat names of foreign files
     with suppress(ValueError):  # the shorter path
         target = target.relative_to(Path.cwd())
     told = f"{target} is there already, with the very same files." if unchanged else f"Wrote {target}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 
@@ -66,6 +67,18 @@ def test_other_files_do_not_replace_a_dataset_unless_asked_to(kidneys, tmp_path,
     assert error.count("\n") == 1
     assert convert.main([*words, "--overwrite"]) == 0
     assert "Wrote" in capsys.readouterr().out
+
+
+def test_names_of_foreign_files_cannot_control_the_terminal(tmp_path, capsys):
+    REPLICAS["DDTI"].make(tmp_path / "source")
+    for name in (b"\x1b[2J\nerror.PNG", b"\xff\xfe.PNG"):
+        with open(os.path.join(os.fsencode(tmp_path / "source" / "1_or_data" / "image"), name), "wb"):
+            pass
+    assert convert.main(["DDTI", str(tmp_path / "source"), "--raw", str(tmp_path / "raw"), "--no_pbar"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\n") == 3  # two notes and where it was written
+    assert "Left out, since their names are none of the dataset's: " in out
 
 
 @pytest.mark.parametrize(

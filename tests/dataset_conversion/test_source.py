@@ -21,7 +21,9 @@ def files(folder, *names):
 
 
 def test_paths_begin_with_the_name_of_the_folder_and_leave_hidden_files_out(tmp_path):
-    folder = files(tmp_path / "Set", "b.png", "deep/a.png", ".b.png", ".git/c.png", "__MACOSX/._b.png")
+    folder = files(
+        tmp_path / "Set", "b.png", "deep/a.png", ".b.png", ".git/c.png", "__MACOSX/._b.png", "raw/Dataset504_MoNuSeg/a.png"
+    )
     found = list_files(folder)
     assert list(found) == ["Set/b.png", "Set/deep/a.png"]
     assert found["Set/deep/a.png"].read_text() == "deep/a.png"

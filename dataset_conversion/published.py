@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ class Published:
     open: Callable[[Published, SourceCase], Iterator[OpenCase]] | None = None
 
     def converter(self) -> Converter:
-        """What the command knows of it."""
-        return Converter(self.name, self.number, self.task, self.licence, self.get, self.convert)
+        """What the command knows of it; there worker processes can be started."""
+        convert = partial(self.convert, processes=None)
+        return Converter(self.name, self.number, self.task, self.licence, self.get, convert)
 
     def convert(
         self,
@@ -106,7 +108,7 @@ class Published:
         dataset_id: int | None = None,
         overwrite: bool = False,
         progress: bool = True,
-        processes: int | None = None,
+        processes: int | None = 1,
     ) -> Path:
         """Writes the dataset in nnU-Net's raw format.
 
@@ -116,7 +118,7 @@ class Published:
             dataset_id: number of the dataset.
             overwrite: replace the dataset if it exists.
             progress: show a progress bar.
-            processes: worker processes; default: several where there are many files.
+            processes: worker processes; None: several where there are many cases.
 
         Returns:
             The dataset's folder.

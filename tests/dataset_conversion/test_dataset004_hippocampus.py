@@ -23,7 +23,7 @@ def test_the_real_volumes_in_the_layout_of_the_decathlon(hippocampus, tmp_path):
         (tmp_path / "Task04_Hippocampus" / kind).mkdir(parents=True)
         for file in (hippocampus / kind).iterdir():
             (tmp_path / "Task04_Hippocampus" / kind / file.name.replace("_0000", "")).symlink_to(file)
-    folder = HIPPOCAMPUS.convert(tmp_path / "Task04_Hippocampus", tmp_path / "raw", progress=False, processes=1)
+    folder = HIPPOCAMPUS.convert(tmp_path / "Task04_Hippocampus", tmp_path / "raw", progress=False)
     assert check_dataset(folder, progress=False) == []
     for file in (hippocampus / "imagesTr").iterdir():
         assert (folder / "imagesTr" / file.name).read_bytes() == file.read_bytes()

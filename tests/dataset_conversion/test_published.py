@@ -6,6 +6,7 @@ import csv
 import json
 import pickle
 import shutil
+from functools import partial
 
 import pytest
 from dataset_replicas import REPLICAS
@@ -13,7 +14,6 @@ from dataset_replicas import REPLICAS
 from nndiffseg.data.check import check_dataset
 from nndiffseg.dataset_conversion.catalogue import converters
 from nndiffseg.dataset_conversion.Dataset508_DDTI import DDTI
-from nndiffseg.dataset_conversion.published import Published
 from nndiffseg.dataset_conversion.raw_dataset import first_difference
 from nndiffseg.errors import UserError
 
@@ -141,8 +141,8 @@ def test_another_folder_is_refused_with_what_is_missing(name, tmp_path):
 
 def test_worker_processes_can_be_given_every_dataset():
     for converter in converters().values():
-        dataset = getattr(converter.convert, "__self__", None)
-        if isinstance(dataset, Published):
+        if isinstance(converter.convert, partial):
+            dataset = converter.convert.func.__self__
             assert pickle.loads(pickle.dumps(dataset)) == dataset
 
 

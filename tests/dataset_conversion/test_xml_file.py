@@ -50,5 +50,5 @@ def test_missing_and_huge_files_are_refused(tmp_path, monkeypatch):
 
 
 def test_deep_nesting_is_no_danger(tmp_path):
-    (tmp_path / "a.xml").write_text("<a>" * 200_000 + "</a>" * 200_000)
-    assert sum(1 for _ in read_xml(tmp_path / "a.xml").iter("a")) == 200_000
+    (tmp_path / "a.xml").write_text("<a>" * 50_000 + "</a>" * 50_000)
+    assert sum(1 for _ in read_xml(tmp_path / "a.xml").iter("a")) == 50_000

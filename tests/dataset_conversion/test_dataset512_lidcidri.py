@@ -11,6 +11,7 @@ import pytest
 import SimpleITK as sitk
 from replica_files import lidc, lidc_xml
 
+from nndiffseg.cli import plan_and_preprocess
 from nndiffseg.data.check import check_dataset
 from nndiffseg.dataset_conversion.Dataset512_LIDCIDRI import LIDC, reader_masks
 from nndiffseg.errors import UserError
@@ -91,6 +92,16 @@ def test_scans_and_readings_that_do_not_belong_together_are_refused(source, tmp_
         LIDC.convert(half, tmp_path / "raw", progress=False)
     (half / "tcia-lidc-xml" / "158.xml").write_text(text)
     assert LIDC.convert(half, tmp_path / "raw", progress=False).is_dir()
+
+
+@pytest.mark.slow
+def test_the_nodules_can_be_planned_and_preprocessed(converted, tmp_path):
+    words = (
+        f"-d 512 -c 3d_fullres -pl DiffSegPlannerS --verify_dataset_integrity --no_pbar -np 1 --raw {converted.parent} "
+        f"--preprocessed {tmp_path} --results {tmp_path / 'results'}"
+    )
+    assert plan_and_preprocess.main(words.split()) == 0
+    assert len(list((tmp_path / converted.name).glob("*/*.pkl"))) == 24
 
 
 def test_a_folder_without_scans_is_refused_in_one_sentence(tmp_path):

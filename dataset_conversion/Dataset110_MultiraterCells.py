@@ -1,7 +1,7 @@
 """Multi-rater cells: phase-contrast microscopy, one cell in each image, 9 or 10 annotations of each.
 
 Three subsets of the BU-BIL collection (Gurari et al., WACV 2015): rat and rabbit smooth muscle cells and fibroblasts.
-The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.common`.
+The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.multirater`.
 
 Split by blocks. Neighbouring numbers can be frames of one movie, so each subset is cut, in the order of its numbers, into
 five blocks of nearly equal length; fold k validates the k-th block of every subset. A cut never divides an
@@ -12,20 +12,19 @@ group of its own, and only the blocks keep neighbours together.
 Two tools of one person are two annotations, but no independent raters: ``cases.csv`` and the names in ``ratersTr`` tell
 person and tool.
 
-    python -m nndiffseg.dataset_conversion.Dataset110_MultiraterCells -i multirater_cells
+    nndiffseg_convert MultiraterCells multirater_cells
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import FOLDS, contiguous_folds
-from nndiffseg.dataset_conversion.command import command
+from nndiffseg.data.names import check_case_id
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage, annotation_folders, write_multirater
-from nndiffseg.dataset_conversion.raw_dataset import dataset_json, new_dataset, read_csv
+from nndiffseg.dataset_conversion.raw_dataset import Converter, dataset_json, new_dataset, read_csv
 from nndiffseg.errors import UserError
 
 NUMBER = 110
@@ -82,6 +81,8 @@ def read_subsets(source: Path) -> dict[str, list[AnnotatedImage]]:
     """
     rows = read_csv(source / "crops.csv", ("subset", "name", "inferred_group"))
     names = [row["name"] for row in rows]
+    for name in (*names, *{row["subset"] for row in rows}):
+        check_case_id(name, str(source / "crops.csv"))
     if twice := sorted({n for n in names if names.count(n) > 1}):
         raise UserError(f"{source / 'crops.csv'} lists {twice[0]} twice; download the dataset again (docs/datasets.md).")
     subsets: dict[str, list[AnnotatedImage]] = {}
@@ -103,11 +104,14 @@ def _with_usable_groups(images: list[AnnotatedImage]) -> list[AnnotatedImage]:
     return [replace(image, group=image.name) for image in images]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    size = (SIZE, "height and width of the images in pixels (%(default)s)")
-    return command(convert, str(__doc__), NUMBER, argv, size=size)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+CONVERTERS = (
+    Converter(
+        "MultiraterCells",
+        NUMBER,
+        "single cells in phase-contrast microscopy, 9 or 10 annotations",
+        "BSD-4-clause-style text of Boston University",
+        "http://www.cs.bu.edu/~betke/BiomedicalImageSegmentation",
+        convert,
+        "height and width of the images; default: 96",
+    ),
+)

@@ -4,23 +4,21 @@ Fraz et al., IEEE TBME 59(9):2538, 2012. The layout of the source and of what is
 As the field does, the first observer is the truth to train and score on. ``ratersTr/<case>/observer1.png`` and
 ``observer2.png`` hold both. The two eyes of a child are never divided: fold k validates the k-th fifth of the children.
 
-    python -m nndiffseg.dataset_conversion.Dataset111_CHASEDB1 -i chase_db1
-    python -m nndiffseg.dataset_conversion.Dataset111_CHASEDB1 -i chase_db1 --size 480 --id 113
+    nndiffseg_convert CHASEDB1 chase_db1
+    nndiffseg_convert CHASEDB1 chase_db1 --size 480 -d 113
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import contiguous_folds
 from nndiffseg.data.parallel import map_cases
-from nndiffseg.dataset_conversion.command import command
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage
 from nndiffseg.dataset_conversion.pixels import matching_mask, read_array, resize_image, resize_mask, write_png
-from nndiffseg.dataset_conversion.raw_dataset import ENDING, dataset_json, link, new_dataset, write_csv
+from nndiffseg.dataset_conversion.raw_dataset import ENDING, Converter, dataset_json, link, new_dataset, write_csv
 from nndiffseg.errors import UserError
 
 NUMBER = 111
@@ -105,7 +103,7 @@ def read_images(source: Path) -> list[AnnotatedImage]:
             raise UserError(f"{missing[0]} is missing; put it there or download the dataset again (docs/datasets.md).")
         images.append(AnnotatedImage(name, match.group(1), photograph, files))
     if not images:
-        raise UserError(f"{source} holds no photographs Image_*.jpg; give -i the dataset's folder (docs/datasets.md).")
+        raise UserError(f"{source} holds no photographs Image_*.jpg; give the dataset's folder (docs/datasets.md).")
     return images
 
 
@@ -126,11 +124,14 @@ def _write_image(folder: Path, image: AnnotatedImage, size: int | None) -> None:
     link(raters / f"{LABEL}{ENDING}", folder / "labelsTr" / f"{image.name}{ENDING}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    size = (None, "length of the shorter side in pixels; default: unchanged")
-    return command(convert, str(__doc__), NUMBER, argv, size=size)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+CONVERTERS = (
+    Converter(
+        "CHASEDB1",
+        NUMBER,
+        "retinal vessels in fundus photographs, 2 observers",
+        "CC BY 4.0",
+        "https://researchinnovation.kingston.ac.uk/en/datasets/chasedb1-retinal-vessel-reference-dataset-4/",
+        convert,
+        "length of the shorter side; default: unchanged",
+    ),
+)

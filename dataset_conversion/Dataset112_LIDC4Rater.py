@@ -2,24 +2,23 @@
 
 A test fixture, not a benchmark: the slices are 8-bit JPEG, about half of them belong to one nodule, and there are only
 about eight distinct groups. Report no results on it. A radiologist who saw no nodule has an empty mask.
-The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.common`.
+The layout of the source and of what is written: docs/datasets.md and :mod:`nndiffseg.dataset_conversion.multirater`.
 
 Consecutive slices look alike, so a group of groups.csv is never divided between training and validation: whole groups,
 the largest first, go into the smallest of five folds. The folds' sizes differ much.
 
-    python -m nndiffseg.dataset_conversion.Dataset112_LIDC4Rater -i lidc_4rater_sample
+    nndiffseg_convert LIDC4Rater lidc_4rater_sample
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from nndiffseg.data.files import write_json
 from nndiffseg.data.groups import balanced_folds
-from nndiffseg.dataset_conversion.command import command
+from nndiffseg.data.names import check_case_id
 from nndiffseg.dataset_conversion.multirater import AnnotatedImage, annotation_folders, write_multirater
-from nndiffseg.dataset_conversion.raw_dataset import dataset_json, new_dataset, read_csv
+from nndiffseg.dataset_conversion.raw_dataset import Converter, dataset_json, new_dataset, read_csv
 
 NUMBER = 112
 
@@ -41,6 +40,8 @@ def convert(source: Path, raw: Path, *, dataset_id: int = NUMBER, overwrite: boo
         UserError: ``source`` is not this dataset, or the dataset exists.
     """
     rows = sorted(read_csv(source / "groups.csv", ("name", "inferred_group")), key=lambda row: row["name"])
+    for row in rows:
+        check_case_id(row["name"], str(source / "groups.csv"))
     raters = annotation_folders(source)
     images = [
         AnnotatedImage(
@@ -66,10 +67,13 @@ def convert(source: Path, raw: Path, *, dataset_id: int = NUMBER, overwrite: boo
     return raw / name
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    return command(convert, str(__doc__), NUMBER, argv)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+CONVERTERS = (
+    Converter(
+        "LIDC4Rater",
+        NUMBER,
+        "lung nodules in 28 CT slices, 4 readers: a test fixture",
+        "CC BY 3.0",
+        "slices of https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX",
+        convert,
+    ),
+)

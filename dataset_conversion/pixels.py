@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from nndiffseg.data.file_kind import READ_ERRORS
 from nndiffseg.errors import UserError
+
+#: most pixels of an image: a radiograph has 20 million, a dermoscopy 30
+MOST_PIXELS = 150_000_000
 
 
 def read_array(file: Path) -> NDArray:
     """Pixels of a grey or colour image, ``(H, W)`` or ``(H, W, 3)``, in the file's own bit depth.
 
     Raises:
-        UserError: the file is missing or not an image.
+        UserError: the file is missing, not an image, or larger than :data:`MOST_PIXELS`.
     """
+    return _read(file, None)
+
+
+def read_picture(file: Path, *, colour: bool) -> NDArray:
+    """Pixels of an image of any kind: ``(H, W, 3)`` with 8 bits, or grey ``(H, W)`` with 8 or 16 bits.
+
+    Palettes are resolved, transparency is dropped, and grey is repeated where ``colour`` asks for three channels.
+
+    Raises:
+        UserError: as :func:`read_array`.
+    """
+    return _read(file, "RGB" if colour else "L")
+
+
+def _read(file: Path, mode: str | None) -> NDArray:
     try:
-        with Image.open(file) as image:
-            return np.asarray(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is another one
+            image = Image.open(file)
+        with image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"{file} has {image.width}x{image.height} pixels, which no image here has; replace it.")
+            if mode is None or image.mode == mode:
+                return np.asarray(image)
+            if mode == "L" and image.mode.startswith("I"):  # 16 bits, which PIL would cut off at 255
+                return np.asarray(image).astype(np.uint16)
+            return np.asarray(image.convert(mode))
     except FileNotFoundError:
         raise UserError(f"{file} is missing; put it there or download the dataset again (docs/datasets.md).") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        reason = " ".join(str(error).split())
+    except (*READ_ERRORS, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file} cannot be read as an image ({reason}); replace it.") from None
 
 

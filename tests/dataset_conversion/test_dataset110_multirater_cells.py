@@ -82,37 +82,12 @@ def test_the_dataset_can_be_planned_and_preprocessed(converted, tmp_path):
     assert (folder / "splits_final.json").read_text() == (converted / "splits_final.json").read_text()
 
 
-def test_the_command_writes_to_the_raw_folder_and_refuses_to_do_so_twice(cells_source, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("nnUNet_raw", raising=False)
-    words = ["-i", str(cells_source), "--size", "16"]
-    assert cells.main(words) == 0
-    target = tmp_path / "nndiffseg_data" / "raw" / "Dataset110_MultiraterCells"
-    assert json.loads((target / "dataset.json").read_text())["numTraining"] == 80
-    assert "nndiffseg_plan_and_preprocess -d 110" in capsys.readouterr().out
-    assert cells.main(words) == 2
-    error = capsys.readouterr().err
-    assert "exists already; add --overwrite" in error
-    assert error.count("\n") == 1
-    assert cells.main([*words, "--overwrite"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["-i", "nowhere"], "nowhere is not a folder"),
-        (["-i", "."], r"crops.csv is missing; give -i the folder"),
-        (["-i", ".", "--size", "2"], "--size is in pixels"),
-        (["-i", ".", "--id", "0"], "--id is the number of a dataset"),
-        ([], "required: -i"),
-    ],
-)
-def test_wrong_calls_end_with_one_sentence(words, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert cells.main([*words, "--raw", "raw"]) == 2
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert error.count("\n") == 1
+def test_names_in_the_table_that_lead_elsewhere_are_refused(cells_source, tmp_path):
+    source = shutil.copytree(cells_source, tmp_path / "source")
+    table = source / "crops.csv"
+    table.write_text(table.read_text().replace(",b03,", ",../b03,"))
+    with pytest.raises(UserError, match=r"crops\.csv names a case '\.\./b03', which cannot be part of a file's name"):
+        cells.convert(source, tmp_path / "raw", progress=False)
     assert not (tmp_path / "raw").exists()
 
 

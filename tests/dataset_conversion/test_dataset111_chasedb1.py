@@ -65,13 +65,11 @@ def test_the_published_layout_gives_the_same_dataset(chase_source, tmp_path):
     assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
 
 
-def test_wrong_folders_end_with_one_sentence(chase_source, tmp_path, capsys):
+def test_wrong_folders_end_with_one_sentence(chase_source, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert chase.main(["-i", str(empty), "--raw", str(tmp_path / "raw")]) == 2
-    error = capsys.readouterr().err
-    assert "holds no photographs" in error
-    assert error.count("\n") == 1
+    with pytest.raises(UserError, match="holds no photographs"):
+        chase.convert(empty, tmp_path / "raw", progress=False)
     source = shutil.copytree(chase_source, tmp_path / "source")
     (source / "labels_rater2" / "Image_03R.png").unlink()
     with pytest.raises(UserError, match=r"labels_rater2/Image_03R\.png is missing"):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from nndiffseg.dataset_conversion import Dataset112_LIDC4Rater as lidc
+from nndiffseg.errors import UserError
 
 
 def pixels(file):
@@ -29,11 +30,9 @@ def test_four_cases_for_each_slice_and_no_group_straddles(lidc_source, tmp_path,
     np.testing.assert_array_equal(image, pixels(lidc_source / "images" / "training_000.jpg"))
 
 
-def test_a_folder_without_groups_is_refused_in_one_sentence(tmp_path, capsys):
-    assert lidc.main(["-i", str(tmp_path), "--raw", str(tmp_path / "raw")]) == 2
-    error = capsys.readouterr().err
-    assert "groups.csv is missing" in error
-    assert error.count("\n") == 1
+def test_a_folder_without_groups_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"groups\.csv is missing"):
+        lidc.convert(tmp_path, tmp_path / "raw", progress=False)
     assert not (tmp_path / "raw").exists()
 
 

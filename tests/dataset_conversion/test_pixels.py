@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,3 +67,36 @@ def test_broken_image_files_are_named(tmp_path, content):
     (tmp_path / "broken.png").write_bytes(content)
     with pytest.raises(UserError, match=r"broken\.png cannot be read as an image"):
         pixels.read_array(tmp_path / "broken.png")
+
+
+def png_that_says(width, height):
+    """A PNG of a few bytes whose header says any size."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("side", "sentence"), [(13_000, "has 13000x13000 pixels"), (100_000, "cannot be read as an image")])
+def test_images_of_absurd_sizes_are_refused_before_they_are_unpacked(tmp_path, side, sentence):
+    (tmp_path / "bomb.png").write_bytes(png_that_says(side, side))
+    with pytest.raises(UserError, match=rf"bomb\.png {sentence}"):
+        pixels.read_picture(tmp_path / "bomb.png", colour=False)
+
+
+def test_pictures_of_every_kind_become_grey_or_colour(tmp_path):
+    colour = np.random.default_rng(2).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+    grey = colour[..., 0]
+    Image.fromarray(np.dstack([colour, grey])).save(tmp_path / "transparent.png")
+    Image.fromarray(grey).save(tmp_path / "grey.gif")  # GIF has a palette
+    Image.fromarray(grey.astype(np.uint16) * 200).save(tmp_path / "deep.png")
+    Image.fromarray(grey > 100).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(pixels.read_picture(tmp_path / "transparent.png", colour=True), colour)
+    np.testing.assert_array_equal(pixels.read_picture(tmp_path / "grey.gif", colour=False), grey)
+    np.testing.assert_array_equal(pixels.read_picture(tmp_path / "grey.gif", colour=True), np.dstack([grey] * 3))
+    deep = pixels.read_picture(tmp_path / "deep.png", colour=False)
+    assert deep.dtype == np.uint16
+    np.testing.assert_array_equal(deep, grey.astype(np.uint16) * 200)
+    np.testing.assert_array_equal(pixels.read_picture(tmp_path / "bits.png", colour=False), np.where(grey > 100, 255, 0))

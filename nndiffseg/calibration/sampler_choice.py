@@ -2,7 +2,8 @@
 
 All three are fitted and scored on validation cases by the proper scores of :mod:`nndiffseg.calibration.coherence`. The best
 wins; a cheaper one that is within one standard error of it wins instead (Breiman et al. 1984, Classification and Regression
-Trees, section 3.4.3). Coherent samples alone are the cheapest: the diffusion does not run at all.
+Trees, section 3.4.3). Coherent samples alone are the cheapest: no diffusion runs at all. They are a candidate only where
+the head's segmentation has the Dice of the fused one, which would be lost with the diffusion.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.calibration.coherence import coherent_labels, group_means, score_labels
 from nndiffseg.calibration.coherent_fit import THIN, CoherentFits, index_of, normals_at, rounded
 from nndiffseg.calibration.fit import cross_fitted, fit
+from nndiffseg.calibration.fusion import TOLERANCE, mean_dice
 from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import FLOOR
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
@@ -130,8 +132,10 @@ class _Choice:
         candidates = [self._coherent(names), self._mixture(names), self._diffusion(names)]
         if not names:
             return candidates[-1], candidates
-        scores = group_means({name: self.scores(name, candidates) for name in names}, self.groups)  # (groups, 3)
-        return candidates[cheapest_of_the_best(scores)], candidates
+        dice = mean_dice([self.tables[n] for n in names])
+        first = 0 if not dice[-1] < np.nanmax(dice) - TOLERANCE else 1  # the last weight is the head alone
+        scores = group_means({name: self.scores(name, candidates[first:]) for name in names}, self.groups)
+        return candidates[first + cheapest_of_the_best(scores)], candidates
 
     def _coherent(self, names: Sequence[str]) -> Calibration:
         return self.head.calibration(names)

@@ -116,6 +116,16 @@ def test_of_equal_samplers_the_one_without_diffusion_is_chosen():
     assert chosen.calibration.coherent_share == 1
 
 
+def test_coherent_samples_alone_need_a_head_that_segments_as_well_as_the_fused_map():
+    cases = cases_with(always_all)
+    for lead, share in ((0.0004, 1.0), (0.0006, 0.5)):
+        dice = np.full((len(WEIGHTS), 1), 0.5 + lead)
+        dice[-1] = 0.5  # of the head alone
+        tables = [replace(table_of(c), dice=dice) for c in cases]
+        chosen = choose_sampler(cases, tables, KIND, {}, ("0",), 1.0)
+        assert chosen.calibration.coherent_share == share and {c.coherent_share for c in chosen.crossed.values()} == {share}
+
+
 def test_the_diffusion_keeps_the_calibration_that_it_has_without_a_choice():
     cases = cases_with(independent_squares)
     far = [replace(c, logits=c.logits + torch.tensor([[9.0], [0.0]])) for c in cases]  # a head that denies every square

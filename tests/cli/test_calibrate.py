@@ -232,6 +232,47 @@ def test_an_own_model_is_calibrated_on_the_tables_of_all_its_folds(make_dataset,
     assert "Fold all was trained on all cases, so none is left to calibrate it on" in error and error.count("\n") == 1
 
 
+def test_an_own_models_sampler_is_chosen_on_what_all_its_folds_observed(make_dataset, tmp_path, capsys):
+    """The trained samples are noise, so the coherent ones around the head win."""
+    from nndiffseg.calibration import CaseTable, write_table
+    from nndiffseg.calibration.fusion import WEIGHTS
+    from nndiffseg.calibration.temperature import LOG_TEMPERATURES
+    from nndiffseg.calibration.voxels import LabelKind, observe
+    from nndiffseg.calibration.voxels_file import write_voxels
+
+    folder, rng = write_model(make_dataset, tmp_path), np.random.default_rng(0)
+    model, shape = load_model(folder), (6, 7, 8)
+    kind = LabelKind.of(model.plans.get_label_manager(model.dataset_json), model.dataset_json)
+    for fold in range(2):
+        validation = folder / f"fold_{fold}" / "validation"
+        for sub in ("tables", "voxels"):
+            (validation / sub).mkdir(parents=True)
+        for i in range(4):
+            case, truth, everywhere = f"c{fold}{i}", np.zeros((1, *shape), np.uint8), np.ones(shape, bool)
+            truth[0, 2:4, 2 : 4 + i % 2, 2:6] = 1
+            truth[0, 3, 3, 3:5] = 2
+            p = torch.from_numpy(np.stack([truth[0] == k for k in range(3)])).float() * 0.7 + 0.1
+            drawn = rng.integers(0, 3, (16, *shape)).astype(np.uint8)
+            observed = observe(
+                case, p, truth, everywhere, everywhere, kind, spacing=(1, 1, 1), voxel_ml=1.0, sampled=p, drawn=drawn
+            )
+            write_voxels(observed, validation / "voxels")
+            dice, curve = np.full((len(WEIGHTS), 2), 0.8), np.tile(LOG_TEMPERATURES**2, (len(WEIGHTS), 1, 1))
+            volumes = [kind.members(torch.from_numpy(x).long()).flatten(2).sum(2).double().numpy() for x in (drawn, truth)]
+            write_table(CaseTable(case, dice, np.zeros(len(WEIGHTS)), *volumes, curve, dice), validation / "tables")
+    flags = ["--disable_progress_bar", *(f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results"))]
+    assert calibrate([str(folder), *flags]) == 0
+    assert "samples: coherent (score 0." in capsys.readouterr().out
+    chosen = load_model(folder).folds[0].calibration
+    assert chosen.coherent_share == 1 and chosen.fusion_weight == 1 and sum(chosen.length_weights) == pytest.approx(1)
+    scores = json.loads((folder / "calibration" / "check.json").read_text())["sampler_scores"]
+    assert scores["coherent"] < scores["mixture"] < scores["diffusion"]
+    shutil.rmtree(folder / "fold_1" / "validation" / "voxels")
+    assert calibrate([str(folder), *flags]) == 0
+    assert "Fold 1 was validated by an older version" in capsys.readouterr().out
+    assert load_model(folder).folds[0].calibration.coherent_share == 0
+
+
 def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp_path, capsys):
     from nndiffseg.inference.model_folder import trained_models
 

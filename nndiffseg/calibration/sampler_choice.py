@@ -1,8 +1,8 @@
 """Whose samples a prediction gets: the trained sampler's, the coherent sampler's around the head's map, or half of each.
 
 All three are fitted and scored on validation cases by the proper scores of :mod:`nndiffseg.calibration.coherence`. The best
-wins; a cheaper one that is within one standard error of it wins instead (Breiman et al. 1984, Classification and Regression
-Trees, section 3.4.3). Coherent samples alone are the cheapest: no diffusion runs at all. They are a candidate only where
+wins; a simpler one that is within one standard error of it wins instead (Breiman et al. 1984, Classification and Regression
+Trees, section 3.4.3). Coherent samples alone are the simplest: no diffusion runs at all. They are a candidate only where
 the head's segmentation has the Dice of the fused one, which would be lost with the diffusion.
 """
 
@@ -25,7 +25,7 @@ from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import FLOOR
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 
-#: shares of coherent samples, the cheapest first
+#: shares of coherent samples, the simplest first
 SHARES = (1.0, 0.5, 0.0)
 NAMES = {1.0: "coherent", 0.5: "mixture", 0.0: "diffusion"}
 #: groups of cases below which nothing is chosen: samples are the trained sampler's
@@ -135,7 +135,7 @@ class _Choice:
         dice = mean_dice([self.tables[n] for n in names])
         first = 0 if not dice[-1] < np.nanmax(dice) - TOLERANCE else 1  # the last weight is the head alone
         scores = group_means({name: self.scores(name, candidates[first:]) for name in names}, self.groups)
-        return candidates[first + cheapest_of_the_best(scores)], candidates
+        return candidates[first + simplest_of_the_best(scores)], candidates
 
     def _coherent(self, names: Sequence[str]) -> Calibration:
         return self.head.calibration(names)
@@ -201,11 +201,11 @@ def _key(name: str, c: Calibration) -> tuple:
     )
 
 
-def cheapest_of_the_best(scores: NDArray) -> int:
+def simplest_of_the_best(scores: NDArray) -> int:
     """Index of the first of several samplers whose mean score is within one standard error of the best one's.
 
     Args:
-        scores: of each group of cases, the cheapest sampler first ``(groups >= 2, samplers)``; lower is better.
+        scores: of each group of cases, the simplest sampler first ``(groups >= 2, samplers)``; lower is better.
     """
     best = int(scores.mean(0).argmin())
     worse = scores - scores[:, best : best + 1]  # paired

@@ -1,4 +1,4 @@
-"""The sampler of a model is the one with the best proper score, and the cheapest of equals."""
+"""The sampler of a model is the one with the best proper score, and the simplest of equals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nndiffseg.calibration.coherent_fit import normals_at
 from nndiffseg.calibration.fusion import WEIGHTS
 from nndiffseg.calibration.sampler_choice import (
     ChosenSampler,
-    cheapest_of_the_best,
+    simplest_of_the_best,
     choose_sampler,
     coherent_members,
 )
@@ -153,11 +153,11 @@ def test_with_fewer_than_three_groups_nothing_is_chosen():
 def test_the_first_within_one_standard_error_of_the_best_is_taken():
     noise = np.array([1.0, -1.0, 1.0, -1.0])  # standard error of the mean 0.577
     best = np.zeros(4)
-    assert cheapest_of_the_best(np.stack([best + 0.5 + noise, best + 0.1 + noise, best], 1)) == 0
-    assert cheapest_of_the_best(np.stack([best + 0.7 + noise, best + 0.1 + noise, best], 1)) == 1
-    assert cheapest_of_the_best(np.stack([best + 0.7 + noise, best + 0.6 + noise, best], 1)) == 2
-    assert cheapest_of_the_best(np.stack([best + 5, best + 5 + noise, best], 1)) == 2  # paired: no noise, no excuse
-    assert cheapest_of_the_best(np.stack([best, best, best], 1)) == 0
+    assert simplest_of_the_best(np.stack([best + 0.5 + noise, best + 0.1 + noise, best], 1)) == 0
+    assert simplest_of_the_best(np.stack([best + 0.7 + noise, best + 0.1 + noise, best], 1)) == 1
+    assert simplest_of_the_best(np.stack([best + 0.7 + noise, best + 0.6 + noise, best], 1)) == 2
+    assert simplest_of_the_best(np.stack([best + 5, best + 5 + noise, best], 1)) == 2  # paired: no noise, no excuse
+    assert simplest_of_the_best(np.stack([best, best, best], 1)) == 0
 
 
 def test_shares_of_the_samples():

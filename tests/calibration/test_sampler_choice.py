@@ -14,9 +14,9 @@ from nndiffseg.calibration.coherent_fit import normals_at
 from nndiffseg.calibration.fusion import WEIGHTS
 from nndiffseg.calibration.sampler_choice import (
     ChosenSampler,
-    simplest_of_the_best,
     choose_sampler,
     coherent_members,
+    simplest_of_the_best,
 )
 from nndiffseg.calibration.temperature import LOG_TEMPERATURES
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe

@@ -60,14 +60,11 @@ TRAIN = Command("train", ("901", "3d_fullres", "0", "-p", PLANS, *LENGTH, *CPU),
 VALIDATE = Command("train", ("901", "3d_fullres", "0", "-p", PLANS, *CPU, "--val"))
 PREDICT = Command(
     "predict",
-    ("-i", f"BASE/raw/{DATASET}/imagesTr", "-o", "BASE/out", "-m", f"BASE/{MODEL}", "--samples", "3", "--save_samples", "--npz")
-    + CPU,
+    ("-i", f"BASE/raw/{DATASET}/imagesTr", "-o", "BASE/out", "-m", f"BASE/{MODEL}", "--samples", "3", "--save_samples", *CPU),
     ("--continue_prediction",),
 )
 CALIBRATE = Command("calibrate", (f"BASE/{STOCK}", *CPU))
-ATTACH = Command(
-    "attach", (f"BASE/{STOCK}", "--folds", "0", "--epochs", "1", "--iterations_per_epoch", "4", *CPU), ("--c",)
-)
+ATTACH = Command("attach", (f"BASE/{STOCK}", "--folds", "0", "--epochs", "1", "--iterations_per_epoch", "4", *CPU), ("--c",))
 
 
 # ---- processes --------------------------------------------------------------------------------------------------------
@@ -76,6 +73,7 @@ ATTACH = Command(
 def _become(command: Command, arguments: list[str], log: str, before: Callable[[], None] | None) -> None:
     """In the new process: the command, in a process group of its own."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as in a command that a user starts
     file = open(log, "w", buffering=1)  # noqa: SIM115 - open as long as the process lives
     for number in (1, 2):
         os.dup2(file.fileno(), number)
@@ -87,9 +85,7 @@ def _become(command: Command, arguments: list[str], log: str, before: Callable[[
     main = importlib.import_module(f"nndiffseg.cli.{command.name}").main
     if before is not None:
         before()
-    code = main(arguments)
-    file.flush()
-    os._exit(code)
+    sys.exit(main(arguments))
 
 
 @cache

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from nndiffseg.data.files import check_gzip, full_disk_told
 from nndiffseg.errors import UserError
 
 STRUCTURES = ("front lobe", "rear lobe")
@@ -209,7 +210,7 @@ def write_phantom_dataset(
         The dataset's folder.
 
     Raises:
-        UserError: the dataset's folder exists already, or there are too few cases.
+        UserError: the dataset's folder exists already, there are too few cases, or the disk is full.
     """
     if cases < 4 or test_cases < 0:
         raise UserError(f"A phantom dataset needs at least 4 training cases, not {cases}; ask for more of them.")
@@ -221,6 +222,14 @@ def write_phantom_dataset(
     shutil.rmtree(partial, ignore_errors=True)
     for sub in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (partial / sub).mkdir(parents=True)
+    with full_disk_told(partial, "the phantoms"):
+        _write_dataset(partial, cases, test_cases, seed, draws, law)
+        check_gzip(partial)
+    os.replace(partial, dataset)
+    return dataset
+
+
+def _write_dataset(partial: Path, cases: int, test_cases: int, seed: int, draws: int, law: BoundaryLaw) -> None:
     names, truth = [], {}
     for index in range(cases + test_cases):
         split = "Tr" if index < cases else "Ts"
@@ -232,8 +241,6 @@ def write_phantom_dataset(
         truth[name] = _volume_statistics(draw_volumes(geometry, for_truth, draws))
         names.append(name)
     _write_metadata(partial, names[:cases], truth, law, draws)
-    os.replace(partial, dataset)
-    return dataset
 
 
 def _volume_statistics(volumes: NDArray[np.float64]) -> dict[str, dict[str, float]]:

@@ -88,6 +88,18 @@ def contents(base: Path, stage: Stage) -> dict[str, Any]:
     return {str(f.relative_to(base)): content(f, base) for f in files_of(base, stage)}
 
 
+def differences(found: Any, wanted: Any, place: str = "") -> list[str]:
+    """Where two contents differ."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        missing = [f"{place}/{key}: only in one" for key in found.keys() ^ wanted.keys()]
+        return missing + [
+            d for key in found.keys() & wanted.keys() for d in differences(found[key], wanted[key], f"{place}/{key}")
+        ]
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        return [d for i, pair in enumerate(zip(found, wanted, strict=True)) for d in differences(*pair, f"{place}/{i}")]
+    return [] if found == wanted else [f"{place}: {str(found)[:60]}, not {str(wanted)[:60]}"]
+
+
 def copied(source: Path, folder: Path, stage: Stage) -> Path:
     """A copy of the world before a stage."""
     base = Path(shutil.copytree(source, folder, dirs_exist_ok=True))

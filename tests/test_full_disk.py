@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_stages import Stage, content, contents, copied, files_of, undisturbed
+from command_stages import Stage, content, contents, copied, differences, files_of, undisturbed
 from command_world import (
     ATTACH,
     ATTACHED,
@@ -98,6 +98,4 @@ def test_a_full_disk_is_one_sentence_and_the_command_goes_on_when_there_is_space
     ballast.unlink()
     code, text = finish(stage.command, base, *stage.command.again)
     assert code == 0, text
-    found = contents(base, stage)
-    assert found.keys() == wanted.contents.keys()
-    assert not [file for file in found if found[file] != wanted.contents[file]]
+    assert differences(contents(base, stage), wanted.contents) == []

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command_stages import Stage, contents, copied, undisturbed
+from command_stages import Stage, contents, copied, differences, undisturbed
 from command_world import (
     ATTACH,
     ATTACHED,
@@ -79,6 +79,4 @@ def test_a_killed_command_comes_to_the_result_of_an_undisturbed_one(make_dataset
         more = stage.command.again
     code, text = finish(stage.command, base, *more)
     assert code == 0, text
-    found = contents(base, stage)
-    assert found.keys() == wanted.contents.keys()
-    assert not [file for file in found if found[file] != wanted.contents[file]]
+    assert differences(contents(base, stage), wanted.contents) == []

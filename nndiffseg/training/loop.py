@@ -154,7 +154,8 @@ class EpochLoop(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         assert self.budget is not None
         self.network.train()
-        rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+        first = self.current_epoch * self.num_iterations_per_epoch  # also where a resumed training enters the epoch later
+        rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._log("lrs", rate)

@@ -35,22 +35,22 @@ from command_world import (
 OFTEN = {"nndiffseg.training.loop.CHECKPOINT_SECONDS": 0}  # else a training of seconds has no state to go on from
 TWO = replace(PLAN, words=(*PLAN.words[:-4], "-np", "2", "-npfp", "2"))
 DATA, RESULTS, OUT = Path("preprocessed"), Path("results"), Path("out")
-#: what is killed, and the number of tests; the n-th has 1, 2, 3, 1, ... kills one after another
+#: what is killed, and the number of tests; the n-th has n + 2 kills one after another
 STAGES = {
-    "planning and preprocessing": (Stage(PLAN, (DATA,), (DATA, RESULTS)), 5),
-    "preprocessing with two processes": (Stage(TWO, (DATA,), (DATA, RESULTS)), 3),
-    "training": (Stage(replace(TRAIN, settings=OFTEN), (MODEL,), (RESULTS,)), 6),
-    "validation": (Stage(VALIDATE, (MODEL,)), 5),
-    "prediction": (Stage(PREDICT, (OUT,)), 5),
-    "prediction with processes": (Stage(replace(PREDICT, words=(*PREDICT.words, "-npp", "2", "-nps", "2")), (OUT,)), 3),
-    "calibration": (Stage(CALIBRATE, (STOCK,), (MODEL,)), 3),
-    "attaching": (Stage(replace(ATTACH, settings=OFTEN), (ATTACHED, DATA), (MODEL,)), 4),
+    "planning and preprocessing": (Stage(PLAN, (DATA,), (DATA, RESULTS)), 3),
+    "preprocessing with two processes": (Stage(TWO, (DATA,), (DATA, RESULTS)), 2),
+    "training": (Stage(replace(TRAIN, settings=OFTEN), (MODEL,), (RESULTS,)), 3),
+    "validation": (Stage(VALIDATE, (MODEL,)), 3),
+    "prediction": (Stage(PREDICT, (OUT,)), 3),
+    "prediction with processes": (Stage(replace(PREDICT, words=(*PREDICT.words, "-npp", "2", "-nps", "2")), (OUT,)), 2),
+    "calibration": (Stage(CALIBRATE, (STOCK,), (MODEL,)), 2),
+    "attaching": (Stage(replace(ATTACH, settings=OFTEN), (ATTACHED, DATA), (MODEL,)), 2),
 }
 KILLS = [(name, number) for name, (_, tests) in STAGES.items() for number in range(tests)]
 
 
 def test_there_are_at_least_fifty_kills() -> None:
-    assert sum(1 + number % 3 for _, number in KILLS) >= 50
+    assert sum(2 + number for _, number in KILLS) >= 50
 
 
 def kill(command: Command, base: Path, log: Path, seconds: float, *more: str) -> None:
@@ -74,7 +74,7 @@ def test_a_killed_command_comes_to_the_result_of_an_undisturbed_one(make_dataset
     (stage, _), moments = STAGES[name], random.Random(f"{name} {number}")
     wanted = undisturbed(make_dataset, stage)
     base, more = copied(world(make_dataset), tmp_path / "base", stage), ()
-    for _ in range(1 + number % 3):
+    for _ in range(2 + number):
         kill(stage.command, base, tmp_path / "log", wanted.seconds * moments.random(), *more)
         more = stage.command.again
     code, text = finish(stage.command, base, *more)

@@ -17,8 +17,10 @@ from tiny_model import write_model
 
 from nndiffseg.calibration import Calibration
 from nndiffseg.cli.calibrate import main as calibrate
+from nndiffseg.cli.calibrate import table_of
 from nndiffseg.cli.predict import main as predict
 from nndiffseg.inference.model_folder import load_model
+from nndiffseg.report.calibration_page import write_calibration_report
 
 pytestmark = pytest.mark.seconds
 
@@ -241,3 +243,17 @@ def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp
     shutil.copytree(world.model, copy)
     (copy / "calibration.json").unlink()
     assert trained_models(tmp_path / "results") == []
+
+
+def test_the_unit_of_images_without_a_size_in_mm_is_pixels(world, tmp_path):
+    check = json.loads((world.model / "calibration" / "check.json").read_text())
+    calibration = Calibration.from_json(check["calibration"])
+    ml = check["samples"]["coherent"]["energy_volumes_ml"]
+    assert f"{1000 * ml:.4f}" in table_of(calibration, check, check["structures"], "pixels")
+    for reader, unit, energy in (("NaturalImage2DIO", "pixels", 1000 * ml), ("SimpleITKIO", "ml", ml)):
+        model = tmp_path / reader
+        model.mkdir()
+        (model / "plans.json").write_text(json.dumps({"image_reader_writer": reader}))
+        (model / "calibration").mkdir()
+        page = write_calibration_report(model / "calibration" / "report.html", "m", calibration, check, check["structures"])
+        assert f"of volumes, {unit}<" in page.read_text() and f"{energy:.4f}" in page.read_text()

@@ -27,7 +27,8 @@ STOCK = Path("results", DATASET, "nnUNetTrainer__nnUNetPlansTiny__3d_fullres")
 ATTACHED = Path("results", DATASET, "nnDiffSegTrainerAttached__nnUNetPlansTinyAttached__3d_fullres")
 CPU = ("-device", "cpu", "--disable_progress_bar")
 LENGTH = ("--epochs", "2", "--iterations_per_epoch", "4")
-SECONDS = 300
+#: after which a command counts as hanging, on a machine full of other work, too
+SECONDS = 900
 
 
 @dataclass(frozen=True)

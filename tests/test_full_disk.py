@@ -28,7 +28,7 @@ from command_world import (
     world,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SIZE = 256 * 2**20
 EVALUATE = Command("evaluate", (*("-i", "BASE/out", "-r", f"BASE/raw/{DATASET}/labelsTr"), "--disable_progress_bar"))

@@ -69,6 +69,7 @@ def kill(command: Command, base: Path, log: Path, seconds: float, *more: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("name", "number"), KILLS)
 def test_a_killed_command_comes_to_the_result_of_an_undisturbed_one(make_dataset, tmp_path, name: str, number: int) -> None:
     (stage, _), moments = STAGES[name], random.Random(f"{name} {number}")

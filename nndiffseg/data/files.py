@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -42,6 +43,13 @@ def write_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed runs of :func:`write_atomically` left in a folder in which no other process writes now."""
+    for file in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", file.name) and file.is_file():
+            file.unlink()
 
 
 def is_full(error: BaseException, folder: Path) -> bool:

@@ -139,10 +139,8 @@ def _explained(images: Sequence[str], label: str, reader: Any) -> Iterator[None]
     """
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if isinstance(error, UserError) or is_out_of_memory(error):
             raise
         for file in images:
             read_image(reader, file)
@@ -299,8 +297,8 @@ def _preprocess_case(
             dataset_json,
         )
     key_file.unlink(missing_ok=True)  # from here to its rewriting, a kill leaves a case that is made anew
-    for suffix in SUFFIXES:
-        os.replace(os.path.join(staging, case.name + suffix), os.path.join(target, case.name + suffix))
+    for name in (case.name + suffix for suffix in SUFFIXES):
+        os.replace(os.path.join(staging, name), os.path.join(target, name))
     write_case_key(key, key_file)
 
 

@@ -91,8 +91,9 @@ class DiffusionTrainer(EpochLoop):
 
     def initialize(self) -> None:
         base, (train, val) = Path(self.preprocessed_dataset_folder_base), self.do_split()
-        check_settings(base, self.plans_manager.plans, self.configuration_name, [*train, *val])  # before networks are built
-        check_raw_unchanged(base, self.configuration_manager.data_identifier, [*train, *val])
+        cases = [*train, *val]
+        check_settings(base, self.plans_manager.plans, self.configuration_name, cases)  # before networks are built
+        check_raw_unchanged(base, self.configuration_manager.data_identifier, cases)
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
@@ -146,8 +147,7 @@ class DiffusionTrainer(EpochLoop):
         if self.device.type == "cpu" and self.workers is None:
             workers = min(workers, 1)  # the training itself needs the other cores
         train, val = self._plain_loaders()
-        pin = self.device.type == "cuda"
-        key = (self.seed, self.fold, self.local_rank)
+        pin, key = self.device.type == "cuda", (self.seed, self.fold, self.local_rank)
         first_val = self.current_epoch * self.num_val_iterations_per_epoch
         return (
             batches_from(train, seed_of("train", *key), self.iteration + self.batches_left_out, workers, pin),
@@ -223,7 +223,7 @@ class DiffusionTrainer(EpochLoop):
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
 
     def _refuse(self, what: str, batch: dict, before: Sequence[tuple[Tensor, Tensor]]) -> NoReturn:
-        """Ends the training; running statistics become what they were ``before`` this batch."""
+        """Ends the training with the running statistics of ``before``."""
         for buffer, value in before:
             buffer.copy_(value)
         raise not_finite(self, what, batch)
@@ -275,7 +275,6 @@ class DiffusionTrainer(EpochLoop):
         """Averaged weights as ``network_weights``, so that nnU-Net's own tools predict with them."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        assert self.average is not None
         save_atomically(checkpoint_of(self), filename)
         self._last_save = time.monotonic()
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
     ResEncUNetPlanner,
 )
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
@@ -139,6 +141,25 @@ class DiffSegPlanner(ResEncUNetPlanner):
         first = max(np.flatnonzero(flat), key=lambda axis: spacing[axis])
         forward = [int(first), *(i for i in range(3) if i != first)]
         return forward, [forward.index(i) for i in range(3)]
+
+    @staticmethod
+    def static_estimate_VRAM_usage(
+        patch_size: tuple[int, ...],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: tuple[str, ...],
+    ) -> int:
+        """nnU-Net's number of features of all convolutions, from a network without weights.
+
+        nnU-Net makes the weights, with as many threads as ``nnUNet_n_proc_DA`` says; 0 of them is an error of torch.
+        """
+        with torch.device("meta"):
+            network = get_network_from_plans(
+                arch_class_name, arch_kwargs, arch_kwargs_req_import, input_channels, output_channels, allow_init=False
+            )
+        return network.compute_conv_feature_map_size(patch_size)
 
     def save_plans(self, plans: dict[str, Any]) -> None:
         """Writes nothing: nnU-Net calls this before :meth:`plan_experiment` has completed the plans."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
 from nndiffseg.cli.train import add_training_flags, check_numbers, fold_of, go_on, set_budget
 from nndiffseg.data.files import write_json
+from nndiffseg.data.folds import member_of
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,8 @@ def _train(model: FinishedModel, plans: dict[str, Any], fold: str, args: Any, de
     from nndiffseg.trainers import nnDiffSegTrainerAttached
 
     plans = plans | {"continue_training": args.c}
-    trainer = nnDiffSegTrainerAttached(plans, model.configuration, fold_of(fold), model.dataset_json, device)
+    place = member_of(fold_of(fold), args.seed)
+    trainer = nnDiffSegTrainerAttached(plans, model.configuration, place, model.dataset_json, device)
     set_budget(trainer, args, epochs=EPOCHS)
     trainer.load_pretrained_weights(str(model.weights(fold)))
     if args.c:

@@ -37,6 +37,7 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     folders = folders_from(args)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    from nndiffseg.data.images import unit_of_model
     from nndiffseg.inference.calibrating import calibrate_own_model, calibrate_stock_model
     from nndiffseg.inference.stock_model import is_stock
 
@@ -56,14 +57,16 @@ def _main(argv: Sequence[str] | None) -> None:
         found = calibrate_own_model(
             folder, folders.preprocessed, args.f, args.chk, seed=args.seed, progress=not args.disable_progress_bar
         )
-    print(table_of(found.calibration, found.check, found.structures))
+    print(table_of(found.calibration, found.check, found.structures, unit_of_model(folder)))
     print(f"Wrote {folder / 'calibration.json'} and {found.report}.")
     print(f"Predict with: nndiffseg_predict -m {folder} -i IN -o OUT")
 
 
-def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Sequence[str]) -> str:
-    """What was fitted and what it is worth, for the terminal."""
+def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Sequence[str], unit: str = "ml") -> str:
+    """What was fitted and what it is worth, for the terminal; volumes in ``unit``."""
+    from nndiffseg.data.images import PIXELS
     from nndiffseg.diffusion.coherent import lengths_in_words
+    from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
     lines = [
         f"{check['cases']} validation cases in {calibration.groups} groups, folds {', '.join(calibration.folds)}; every figure "
@@ -78,9 +81,10 @@ def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Seq
     for name, row in check.get("probabilities", {}).items():
         lines.append(f"{name:<28}" + "".join(f"{_number(row.get(k)):>8}" for k in ("nll", "brier", "ece")))
     if "samples" in check:
-        lines += ["", f"{'samples':<28}{'energy score of outlines':>26}{'of volumes, ml':>17}"]
+        lines += ["", f"{'samples':<28}{'energy score of outlines':>26}{'of volumes, ' + unit:>21}"]
         for name, row in check["samples"].items():
-            lines.append(f"{name:<28}{row['energy_outlines']:>26.4f}{row['energy_volumes_ml']:>17.4f}")
+            energy = row["energy_volumes_ml"] * (MM3_PER_ML if unit == PIXELS else 1)
+            lines.append(f"{name:<28}{row['energy_outlines']:>26.4f}{energy:>21.4f}")
     lines += ["", f"{'90 % interval of the volume':<28}{'holds':>8}{'width':>8}"]
     for name, row in zip(structures, check["volumes"], strict=True):
         none = "   not promised: fewer than 9 groups of cases" if row["coverage_90"] is None else ""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from nndiffseg.data.folders import Folders, configure_folders
+from nndiffseg.data.memory import TOO_LITTLE, is_out_of_memory
+from nndiffseg.data.parallel import from_environment
 from nndiffseg.errors import Stopped, UserError
 from nndiffseg.stopping import raised
 
@@ -32,9 +34,9 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
             return run(_main, argv)
 
     Returns:
-        0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk or a missing permission, each after one line
-        ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted. Any other exception is a bug
-        and keeps its traceback.
+        0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk, want of memory or a missing permission, each after
+        one line ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted. Any other
+        exception is a bug and keeps its traceback.
     """
     try:
         with raised("SIGTERM"):
@@ -50,7 +52,7 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         _ignore_interrupts()
         _fail("interrupted.")
         return 130
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         sentence = _sentence_for_system_error(error)
         if sentence is None:
             raise
@@ -88,7 +90,10 @@ def user_path(text: str) -> Path:
 
 
 def _fail(sentence: str) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # its disk is full; the flush at the end of the process would fail too, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     return 2
 
@@ -98,6 +103,11 @@ def _sentence_for_system_error(error: BaseException | None) -> str | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        if is_out_of_memory(error):
+            return (
+                f"{TOO_LITTLE}; close what else runs, or ask for less: fewer processes (-np, -npp, -nps) or --samples, plans "
+                "for a smaller -gpu_memory_target, or -device cpu where it is the GPU's."
+            )
         if isinstance(error, OSError):
             target = f" for {error.filename}" if error.filename else ""
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -156,6 +166,7 @@ def add_folder_flags(parser: argparse.ArgumentParser) -> None:
 
 def folders_from(args: argparse.Namespace) -> Folders:
     """The folders of a parsed command line, made known to nnU-Net (:func:`nndiffseg.data.folders.configure_folders`)."""
+    from_environment("nnUNet_n_proc_DA", 0)  # nnU-Net reads it without a check wherever it is imported
     return configure_folders(args.raw, args.preprocessed, args.results)
 
 

@@ -102,6 +102,8 @@ class Demo:
             code = subprocess.run(
                 line, stdout=log, check=False, env=os.environ | threads, preexec_fn=kill_with_parent
             ).returncode
+        if code == 2:
+            raise SystemExit(code)  # the command has said why
         if code != 0:
             raise UserError(f"nndiffseg_{name} stopped with exit code {code}; {self.output / LOG} says what it did last.")
 

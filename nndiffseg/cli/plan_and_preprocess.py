@@ -127,7 +127,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
     from nndiffseg import planners
     from nndiffseg.data import check as dataset_check
-    from nndiffseg.data import groups, preprocessing, splits
+    from nndiffseg.data import files, groups, preprocessing, splits
     from nndiffseg.data.images import find_reader
 
     planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
@@ -136,6 +136,7 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     _check_preprocessor(args.preprocessor_name)
     raw, preprocessed = folders.raw / dataset, folders.preprocessed / dataset
     print(f"{dataset}: {args.pl}")
+    files.check_space(preprocessed)
     dataset_json = dataset_check.read_dataset_json(raw)
     cases = dataset_check.training_cases(raw, dataset_json)
     workers = _workers(cases)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -18,6 +20,8 @@ from nndiffseg.errors import UserError
 
 #: bytes; the summary of 10,000 cases with 100 structures has less
 LARGEST_JSON = 500_000_000
+#: bytes; a disk with less is full
+LEAST_SPACE = 2**20
 
 
 @contextmanager
@@ -41,11 +45,47 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed runs of :func:`write_atomically` left in a folder in which no other process writes now."""
+    for file in folder.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{16}\.tmp", file.name) and file.is_file():
+            file.unlink()
+
+
 def is_full(error: BaseException, folder: Path) -> bool:
     """Whether a full disk (or quota) is behind an error in writing; the RuntimeErrors of ITK and blosc2 do not tell."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return isinstance(error, EOFError) or shutil.disk_usage(folder).free < 2**20
+    return isinstance(error, EOFError) or shutil.disk_usage(folder).free < LEAST_SPACE
+
+
+def check_space(folder: Path) -> None:
+    """Says before any work that a disk is full, so that nothing small, nnU-Net's own files included, is cut off on it.
+
+    Args:
+        folder: to write to; it need not exist.
+
+    Raises:
+        UserError: less than :data:`LEAST_SPACE` is free.
+    """
+    place = next(part for part in (folder, *folder.absolute().parents) if part.is_dir())
+    if (free := shutil.disk_usage(place).free) < LEAST_SPACE:
+        raise UserError(
+            f"No space left on the disk of {folder} ({free / 1e6:.2f} MB); free some space or choose another folder and try "
+            "again."
+        )
+
+
+def check_gzip(folder: Path) -> None:
+    """Reads compressed files to their end: on a full disk, ITK leaves a truncated NIfTI and reports success.
+
+    Raises:
+        EOFError: a file below ``folder`` is truncated.
+    """
+    for file in folder.rglob("*.gz"):
+        with gzip.open(file) as stream:
+            while stream.read(1 << 22):
+                pass
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nndiffseg.data.file_kind import READ_ERRORS, check_components, is_sheared, refusal
 from nndiffseg.data.files import read_json
+from nndiffseg.data.memory import TOO_LITTLE, LittleMemoryError, is_out_of_memory
 from nndiffseg.data.nifti import SPACING, check_nifti
 from nndiffseg.data.plan_names import check_plan_names, check_reader
 from nndiffseg.errors import UserError
@@ -80,6 +81,14 @@ def volume_unit(reader: type[BaseReaderWriter]) -> str:
     return PIXELS if issubclass(reader, NaturalImage2DIO) else "ml"
 
 
+def unit_of_model(folder: Path) -> str:
+    """:func:`volume_unit` by the plans of the model in a folder."""
+    file = folder / "plans.json"
+    plans = read_json(file, "copy the model again") if file.is_file() else None
+    natural = isinstance(plans, dict) and plans.get("image_reader_writer") == NaturalImage2DIO.__name__
+    return PIXELS if natural else "ml"
+
+
 def voxel_volume(shape: Sequence[int], spacing: Sequence[float]) -> float:
     """Volume of a voxel in mm^3; a 2D image counts as 1 mm thick."""
     return float(np.prod(spacing[1:] if is_flat(shape, spacing) else spacing))
@@ -92,19 +101,22 @@ def read_image(reader: BaseReaderWriter, file: str | Path, *, label: bool = Fals
         The array ``(C, *spatial)`` with three spatial axes and the properties as nnU-Net's reader gives them.
 
     Raises:
-        UserError: the file is missing, unreadable, truncated, or holds NaN or infinite voxels.
+        UserError: the file is missing, unreadable, truncated, or holds NaN or infinite voxels; or memory is too small for it.
     """
     file = str(file)
     if not os.path.isfile(file):
         raise UserError(f"{file} is missing; put it there or take the case out.")
     check_components(file, label=label)
-    invalid = 0
+    invalid, sound = 0, False
     try:
         if file.endswith((".nii", ".nii.gz")):
             invalid = check_nifti(file)
+            sound = True
         with contextlib.redirect_stdout(io.StringIO()):  # the readers print what the sentences here say
             array, properties = reader.read_seg(file) if label else reader.read_images((file,))
     except READ_ERRORS as error:
+        if sound and is_out_of_memory(error):
+            raise LittleMemoryError(f"{TOO_LITTLE} to read {file}; close what else runs, or use fewer processes.") from None
         raise refusal(file, error) from None
     if not all(SPACING[0] <= float(s) <= SPACING[1] for s in properties["spacing"]):  # NaN is neither
         raise UserError(f"{file} has the spacing {_show(properties['spacing'])}, which no image has; correct its header.")

@@ -178,14 +178,14 @@ def map_cases(
 
 
 class Backlog:
-    """Calls whose results nobody needs, made in this process at once, or in workers with a bounded queue.
+    """Calls whose results nobody waits for, made in this process at once, or in workers with a bounded queue.
 
     Leaving the ``with`` block waits for all calls, also after an exception, so that what was handed over gets done.
     """
 
-    def __init__(self, processes: int, flags: str):
-        """As :class:`WorkerPool`."""
-        self._pool = WorkerPool(processes, flags)
+    def __init__(self, processes: int, flags: str, on_result: Callable[[Any], Any] = lambda _: None):
+        """As :class:`WorkerPool`; ``on_result`` gets what a call returned, in the order of the calls."""
+        self._pool, self._on_result = WorkerPool(processes, flags), on_result
         self._limit = 2 * processes if processes > 1 else 0
         self._waiting: deque[Callable[[], Any]] = deque()
 
@@ -199,7 +199,7 @@ class Backlog:
 
     def _wait(self, left: int) -> None:
         while len(self._waiting) > left:
-            self._waiting.popleft()()
+            self._on_result(self._waiting.popleft()())
 
     def __enter__(self) -> Backlog:
         return self

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from nndiffseg.data.files import check_gzip, full_disk_told
 from nndiffseg.errors import UserError
 
 STRUCTURES = ("front lobe", "rear lobe")
@@ -244,7 +245,7 @@ def write_phantom_dataset(
         The dataset's folder.
 
     Raises:
-        UserError: the dataset's folder exists already, or there are too few cases.
+        UserError: the dataset's folder exists already, there are too few cases, or the disk is full.
     """
     if cases < 4 or test_cases < 0:
         raise UserError(f"A phantom dataset needs at least 4 training cases, not {cases}; ask for more of them.")
@@ -257,22 +258,24 @@ def write_phantom_dataset(
     shutil.rmtree(partial, ignore_errors=True)
     for sub in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         (partial / sub).mkdir(parents=True)
-    names, truth, presence = [], {}, {}
-    for index in range(cases + test_cases):
-        split = "Tr" if index < cases else "Ts"
-        name = f"phantom_{index:03d}"
-        for_geometry, for_image, for_label, for_truth = case_generators(seed, index)
-        geometry = variant.draw(for_geometry, law=law)
-        _write(render_image(geometry, for_image), partial / f"images{split}" / f"{name}_0000.nii.gz")
-        _write(draw_label(geometry, for_label), partial / f"labels{split}" / f"{name}.nii.gz")
-        if cases - held_out <= index < cases:
-            for draw in range(annotations):
-                _write(draw_label(geometry, for_label), partial / "ratersTr" / name / f"draw_{draw:02d}.nii.gz")
-        truth[name] = _volume_statistics(draw_volumes(geometry, for_truth, draws))
-        presence[name] = geometry.presence
-        names.append(name)
-    more = {} if variant is PLAIN else {"variant": variant.name, "presence": presence}
-    _write_metadata(partial, names[:cases], held_out, {**_law_in_words(law), "draws": draws, **more, "cases": truth})
+    with full_disk_told(partial, "the phantoms"):
+        names, truth, presence = [], {}, {}
+        for index in range(cases + test_cases):
+            split = "Tr" if index < cases else "Ts"
+            name = f"phantom_{index:03d}"
+            for_geometry, for_image, for_label, for_truth = case_generators(seed, index)
+            geometry = variant.draw(for_geometry, law=law)
+            _write(render_image(geometry, for_image), partial / f"images{split}" / f"{name}_0000.nii.gz")
+            _write(draw_label(geometry, for_label), partial / f"labels{split}" / f"{name}.nii.gz")
+            if cases - held_out <= index < cases:
+                for draw in range(annotations):
+                    _write(draw_label(geometry, for_label), partial / "ratersTr" / name / f"draw_{draw:02d}.nii.gz")
+            truth[name] = _volume_statistics(draw_volumes(geometry, for_truth, draws))
+            presence[name] = geometry.presence
+            names.append(name)
+        more = {} if variant is PLAIN else {"variant": variant.name, "presence": presence}
+        _write_metadata(partial, names[:cases], held_out, {**_law_in_words(law), "draws": draws, **more, "cases": truth})
+        check_gzip(partial)
     os.replace(partial, dataset)
     return dataset
 

@@ -26,6 +26,7 @@ from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
 from nndiffseg.data.images import read_image
 from nndiffseg.data.listing import TIFF, side_file
+from nndiffseg.data.memory import is_out_of_memory, little_memory_told
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.records import (
@@ -42,6 +43,7 @@ from nndiffseg.errors import UserError
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
 FINGERPRINT = "dataset_fingerprint.json"
+FEWER = "use one process (-np 1 -npfp 1)"
 
 
 def extract_fingerprint(
@@ -137,9 +139,9 @@ def _explained(images: Sequence[str], label: str, reader: Any) -> Iterator[None]
     """
     try:
         yield
-    except UserError:
-        raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         for file in images:
             read_image(reader, file)
         read_image(reader, label, label=True)
@@ -148,7 +150,7 @@ def _explained(images: Sequence[str], label: str, reader: Any) -> Iterator[None]
 
 def _analyze(*arguments: Any) -> Any:
     images, label, reader, _ = arguments
-    with _explained(images, label, reader()), contextlib.redirect_stdout(io.StringIO()):
+    with little_memory_told(label, FEWER), _explained(images, label, reader()), contextlib.redirect_stdout(io.StringIO()):
         return DatasetFingerprintExtractor.analyze_case(*arguments)
 
 
@@ -284,7 +286,8 @@ def _preprocess_case(
     preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
     quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     reader = plans_manager.image_reader_writer_class()
-    with full_disk_told(Path(staging), case.name), _explained(case.images, case.label, reader), quiet:
+    told = little_memory_told(case.name, FEWER)
+    with full_disk_told(Path(staging), case.name), told, _explained(case.images, case.label, reader), quiet:
         preprocessor.run_case_save(
             os.path.join(staging, case.name),
             list(case.images),
@@ -294,8 +297,8 @@ def _preprocess_case(
             dataset_json,
         )
     key_file.unlink(missing_ok=True)  # from here to its rewriting, a kill leaves a case that is made anew
-    for suffix in SUFFIXES:
-        os.replace(os.path.join(staging, case.name + suffix), os.path.join(target, case.name + suffix))
+    for name in (case.name + suffix for suffix in SUFFIXES):
+        os.replace(os.path.join(staging, name), os.path.join(target, name))
     write_case_key(key, key_file)
 
 

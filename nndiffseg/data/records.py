@@ -70,25 +70,33 @@ class Records:
         self._hashes = {k: v for k, v in self._read(self.folder / "hashes.json").items() if isinstance(v, list) and len(v) == 4}
         self._new = False
 
-    def hash(self, file: str | os.PathLike[str]) -> str:
-        """SHA-256 of a file; read only where its size, time of modification or time of change is another than before."""
+    def hash(self, file: str | os.PathLike[str], *, by_status_change: bool = True) -> str:
+        """SHA-256 of a file; read only where its size or time of modification is another than before.
+
+        Args:
+            file: exists.
+            by_status_change: read it also where its status has changed (ctime), as by a copy that keeps the other times.
+        """
         path = os.path.abspath(file)
         status = os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        known = self._hashes.get(path)
-        if known is None or known[:3] != stamp:
+        known, compared = self._hashes.get(path), 3 if by_status_change else 2
+        if known is None or known[:compared] != stamp[:compared]:
             known = [*stamp, hash_file(path)]
             self._hashes[path], self._new = known, True
         return str(known[3])
 
-    def content(self, images: Iterable[str], label: str) -> str:
+    def content(self, images: Iterable[str], label: str, *, by_status_change: bool = True) -> str:
         """Hash of the images, the label and the side files of a case; their names do not matter."""
-        files = [
-            *with_side_files([Path(f) for f in images], label=False),
-            Path("|"),
-            *with_side_files([Path(label)], label=True),
-        ]
-        return hash_of([f.suffix if f.name == "|" else self.hash(f) for f in files])
+        of_images, of_label = (
+            [self.hash(file, by_status_change=by_status_change) for file in with_side_files(files, label=is_label)]
+            for files, is_label in (([Path(f) for f in images], False), ([Path(label)], True))
+        )
+        return hash_of([*of_images, "", *of_label])
+
+    def knows(self, images: Iterable[str], label: str) -> bool:
+        """Whether the files of a case were hashed before, where they lie now."""
+        return all(os.path.abspath(file) in self._hashes for file in (*images, label))
 
     def save(self) -> None:
         """Keeps the hashes for the next run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nndiffseg.data.files import is_full, write_json
+from nndiffseg.data.files import check_gzip, is_full, write_json
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -95,7 +94,7 @@ def export_case(
     with _staged(job, case_id) as stage:
         try:
             _write_case(job, case_id, statistics, geometry, stage, record or {})
-            _check_gzip(stage)
+            check_gzip(stage)
         except (OSError, RuntimeError, EOFError) as error:
             if is_full(error, job.output):
                 raise UserError(
@@ -103,18 +102,6 @@ def export_case(
                     "with --continue_prediction."
                 ) from error
             raise
-
-
-def _check_gzip(stage: Path) -> None:
-    """Reads compressed files to their end: on a full disk, ITK leaves a truncated NIfTI and reports success.
-
-    Raises:
-        EOFError: a file is truncated.
-    """
-    for file in stage.rglob("*.gz"):
-        with gzip.open(file) as stream:
-            while stream.read(1 << 22):
-                pass
 
 
 def _write_case(

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
-from nndiffseg.data.files import write_json
+from nndiffseg.data.files import check_space, write_json
 from nndiffseg.data.listing import list_images
-from nndiffseg.data.memory import is_out_of_memory
+from nndiffseg.data.memory import LittleMemoryError, little_memory_told
 from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
@@ -24,6 +24,8 @@ from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
+#: for a case that even the smallest chunks leave too little memory for
+REMEDY = f"give fewer --samples and {FLAGS}"
 
 
 def predict_folder(
@@ -120,36 +122,35 @@ def _predict_cases(
     bad: dict[str, str] = {}
     arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
     preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes, flags=FLAGS)
-    with Backlog(export_processes, FLAGS) as exports, closing(preprocessed):
+    with Backlog(export_processes, FLAGS, bad.update) as exports, closing(preprocessed):
         for case, result in zip(cases, preprocessed, strict=True):
+            data = statistics = None  # of the case before
             try:
-                data, properties = result()
+                with little_memory_told(case.id, REMEDY):
+                    data, properties = result()
+                    statistics = _predict_with_bar(predictor, data, case.id, progress)
             except WorkerKilledError:
                 raise
             except UserError as error:
                 bad[case.id] = str(error)
                 continue
-            try:
-                statistics = _predict_with_bar(predictor, data, case.id, progress)
-            except UserError as error:
-                bad[case.id] = str(error)
-                continue
-            exports.add(export_case, job, case.id, statistics, properties, {IMAGE: image_key(case)})
-            del data, statistics  # before the next case is read
+            exports.add(_export, job, case.id, statistics, properties, {IMAGE: image_key(case)})
     return bad
+
+
+def _export(job: ExportJob, case_id: str, *arguments: Any) -> dict[str, str]:
+    """Exports a case; case -> sentence where memory is too small for it, so that the others go on."""
+    try:
+        with little_memory_told(case_id, REMEDY):
+            export_case(job, case_id, *arguments)
+    except LittleMemoryError as error:
+        return {case_id: str(error)}
+    return {}
 
 
 def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
-        try:
-            statistics = predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
-        except (MemoryError, RuntimeError) as error:  # even the smallest chunk did not fit
-            if not is_out_of_memory(error):
-                raise
-            what, help_ = (
-                ("The GPU has", "use -device cpu") if predictor.device.type == "cuda" else ("There is", "give fewer --samples")
-            )
-            raise UserError(f"{what} too little memory for {case_id}; close what else runs, or {help_}.") from None
+        statistics = predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
     if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
         raise UserError(
             f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "
@@ -164,6 +165,7 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
         raise UserError(f"{output} is a file; give a folder for the output with -o.")
     if output.resolve() == input_folder.resolve():
         raise UserError("Input and output are the same folder; give another one for the output with -o.")
+    check_space(output)
     output.mkdir(parents=True, exist_ok=True)
     write_json(predictor.dataset_json, output / "dataset.json")
     write_json(predictor.plans.plans, output / "plans.json")

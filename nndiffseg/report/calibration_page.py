@@ -10,10 +10,12 @@ import numpy as np
 
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.files import write_atomically
+from nndiffseg.data.images import PIXELS, unit_of_model
 from nndiffseg.diffusion.coherent import lengths_in_words
 from nndiffseg.report.charts import ReliabilityBins, dice_figure, reliability_figure
 from nndiffseg.report.page import environment
 from nndiffseg.report.pictures import as_data_uri
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 
 def write_calibration_report(
@@ -22,7 +24,7 @@ def write_calibration_report(
     """Writes the report.
 
     Args:
-        file: of the report, in an existing folder.
+        file: of the report, in an existing folder of the model's folder, whose plans say the unit of volumes.
         model: its name.
         calibration: that was fitted on all cases.
         check: figures on cases that it was not fitted to, see :mod:`nndiffseg.uncertainty.calibration_check`.
@@ -38,6 +40,8 @@ def write_calibration_report(
         model=model,
         calibration=calibration,
         check=check,
+        unit=(unit := unit_of_model(file.parents[1])),
+        per_unit=MM3_PER_ML if unit == PIXELS else 1.0,
         lengths=lengths_in_words(calibration.length_weights) if calibration.length_weights else "",
         charts=charts,
         rows=list(zip(structures, check["volumes"], strict=True)),

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nndiffseg.calibration.expected_dice import DiceMap
+from nndiffseg.data.images import PIXELS
 from nndiffseg.report.pictures import COLOURS, DPI, INK, MUTED, add_legend
+from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 TOLERANCE = 0.3  # relative, drawn as a band around "measured = known"
 #: The colours of the contours on grey images, darkened for a white page.
@@ -40,16 +42,18 @@ class ReliabilityBins(TypedDict):
     frequency: list[float]
 
 
-def spread_figure(volumes: Mapping[str, Sequence[VolumeRow]]) -> Figure | None:
+def spread_figure(volumes: Mapping[str, Sequence[VolumeRow]], unit: str = "ml") -> Figure | None:
     """Known and measured standard deviation of the volumes, one point per case and structure; None if none is known.
 
     Args:
         volumes: structure -> a row per case.
+        unit: of what is drawn, see :func:`nndiffseg.data.images.volume_unit`.
     """
-    figure, ax = _square("known sd of the volume, ml", "calibrated sd over the samples, ml")
+    figure, ax = _square(f"known sd of the volume, {unit}", f"calibrated sd over the samples, {unit}")
     highest, entries = 0.0, list[tuple[Artist, str]]()
     for i, (structure, rows) in enumerate(volumes.items()):
-        points = np.array([(r["known_sd_ml"], r["sd_ml"]) for r in rows if r["known_sd_ml"] and r["sd_ml"] is not None])
+        points = np.array([(r["known_sd_ml"], r["sd_ml"]) for r in rows if r["known_sd_ml"] and r["sd_ml"] is not None], float)
+        points *= _per_ml(unit)
         if len(points):
             known, measured = points.T
             marks = ax.scatter(known, measured, s=30, color=_colour(i), alpha=0.8, linewidths=0, zorder=3)
@@ -64,16 +68,18 @@ def spread_figure(volumes: Mapping[str, Sequence[VolumeRow]]) -> Figure | None:
     return figure
 
 
-def volume_figure(volumes: Mapping[str, Sequence[VolumeRow]]) -> Figure | None:
+def volume_figure(volumes: Mapping[str, Sequence[VolumeRow]], unit: str = "ml") -> Figure | None:
     """True volume, and mean and 90 % interval of the samples, one mark per case and structure; None without samples.
 
     Args:
         volumes: structure -> a row per case.
+        unit: of what is drawn, see :func:`nndiffseg.data.images.volume_unit`.
     """
-    figure, ax = _square("true volume, ml", "mean and 90 % interval, ml")
+    figure, ax = _square(f"true volume, {unit}", f"mean and 90 % interval, {unit}")
     drawn, entries = list[float](), list[tuple[Artist, str]]()
     for i, (structure, rows) in enumerate(volumes.items()):
-        points = np.array([(r["reference_ml"], r["mean_ml"], *r["interval_90_ml"]) for r in rows if r["interval_90_ml"]])
+        points = np.array([(r["reference_ml"], r["mean_ml"], *r["interval_90_ml"]) for r in rows if r["interval_90_ml"]], float)
+        points *= _per_ml(unit)
         if len(points):
             true, mean, low, high = points.T
             ax.vlines(true, low, high, color=_colour(i), linewidth=1.4, alpha=0.7)
@@ -84,6 +90,10 @@ def volume_figure(volumes: Mapping[str, Sequence[VolumeRow]]) -> Figure | None:
     margin = 0.06 * (max(drawn) - min(drawn)) or 1.0
     _finish(ax, max(0.0, min(drawn) - margin), max(drawn) + margin, entries)
     return figure
+
+
+def _per_ml(unit: str) -> float:
+    return MM3_PER_ML if unit == PIXELS else 1.0
 
 
 def reliability_figure(bins: ReliabilityBins) -> Figure | None:

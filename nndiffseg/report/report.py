@@ -166,10 +166,10 @@ def frames_per_case(cases: int) -> int:
 def _charts(evaluation: Mapping[str, Any], structures: Sequence[str]) -> dict[str, str]:
     """See :class:`nndiffseg.report.page.Page`."""
     volumes = {name: [case["volumes"][name] for case in evaluation["cases"].values()] for name in structures}
-    calibration = evaluation["summary"]["calibration"]
+    calibration, unit = evaluation["summary"]["calibration"], evaluation["summary"].get("unit", "ml")
     figures = {
-        "spread": spread_figure(volumes),
-        "volume": volume_figure(volumes),
+        "spread": spread_figure(volumes, unit),
+        "volume": volume_figure(volumes, unit),
         "reliability": reliability_figure(calibration["bins"]) if calibration else None,
     }
     return {name: as_data_uri(figure) for name, figure in figures.items() if figure is not None}

@@ -70,5 +70,6 @@ def plot(folder: str | Path) -> None:
     for axis in (left, middle, right):
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(Path(folder) / PLOT, dpi=80)
+    with write_atomically(Path(folder) / PLOT) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
     plt.close(figure)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nndiffseg.data.checkpoint import load_any_checkpoint
+from nndiffseg.data.files import remove_temporaries
 from nndiffseg.errors import UserError
 
 try:
@@ -31,6 +32,8 @@ BELONGINGS = ("checkpoint_*.pth", "validation", "calibration.json", "stats.jsonl
 def sole_user(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Keeps other trainings and validations out of a fold's folder; yields the lock file, whose time is to be renewed.
 
+    Half-written files of killed trainings are removed.
+
     On one computer the operating system releases the lock with its process, however that ends. On a file system whose locks
     other computers do not see, the host and the process id in the file are compared, and its age.
 
@@ -45,6 +48,7 @@ def sole_user(folder: str | os.PathLike[str]) -> Iterator[Path]:
             raise UserError(_refusal(Path(folder), text))
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+        remove_temporaries(Path(folder))  # checkpoints of hundreds of MB
         try:
             yield file
         finally:

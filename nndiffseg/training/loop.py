@@ -14,6 +14,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
+from nndiffseg.data.files import check_space
 from nndiffseg.errors import Stopped, UserError
 from nndiffseg.stopping import Request, noticed
 from nndiffseg.training import epoch_log as log
@@ -32,6 +33,7 @@ class EpochLoop(nnUNetTrainer):
     Attributes:
         minutes, bound_by_time_only: wall-clock bound, and whether it alone ends the training.
         iteration: iterations done in all epochs.
+        batches_left_out: batches that gave no finite loss or gradient, so that the training went on with others.
         show_progress: show a progress bar.
         average: averaged copy of the network.
         budget: progress through the training; None until it starts.
@@ -52,7 +54,7 @@ class EpochLoop(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.minutes: float | None = None
         self.bound_by_time_only = False
-        self.iteration = 0
+        self.iteration = self.batches_left_out = 0
         self.show_progress = True
         self.average: WeightAverage | None = None
         self.budget: Budget | None = None
@@ -67,9 +69,10 @@ class EpochLoop(nnUNetTrainer):
         """Trains; nobody else may work in the fold's folder meanwhile.
 
         Raises:
-            UserError: somebody does, or numbers are not finite any more.
+            UserError: somebody does, the disk is full, or numbers are not finite any more.
             Stopped: by SIGTERM or SIGUSR1, after a checkpoint was written.
         """
+        check_space(Path(self.output_folder))
         with sole_user(self.output_folder) if self.local_rank == 0 else nullcontext() as self._lock:
             if self.local_rank == 0 and self.iteration == 0 and (aside := set_aside(self.output_folder)) is not None:
                 self.print_to_log_file(f"The earlier training of this fold was moved to {aside}.")
@@ -151,7 +154,8 @@ class EpochLoop(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         assert self.budget is not None
         self.network.train()
-        rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+        first = self.current_epoch * self.num_iterations_per_epoch  # also where a resumed training enters the epoch later
+        rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._log("lrs", rate)

@@ -34,6 +34,7 @@ def checkpoint_of(trainer: Any) -> dict[str, Any]:
         "options": trainer.method.options.to_plan(),
         "calibration": trainer.calibration.to_json(),
         "iteration": trainer.iteration,
+        "batches_left_out": trainer.batches_left_out,
         "ema_updates": trainer.average.updates,
         "loss_state": trainer.loss.state_dict(),
         "epoch_terms": trainer._epoch_terms,
@@ -94,6 +95,7 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
     trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
+    trainer.batches_left_out = checkpoint.get("batches_left_out", 0)
     trainer._epoch_terms = checkpoint["epoch_terms"]
     trainer._spent, trainer.seed = checkpoint["seconds"], checkpoint["seed"]
     trainer.training_id = checkpoint.get("training_id", trainer.training_id)
@@ -102,19 +104,23 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
 def not_finite(trainer: Any, what: str, batch: dict) -> UserError:
     """The sentence about a loss or gradient that is not finite, with the cases to blame.
 
-    The state before the step, which was not made, is saved where it is sound.
+    The state before the step, which was not made, is saved where it is sound; from there another batch comes next.
 
     Args:
         trainer: an initialised :class:`nndiffseg.training.trainer.DiffusionTrainer`.
         what: is not finite.
         batch: of nnU-Net's loader.
     """
-    networks = (trainer.bare_network, trainer.average.network)
-    sound = all(torch.isfinite(value).all() for network in networks for value in network.state_dict().values())
+    modules = (trainer.bare_network, trainer.average.network, trainer.loss)
+    sound = all(torch.isfinite(value).all() for module in modules for value in module.state_dict().values())
     if sound and trainer.iteration > 0:
+        trainer.batches_left_out += 1
         trainer.save_latest()
+        again = "go on from the last sound state and another batch with --c"
+    else:
+        again = "go on with --c, or begin anew with --seed 1 if it happens again"
     cases = ", ".join(sorted({str(key) for key in batch.get("keys", ())})) or "unknown"
     return UserError(
         f"The {what} is not finite at iteration {trainer.iteration} with patches of the cases {cases}; look at their images, "
-        "correct or leave out what is wrong and preprocess it again, then go on from the last sound state with --c."
+        f"correct or leave out what is wrong and preprocess it again, then {again}."
     )

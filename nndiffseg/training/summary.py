@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import subfiles
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, save_summary_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+
+from nndiffseg.data.files import write_atomically
+from nndiffseg.data.listing import list_labels
 
 
 def write_summary(
@@ -38,7 +40,7 @@ def write_summary(
     Returns:
         What was written: ``metric_per_case``, ``mean`` of each label over the cases where it is defined, ``foreground_mean``.
     """
-    names = subfiles(str(predictions), suffix=file_ending, join=False)
+    names = [file.name for file in list_labels(predictions, file_ending).values()]
     cases = [
         compute_metrics(str(references / name), str(predictions / name), reader, list(labels), ignore_label) for name in names
     ]
@@ -51,5 +53,6 @@ def write_summary(
     for part in (*cases, means, mean):
         recursive_fix_for_json_export(part)
     result = {"metric_per_case": cases, "mean": means, "foreground_mean": mean}
-    save_summary_json(result, str(predictions / "summary.json"))
+    with write_atomically(predictions / "summary.json") as temporary:
+        save_summary_json(result, str(temporary))
     return result

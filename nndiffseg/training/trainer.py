@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -21,6 +21,7 @@ from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.data.folds import check_fold, member_seed, split_of
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.data.plans_schema import check_plans
+from nndiffseg.data.raw_changes import check_raw_unchanged
 from nndiffseg.data.records import check_settings
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.data.splits import cases_of_fold
@@ -90,7 +91,9 @@ class DiffusionTrainer(EpochLoop):
 
     def initialize(self) -> None:
         base, (train, val) = Path(self.preprocessed_dataset_folder_base), self.do_split()
-        check_settings(base, self.plans_manager.plans, self.configuration_name, [*train, *val])  # before networks are built
+        cases = [*train, *val]
+        check_settings(base, self.plans_manager.plans, self.configuration_name, cases)  # before networks are built
+        check_raw_unchanged(base, self.configuration_manager.data_identifier, cases)
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
@@ -144,11 +147,10 @@ class DiffusionTrainer(EpochLoop):
         if self.device.type == "cpu" and self.workers is None:
             workers = min(workers, 1)  # the training itself needs the other cores
         train, val = self._plain_loaders()
-        pin = self.device.type == "cuda"
-        key = (self.seed, self.fold, self.local_rank)
+        pin, key = self.device.type == "cuda", (self.seed, self.fold, self.local_rank)
         first_val = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            batches_from(train, seed_of("train", *key), self.iteration, workers, pin),
+            batches_from(train, seed_of("train", *key), self.iteration + self.batches_left_out, workers, pin),
             batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
         )
 
@@ -207,17 +209,24 @@ class DiffusionTrainer(EpochLoop):
         """One optimiser step; returns every loss term."""
         assert self.average is not None
         one = self.as_batch(batch)
+        before = [(b, b.clone()) for module in (self.network, self.loss) for b in module.buffers()]
         extra = self.loss.before_step(self.network, one, self.optimizer.param_groups[0]["lr"])
         with autocast_for(self.device, self.precision):
             terms = self.loss(self.network, one)
         total = torch.stack([term.float() for term in terms.values()]).sum()
         if not torch.isfinite(total):
-            raise not_finite(self, "loss", batch)
+            self._refuse("loss", batch, before)
         self.optimizer.zero_grad(set_to_none=True)
         if not self._step(total):
-            raise not_finite(self, "gradient", batch)
+            self._refuse("gradient", batch, before)
         self.average.update(self.bare_network)
         return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
+
+    def _refuse(self, what: str, batch: dict, before: Sequence[tuple[Tensor, Tensor]]) -> NoReturn:
+        """Ends the training with the running statistics of ``before``."""
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise not_finite(self, what, batch)
 
     def as_batch(self, batch: dict) -> Batch:
         """A batch of nnU-Net's loader as the losses take it, on the device."""
@@ -266,7 +275,6 @@ class DiffusionTrainer(EpochLoop):
         """Averaged weights as ``network_weights``, so that nnU-Net's own tools predict with them."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return
-        assert self.average is not None
         save_atomically(checkpoint_of(self), filename)
         self._last_save = time.monotonic()
 

@@ -177,3 +177,14 @@ def test_no_code_is_run_from_plans_or_from_a_checkpoint(stock, tmp_path, capsys)
 def test_a_folder_that_is_not_there_is_one_sentence(stock, capsys):  # noqa: F811
     assert attach(stock, stock / "absent") == 2
     assert "There is no model folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_members_of_an_ensemble_go_into_folders_of_their_own(stock, monkeypatch, capsys):  # noqa: F811
+    shutil.copytree(stock / MODEL / "fold_0", stock / MODEL / "fold_all")
+    monkeypatch.setattr(nnDiffSegTrainerAttached, "run_training", lambda self: print("folder", self.output_folder, self.seed))
+    monkeypatch.setattr(nnDiffSegTrainerAttached, "perform_actual_validation", lambda *_: None)
+    assert attach(stock, stock / MODEL, "--folds", "all") == 0
+    assert attach(stock, stock / MODEL, "--folds", "all", "--seed", "2") == 0
+    found = [line.split("__2d/")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("folder ")]
+    assert found == ["fold_all 0", "fold_all/seed_2 2"]

@@ -17,8 +17,11 @@ from tiny_model import write_model
 
 from nndiffseg.calibration import Calibration
 from nndiffseg.cli.calibrate import main as calibrate
+from nndiffseg.cli.calibrate import table_of
 from nndiffseg.cli.predict import main as predict
+from nndiffseg.diffusion.coherent import LENGTHS
 from nndiffseg.inference.model_folder import load_model
+from nndiffseg.report.calibration_page import write_calibration_report
 
 pytestmark = pytest.mark.seconds
 
@@ -282,3 +285,22 @@ def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp
     shutil.copytree(world.model, copy)
     (copy / "calibration.json").unlink()
     assert trained_models(tmp_path / "results") == []
+
+
+def test_the_unit_of_images_without_a_size_in_mm_is_pixels(tmp_path):
+    check = {
+        "cases": 2,
+        "error_auroc": None,
+        "probabilities": {"temperature": {"nll": 0.1, "brier": 0.2, "ece": 0.3}},
+        "samples": {"coherent": {"energy_outlines": 0.5, "energy_volumes_ml": 0.25, "agreement": 0.9}},
+        "volumes": [{"coverage_90": None, "width": None}],
+        "dice": {"spearman": None, "coverage_90": None, "points": []},
+    }
+    calibration = Calibration(length_weights=[1 / len(LENGTHS)] * len(LENGTHS), folds=["0"])
+    assert "250.0000" in (text := table_of(calibration, check, ["cell"], "pixels")) and "of volumes, pixels" in text
+    for reader, unit, energy in (("NaturalImage2DIO", "pixels", "250.0000"), ("SimpleITKIO", "ml", "0.2500")):
+        model = tmp_path / reader
+        (model / "calibration").mkdir(parents=True)
+        (model / "plans.json").write_text(json.dumps({"image_reader_writer": reader}))
+        page = write_calibration_report(model / "calibration" / "report.html", "m", calibration, check, ["cell"]).read_text()
+        assert f"of volumes, {unit}<" in page and energy in page

@@ -191,3 +191,37 @@ def test_links_in_a_circle_are_one_sentence(tmp_path, capsys):
 def test_a_name_that_is_too_long_is_one_sentence(tmp_path, capsys):
     assert run(lambda _: (tmp_path / ("x" * 300)).mkdir()) == 2
     assert "cannot be used (File name too long)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_want_of_memory_is_told(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def body(argv: Sequence[str] | None) -> None:
+        raise error
+
+    assert run(body) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: There is too little memory; close what else runs") and message.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_on_a_full_disk_changes_neither_sentence_nor_exit_code() -> None:
+    script = (
+        "import sys; from nndiffseg.cli.common import run; from nndiffseg.errors import UserError\n"
+        "def body(argv): print('begun'); raise UserError('it went wrong.')\n"
+        "sys.exit(run(body))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment
+        )
+    assert (process.returncode, process.stderr) == (2, "error: it went wrong.\n")
+
+
+def test_a_wrong_number_of_nnunets_processes_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """nnU-Net reads it while it is imported."""
+    from nndiffseg.cli.train import main
+
+    monkeypatch.setenv("nnUNet_n_proc_DA", "many")
+    assert main(["4", "2d", "0"]) == 2
+    assert "nnUNet_n_proc_DA counts processes and is 'many'" in capsys.readouterr().err

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
+from stock_folder import DATASET
 
 from nndiffseg.cli.demo import MARKER, main
 
@@ -110,3 +112,31 @@ def test_the_whole_demo_reaches_the_promised_figures(bare):
     for structure in ("front lobe", "rear lobe"):
         assert 0.7 <= summary["volume_spread_ratio"][structure] <= 1.3
     check_report(bare / "nndiffseg_demo")
+
+
+def test_foreign_files_in_an_old_demo_and_behind_its_links_stay(bare, capsys, monkeypatch):
+    """What is emptied is what the demo wrote: a link in its place is removed, and not what it leads to."""
+    mine, old = bare / "thesis", bare / "nndiffseg_demo"
+    for folder in (mine, old / "results"):
+        folder.mkdir(parents=True)
+    for file in (mine / "chapter.txt", old / "notes.txt", old / MARKER, old / "results" / "model"):
+        file.write_text("years of work")
+    (old / "raw").symlink_to(mine, target_is_directory=True)
+    monkeypatch.setattr("nndiffseg.data.phantom.write_phantom_dataset", lambda *_, **__: sys.exit(7))
+    assert main(FLAGS) == 7
+    assert sorted(f.name for f in old.iterdir()) == [MARKER, "notes.txt"]
+    assert (mine / "chapter.txt").read_text() == "years of work"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "content", [{"file_ending": "/../../EVIL"}, {"dataset": {"../../EVIL": {"images": ["a"], "label": "b"}}}]
+)
+def test_a_foreign_dataset_leads_nowhere(bare, capfd, content):
+    own = bare / "a" / "raw" / "Dataset903_Foreign"
+    own.mkdir(parents=True)
+    (own / "dataset.json").write_text(json.dumps(DATASET | content))
+    assert main(["--dataset", str(own), "--output", str(bare / "a" / "out"), *FLAGS]) == 2
+    error = capfd.readouterr().err
+    assert ("file_ending" in error or "cannot be part of a file's name" in error) and error.count("error: ") == 1
+    assert not list(bare.rglob("*EVIL*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import math
 import os
@@ -15,7 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
+from nndiffseg.data.files import (
+    LEAST_SPACE,
+    check_gzip,
+    check_space,
+    full_disk_told,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from nndiffseg.errors import UserError
 
 
@@ -117,3 +126,21 @@ def test_a_file_that_is_no_json_is_named_with_what_to_do(content: bytes, tmp_pat
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json is not valid JSON \(.*\); plan again\."):
         read_json(file, "plan again")
+
+
+def test_a_disk_without_space_for_the_smallest_files_is_told_before_any_work(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=LEAST_SPACE - (place == tmp_path)))
+    with pytest.raises(UserError, match=r"No space left on the disk of .*out \(1\.05 MB\); free some space"):
+        check_space(tmp_path / "not" / "yet" / "out")
+    (tmp_path / "not").mkdir()
+    check_space(tmp_path / "not" / "yet" / "out")
+
+
+def test_a_truncated_file_that_itk_reported_as_written_is_found(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    file = tmp_path / "sub" / "a.nii.gz"
+    file.write_bytes(gzip.compress(bytes(range(256)) * 100))
+    check_gzip(tmp_path)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(EOFError):
+        check_gzip(tmp_path)

@@ -224,3 +224,12 @@ def test_nnunets_numbers_of_processes_are_honoured(monkeypatch: pytest.MonkeyPat
             from_environment("nnUNet_nps", 1)
     monkeypatch.setenv("nnUNet_def_n_proc", "5")
     assert default_processes() == 5
+
+
+@both
+def test_a_backlog_hands_on_what_its_calls_return(processes: int) -> None:
+    found: list[str] = []
+    with Backlog(processes, FLAGS, found.append) as backlog:
+        for i in range(3):
+            backlog.add(str, i)
+    assert found == ["0", "1", "2"]

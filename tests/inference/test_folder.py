@@ -21,6 +21,7 @@ from skimage import io
 
 from nndiffseg import Predictor, predict_folder
 from nndiffseg.errors import UserError
+from nndiffseg.inference import folder as folder_module
 
 CASES = [f"case_{i:03d}" for i in range(4)]
 
@@ -339,3 +340,22 @@ def test_a_case_that_does_not_fit_into_memory_or_is_not_finite_is_named_and_the_
     refuses(predictor, raw_images, tmp_path, f"1 of 4 cases could not be predicted.*{message}")
     written = {f.name for f in (tmp_path / "out").glob("*.nii.gz")}
     assert written == {"case_000.nii.gz", "case_002.nii.gz", "case_003.nii.gz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["read_and_preprocess", "export_case"])
+def test_a_case_whose_reading_or_export_needs_too_much_memory_is_named_and_the_others_are_predicted(
+    predictor, raw_images, tmp_path, monkeypatch, reference, where
+):
+    work = getattr(folder_module, where)
+
+    def sometimes(*arguments):
+        if "case_001" in (arguments[1], getattr(arguments[0], "id", None)):
+            raise MemoryError("Unable to allocate 300 GiB")
+        return work(*arguments)
+
+    monkeypatch.setattr(folder_module, where, sometimes)
+    refuses(predictor, raw_images, tmp_path, "1 of 4 cases could not be predicted.*too little memory for case_001; .*-npp 1")
+    written = {f.name for f in (tmp_path / "out").glob("*.nii.gz")}
+    assert written == {"case_000.nii.gz", "case_002.nii.gz", "case_003.nii.gz"}
+    assert_same(tmp_path / "out", reference)

@@ -16,6 +16,7 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from stock_folder import PLANS
 
 from nndiffseg import planners
 from nndiffseg.data.check import read_dataset_json, training_cases
@@ -271,3 +272,14 @@ def _check_methods(configuration: dict[str, Any], report: str) -> None:
     changed = entries["nnDiffSegTrainerMedSegDiffV2"]
     assert changed["patch_size"] != list(configuration["patch_size"]) and changed["batch_size"] == 2
     assert memory.sentence(changed) in " ".join(report.split())
+
+
+def test_no_processes_for_augmentation_are_no_threads_of_the_planning(monkeypatch):
+    """nnU-Net's estimate sets as many threads of torch as ``nnUNet_n_proc_DA`` says, and 0 is an error."""
+    kwargs = PLANS["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    imported = ("conv_op", "norm_op", "dropout_op", "nonlin")
+    arguments = ((32, 32), 1, 3, "dynamic_network_architectures.architectures.unet.PlainConvUNet", kwargs, imported)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "1")
+    theirs = ResEncUNetPlanner.static_estimate_VRAM_usage(*arguments)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    assert DiffSegPlanner.static_estimate_VRAM_usage(*arguments) == theirs > 0

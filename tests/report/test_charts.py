@@ -69,3 +69,10 @@ def test_the_legend_names_every_structure_as_it_is():
         texts = figure.axes[0].get_legend().get_texts()
         assert [text.get_text().lstrip("\u200b") for text in texts] == ["_a", "$b$"]
         assert not any(text.get_parse_math() for text in texts)
+
+
+def test_volumes_of_images_without_a_size_in_mm_are_pixels():
+    for made, wanted in ((spread_figure, [2000, 3000]), (volume_figure, [10000, 11000])):
+        figure = made({"s": [ROW]}, "pixels")
+        assert figure is not None and points(figure) == [[wanted]]
+        assert all(text.endswith(", pixels") for text in (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()))

@@ -122,3 +122,12 @@ def test_a_calibration_of_other_folds_stays(tmp_path: Path) -> None:
     (tmp_path / "calibration.json").write_text(json.dumps({"folds": ["0", "2"]}))
     set_aside(tmp_path / "fold_1")
     assert (tmp_path / "calibration.json").is_file()
+
+
+def test_the_half_written_checkpoint_of_a_killed_training_is_removed_and_nothing_else(tmp_path):
+    left = tmp_path / f".checkpoint_latest.pth.{'0f' * 8}.tmp"
+    others = [tmp_path / name for name in (".mine.tmp", "notes.0123456789abcdef.tmp", "checkpoint_latest.pth")]
+    for file in (left, *others):
+        file.write_text("x")
+    with sole_user(tmp_path):
+        assert not left.exists() and all(file.is_file() for file in others)

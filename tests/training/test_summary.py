@@ -38,6 +38,14 @@ def test_it_is_that_of_nnunet(folders, labels):
     assert ours["foreground_mean"]["Dice"] == theirs["foreground_mean"]["Dice"] and len(ours["metric_per_case"]) == 3
 
 
+def test_files_that_macos_leaves_are_no_cases(folders):
+    """Row 05 of the faults: ``._case.nii.gz`` beside the segmentations and the references."""
+    for folder in folders:
+        (folder / "._case_0.nii.gz").write_bytes(b"\x00\x05\x16\x07")
+    result = write_summary(*folders, SimpleITKIO(), ".nii.gz", [1, 2], None)
+    assert len(result["metric_per_case"]) == 3
+
+
 def test_no_process_is_started(folders, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: pytest.fail("a pool waits for ever for a killed process"))
     write_summary(*folders, SimpleITKIO(), ".nii.gz", [1, 2], None)

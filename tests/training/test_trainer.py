@@ -302,6 +302,18 @@ def test_a_half_copied_plans_file_is_one_sentence(folders, capsys):
     assert "halfPlans.json is not valid JSON" in error and error.count("\n") == 1
 
 
+def test_a_label_corrected_after_the_preprocessing_is_one_sentence(folders, capsys):
+    label = folders / "raw" / "Dataset901_Tiny" / "labelsTr" / "case_003.nii.gz"
+    before = label.read_bytes()
+    shutil.copy(label.with_name("case_004.nii.gz"), label)
+    try:
+        assert train.main(arguments(folders, "corrected")) == 2
+    finally:
+        label.write_bytes(before)
+    error = capsys.readouterr().err
+    assert "label of case_003 have changed" in error and "run nndiffseg_plan_and_preprocess" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -53,7 +53,7 @@ def make(minutes: float | None = None) -> DiffusionTrainer:
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=trainer.initial_lr)
     trainer.average = WeightAverage(trainer.network)
     trainer.budget = Budget(EPOCHS, ITERATIONS, minutes)
-    trainer.iteration = trainer.current_epoch = 0
+    trainer.iteration = trainer.current_epoch = trainer.batches_left_out = 0
     trainer.show_progress, trainer._epoch_terms, trainer._last_save = False, {}, float("inf")
     trainer._asked, trainer._lock = Request(), None
     data, target = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
@@ -167,6 +167,20 @@ def test_what_is_not_finite_is_noticed_before_the_step_and_the_cases_are_named(m
         for a, b in zip([p.nan_to_num(7) for p in before], trainer.network.parameters(), strict=True)
     )
     assert trainer.average.updates == 0 and saved == [4] * sound, "the last good state is kept, and no other"
+    assert trainer.batches_left_out == sound, "so that the same batch does not come again"
+
+
+def test_running_statistics_of_a_bad_batch_are_forgotten(monkeypatch):
+    trainer = make()
+    trainer.network = nn.Sequential(nn.BatchNorm2d(1, momentum=None), nn.Conv2d(1, 1, 1))
+    trainer.average, trainer.iteration = WeightAverage(trainer.network), 4
+    monkeypatch.setattr(trainer, "save_latest", lambda: None)
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    with pytest.raises(UserError, match="go on from the last sound state and another batch with --c"):
+        trainer.train_step(batch | {"data": batch["data"] * float("nan")})
+    assert all(torch.equal(value, trainer.network.state_dict()[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

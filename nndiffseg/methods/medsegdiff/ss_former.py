@@ -88,15 +88,15 @@ class SpectralCrossAttention(nn.Module):
     and K, so that frequencies can find their like in the context even where x is pure noise.
     """
 
-    def __init__(self, dim: int, channels: int, embedding: int):
-        """``channels`` of x and of the context, a multiple of ``HEAD_CHANNELS``."""
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True):
+        """``channels`` of x and of the context, a multiple of ``HEAD_CHANNELS``; without ``band_pass`` H = 1."""
         super().__init__()
         self.heads = channels // HEAD_CHANNELS
         self.norm_x, self.norm_context, self.norm_mlp = (ChannelNorm(channels) for _ in range(3))
         self.query, self.key, self.value = (conv(dim, channels, channels, 1) for _ in range(3))
         n = dim * HARMONICS
         self.code = nn.Parameter(torch.randn(self.heads, n, HEAD_CHANNELS) * (2 / n) ** 0.5)  # numbers of variance 1
-        self.band_pass = NeuralBandPass(dim, self.heads, embedding)
+        self.band_pass = NeuralBandPass(dim, self.heads, embedding) if band_pass else None
         self.out = zero(conv(dim, channels, channels, 1))
         self.mlp = nn.Sequential(conv(dim, channels, 2 * channels, 1), nn.SiLU(), zero(conv(dim, 2 * channels, channels, 1)))
 
@@ -108,7 +108,8 @@ class SpectralCrossAttention(nn.Module):
             x, context, embedding = x.float(), context.float(), embedding.float()
             weights = self.affinity(x, context).softmax(-1)
             answer = weights @ self._frequencies(self.value(self.norm_context(context)))  # (B, heads, cells, 2 d)
-            answer = answer * self.band_pass(shape, embedding).flatten(2)[..., None]
+            if self.band_pass is not None:
+                answer = answer * self.band_pass(shape, embedding).flatten(2)[..., None]
             x = x + self.out(from_spectrum(self._spectrum(answer, shape)))
             return x + self.mlp(self.norm_mlp(x))
 
@@ -139,22 +140,37 @@ class SpectralCrossAttention(nn.Module):
 class SSFormerBlock(nn.Module):
     """Two symmetric cross-attentions: the semantic embedding asks the noise embedding, then the noise asks the blend."""
 
-    def __init__(self, dim: int, channels: int, embedding: int):
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True):
         super().__init__()
-        self.semantic_asks = SpectralCrossAttention(dim, channels, embedding)
-        self.noise_asks = SpectralCrossAttention(dim, channels, embedding)
+        self.semantic_asks = SpectralCrossAttention(dim, channels, embedding, band_pass)
+        self.noise_asks = SpectralCrossAttention(dim, channels, embedding, band_pass)
 
     def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         semantic = self.semantic_asks(semantic, noise, embedding)
         return semantic, self.noise_asks(noise, semantic, embedding)
 
 
+class FigureBlock(nn.Module):
+    """Roles of the published figure: the noise asks the image, the result asks the noise, and the result goes on."""
+
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True):
+        super().__init__()
+        self.noise_asks = SpectralCrossAttention(dim, channels, embedding, band_pass)
+        self.result_asks = SpectralCrossAttention(dim, channels, embedding, band_pass)
+
+    def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return semantic, self.result_asks(self.noise_asks(noise, semantic, embedding), noise, embedding)
+
+
 class SSFormer(nn.Module):
     """Blocks in a row; what comes out is the noise embedding that the diffusion model's decoder goes on with."""
 
-    def __init__(self, dim: int, channels: int, embedding: int, blocks: int):
+    def __init__(
+        self, dim: int, channels: int, embedding: int, blocks: int, *, figure_roles: bool = False, band_pass: bool = True
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(SSFormerBlock(dim, channels, embedding) for _ in range(blocks))
+        block = FigureBlock if figure_roles else SSFormerBlock
+        self.blocks = nn.ModuleList(block(dim, channels, embedding, band_pass) for _ in range(blocks))
 
     def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> Tensor:
         """semantic ``(1 or N, C, *grid)``, noise ``(N, C, *grid)``, time embedding ``(N, E)`` -> ``(N, C, *grid)``."""

@@ -239,6 +239,11 @@ class Method(ABC):
         """
         return validated(cls.options_class, values, f"The options of {cls.name}")
 
+    @classmethod
+    def with_defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's options, with the defaults of those that the release that wrote it did not have."""
+        return {**cls.options_class().to_plan(), **options}
+
     @property
     def recipe(self) -> Recipe:
         """What the optimiser works with."""

@@ -19,7 +19,7 @@ from nndiffseg.methods.protocol import Method
 REQUIRED: dict[str, tuple[type[Method], str]] = {
     "nnDiffSegTrainerLDSeg": (
         LDSegMethod,
-        """four networks; end-to-end or two-step; decoded latent in training; latent; label encoder: blocks;
+        """setting; four networks; end-to-end or two-step; decoded latent in training; latent; label encoder: blocks;
         label encoder: down-sampling; label encoder: norm and dropout; label input; standardisation of the label latent;
         standardisation while sampling; image encoder: size; image encoder: norm; image encoder: attention; image latent;
         denoiser: levels and blocks; denoiser: skips; denoiser: attention; denoiser: norm and time; denoiser: condition;
@@ -29,7 +29,7 @@ REQUIRED: dict[str, tuple[type[Method], str]] = {
     ),
     "nnDiffSegTrainerCDAL": (
         CDAL,
-        """label map; diffusion steps T; schedule; posterior; generator: blocks; generator: resampling;
+        """setting; label map; diffusion steps T; schedule; posterior; generator: blocks; generator: resampling;
         generator: skips and pyramid; generator: attention; generator: norm; mapping of z; random vector z; image encoder; time;
         generator output; discriminator: size; discriminator: resampling; discriminator: mini-batch statistic;
         discriminator: end; discriminator loss; R1; R1: rhythm; discriminator's rate; discriminator's optimiser;
@@ -39,7 +39,7 @@ REQUIRED: dict[str, tuple[type[Method], str]] = {
     ),
     "nnDiffSegTrainerMedSegDiffV2": (
         MedSegDiffV2,
-        """two networks; anchor: levels; anchor: U-SA; anchor: maps; anchor: Gaussian; anchor: start; anchor: released form;
+        """setting; two networks; anchor: levels; anchor: U-SA; anchor: maps; anchor: Gaussian; anchor: start; anchor: released form;
         anchor: gradient; SS-Former; SS-Former: roles; SS-Former: values; SS-Former: queries and keys;
         SS-Former: band-pass filter; SS-Former: shifts; SS-Former: blocks; ablation: plain attention;
         ablation: no band-pass filter; diffusion U-Net: size; diffusion U-Net: attention; learned sigma; schedule; prediction;
@@ -101,6 +101,14 @@ def test_every_option_named_exists_and_takes_the_value(trainer):
     assert named
     for name, value in named:
         method.read_options({name: value})  # a UserError names what is wrong
+
+
+@pytest.mark.parametrize("trainer", REQUIRED)
+def test_every_row_marked_paper_names_what_that_setting_sets(trainer):
+    marked = options_in([row for row in table_of(trainer) if "(paper)" in row[-1]])
+    paper = REQUIRED[trainer][0].read_options({"setting": "paper"})
+    assert [name for name in paper.paper if (name, paper.paper[name]) not in marked] == []
+    assert not [row[0] for row in table_of(trainer) if "(paper)" in row[-1] and not options_in([row])]
 
 
 @pytest.mark.parametrize("trainer", REQUIRED)

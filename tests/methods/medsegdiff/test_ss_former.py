@@ -10,6 +10,7 @@ import torch
 
 from nndiffseg.methods.medsegdiff.ss_former import (
     HEAD_CHANNELS,
+    FigureBlock,
     NeuralBandPass,
     SpectralCrossAttention,
     SSFormer,
@@ -190,3 +191,23 @@ def test_information_passes_from_the_image_when_the_label_is_pure_noise():
     weights = attention.affinity(x, context).softmax(-1)
     own = weights.diagonal(dim1=2, dim2=3).mean()
     assert own > 5 / 42, "far more than an even share of the 42 frequencies"
+
+
+def test_the_figures_roles_noise_asks_image_then_the_result_asks_noise_and_goes_on():
+    former = randomised(SSFormer(2, CHANNELS, 12, blocks=2, figure_roles=True))
+    semantic, noise, time = inputs((5, 4))
+    expected = noise
+    for block in former.blocks:
+        assert isinstance(block, FigureBlock)
+        expected = block.result_asks(block.noise_asks(expected, semantic, time), expected, time)
+    torch.testing.assert_close(former(semantic, noise, time), expected)
+
+
+def test_without_the_band_pass_filter_every_frequency_passes():
+    plain, whole = (SpectralCrossAttention(2, CHANNELS, 12, band_pass) for band_pass in (False, True))
+    randomised(plain)
+    missing = whole.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all("band_pass" in name for name in missing)
+    torch.testing.assert_close(plain(*inputs((5, 4))), whole(*inputs((5, 4))))  # a fresh filter's gains are 1
+    randomised(whole.band_pass)
+    assert not torch.allclose(plain(*inputs((5, 4))), whole(*inputs((5, 4))), atol=1e-3)

@@ -39,8 +39,8 @@ REQUIRED: dict[str, tuple[type[Method], str]] = {
     ),
     "nnDiffSegTrainerMedSegDiffV2": (
         MedSegDiffV2,
-        """setting; two networks; anchor: levels; anchor: U-SA; anchor: maps; anchor: Gaussian; anchor: start; anchor: released form;
-        anchor: gradient; SS-Former; SS-Former: roles; SS-Former: values; SS-Former: queries and keys;
+        """setting; two networks; anchor: levels; anchor: U-SA; anchor: maps; anchor: Gaussian; anchor: start;
+        anchor: released form; anchor: gradient; SS-Former; SS-Former: roles; SS-Former: values; SS-Former: queries and keys;
         SS-Former: band-pass filter; SS-Former: shifts; SS-Former: blocks; ablation: plain attention;
         ablation: no band-pass filter; diffusion U-Net: size; diffusion U-Net: attention; learned sigma; schedule; prediction;
         anchor loss: rhythm; anchor loss: weight of CE; recycling; label map; optimiser; weight average; batch and length;

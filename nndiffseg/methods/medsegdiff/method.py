@@ -26,6 +26,7 @@ class MedSegDiffOptions(PublishedOptions):
         anchor_detached: the denoising loss does not train the condition model through the anchor.
         ss_former: False for the ablation that adds the deepest embeddings.
         ss_former_roles: who asks whom: ``planned``, or as in the published ``figure``.
+        ss_former_values: in the ``spectrum``, or as published in ``space``.
         band_pass: False for the ablation of the SS-Former's filter.
         ce_weight: weight of the cross-entropy in the anchor loss, relative to nnU-Net's.
         recycling: share of the items that noise the network's own prediction; 0 as published.
@@ -37,6 +38,7 @@ class MedSegDiffOptions(PublishedOptions):
         "anchor_maps": "one",
         "anchor_detached": True,
         "ss_former_roles": "figure",
+        "ss_former_values": "space",
         "ce_weight": 10.0,
         "learning_rate": 1e-4,
         "weight_average": 0.9999,
@@ -49,6 +51,7 @@ class MedSegDiffOptions(PublishedOptions):
     anchor_detached: Switch = False
     ss_former: Switch = True
     ss_former_roles: Literal["planned", "figure"] = "planned"
+    ss_former_values: Literal["spectrum", "space"] = "spectrum"
     band_pass: Switch = True
     ce_weight: Weight = 1.0
     recycling: Share = 0.0
@@ -81,6 +84,7 @@ class MedSegDiffV2(PublishedMethod):
                 detached=options.anchor_detached,
                 figure_roles=options.ss_former_roles == "figure",
                 band_pass=options.band_pass,
+                spatial=options.ss_former_values == "space",
             ),
             sampler=self.samplers[0],
             steps=options.steps,

@@ -48,6 +48,7 @@ class Parts(NamedTuple):
         detached: no gradient flows into the condition model through the anchor.
         figure_roles: the SS-Former's roles are those of the published figure.
         band_pass: the SS-Former has its filter.
+        spatial: the SS-Former's values stay in space.
     """
 
     smoothing: bool = True
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     detached: bool = False
     figure_roles: bool = False
     band_pass: bool = True
+    spatial: bool = False
 
 
 class TrainingOutput(NamedTuple):
@@ -101,7 +103,7 @@ class DiffusionModel(nn.Module):
         self.stem = conv(dim, heads, channels[0])
         self.down = nn.ModuleList(ResidualBlock(dim, c, EMBEDDING) for c in channels)
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
-        forms = {"figure_roles": parts.figure_roles, "band_pass": parts.band_pass}
+        forms = {"figure_roles": parts.figure_roles, "band_pass": parts.band_pass, "spatial": parts.spatial}
         self.ss_former = SSFormer(dim, channels[-1], EMBEDDING, SS_FORMER_BLOCKS, **forms) if use_ss_former else None
         self.middle = ResidualBlock(dim, channels[-1], EMBEDDING)
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(len(strides)))

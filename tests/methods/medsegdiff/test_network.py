@@ -194,7 +194,7 @@ def test_widths_are_half_the_plans_and_whole_attention_heads():
     assert diffusion_channels([32, 64, 128, 256, 320, 320]) == [16, 32, 64, 128, 160, 160]
 
 
-PUBLISHED = Parts(own_levels=True, one_map=True, detached=True, figure_roles=True)
+PUBLISHED = Parts(own_levels=True, one_map=True, detached=True, figure_roles=True, spatial=True)
 
 
 @pytest.mark.parametrize("dim", [2, 3])

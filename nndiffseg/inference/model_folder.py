@@ -204,7 +204,9 @@ def load_model(
         if first is None:
             first = content
             method = _method(manager, content, dataset_json, files.folder)
-        elif content["options"] != first["options"] or content["trainer_name"] != first["trainer_name"]:
+        elif content["trainer_name"] != first["trainer_name"] or (
+            method.with_defaults(content["options"]) != method.with_defaults(first["options"])
+        ):
             raise UserError(
                 f"{file} was trained by another trainer or with other options than the first fold; choose folds that belong "
                 "together with -f."

@@ -163,6 +163,24 @@ class Batch(NamedTuple):
         return torch.Generator().manual_seed(self.seed(purpose))
 
 
+class Recipe(NamedTuple):
+    """Numbers of the optimiser, AdamW.
+
+    Attributes:
+        learning_rate: at its peak.
+        weight_decay: per step, relative to the learning rate.
+        betas: of the two moments.
+        clipping: largest norm of the gradient.
+        average: decay of the average of the weights.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    clipping: float = 1.0
+    average: float = 0.999
+
+
 class Losses(nn.Module):
     """A method's losses. What a training learns besides the network, such as running statistics, is state of this module."""
 
@@ -220,6 +238,16 @@ class Method(ABC):
             UserError: unknown name, wrong type or value out of range.
         """
         return validated(cls.options_class, values, f"The options of {cls.name}")
+
+    @classmethod
+    def with_defaults(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A checkpoint's options, with the defaults of those that the release that wrote it did not have."""
+        return {**cls.options_class().to_plan(), **options}
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the optimiser works with."""
+        return Recipe()
 
     @abstractmethod
     def network(self) -> nn.Module:

@@ -59,7 +59,7 @@ def restore(trainer: Any, checkpoint: dict[str, Any]) -> None:
             f"The checkpoint was written by {checkpoint['trainer_name']}, not by {type(trainer).__name__}; "
             f"choose -tr {checkpoint['trainer_name']}."
         )
-    if checkpoint["options"] != trainer.method.options.to_plan():
+    if trainer.method.with_defaults(checkpoint["options"]) != trainer.method.options.to_plan():
         raise UserError(
             f"The checkpoint was trained with the options {json.dumps(checkpoint['options'])}, not "
             f"{json.dumps(trainer.method.options.to_plan())}; give the same ones with --option."

@@ -81,7 +81,7 @@ class DiffusionTrainer(EpochLoop):
         self.precision = training_precision(
             self.device, stage_grids(self.configuration_manager.patch_size, self.configuration_manager.pool_op_kernel_sizes)
         )
-        self.initial_lr, self.weight_decay = 1e-3, 1e-2
+        self.initial_lr, self.weight_decay = self.method.recipe[:2]
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.workers: int | None = None
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the calibration that the validation fits
@@ -97,7 +97,7 @@ class DiffusionTrainer(EpochLoop):
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
-        self.average = WeightAverage(self.bare_network)
+        self.average = WeightAverage(self.bare_network, self.method.recipe.average)
 
     @property
     def bare_network(self) -> Any:
@@ -133,7 +133,8 @@ class DiffusionTrainer(EpochLoop):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         fused = self.device.type in ("cpu", "cuda")  # one pass through memory instead of ten
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        return torch.optim.AdamW(trained, lr=self.initial_lr, weight_decay=self.weight_decay, fused=fused), None
+        rest = {"betas": self.method.recipe.betas, "weight_decay": self.weight_decay, "fused": fused}
+        return torch.optim.AdamW(trained, lr=self.initial_lr, **rest), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Deep supervision is an argument of the network's forward, so there is nothing to switch."""
@@ -244,7 +245,7 @@ class DiffusionTrainer(EpochLoop):
         (total if scaler is None else scaler.scale(total)).backward()
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.method.recipe.clipping)
         if scaler is None:
             if not torch.isfinite(norm):
                 return False
@@ -287,7 +288,7 @@ class DiffusionTrainer(EpochLoop):
         if not self.was_initialized:
             self.initialize()
         self.print_to_log_file(load_pretrained_weights(self.bare_network, path))
-        self.average = WeightAverage(self.bare_network)
+        self.average = WeightAverage(self.bare_network, self.method.recipe.average)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Restores weights, optimiser, average, log and position.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nndiffseg.errors import Stopped, UserError
-from nndiffseg.methods.protocol import Batch, Losses
+from nndiffseg.methods.protocol import Batch, Losses, Recipe
 from nndiffseg.nn.heads import Heads
 from nndiffseg.stopping import Request, noticed
 from nndiffseg.training.average import WeightAverage
@@ -48,7 +48,7 @@ def make(minutes: float | None = None) -> DiffusionTrainer:
     trainer.network, trainer.loss = nn.Conv2d(1, 1, 1), Recorder()
     trainer.device, trainer.precision, trainer.grad_scaler = torch.device("cpu"), "float32", None
     trainer.is_ddp, trainer.local_rank, trainer.fold, trainer.seed = False, 0, 3, 11
-    trainer.method = SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)))
+    trainer.method = SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)), recipe=Recipe())
     trainer.initial_lr, trainer.num_iterations_per_epoch = 0.1, ITERATIONS
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=trainer.initial_lr)
     trainer.average = WeightAverage(trainer.network)

@@ -66,17 +66,23 @@ class Discriminator(nn.Module):
         return self.head(_act(h).flatten(2).sum(2))[:, 0]
 
     @torch.no_grad()
-    def attention(self, x_s: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    def attention(self, x_s: Tensor, x_t: Tensor, t: Tensor, block: int = 1, raw: bool = False) -> Tensor:
         """Where the discriminator looks: ``(B, 1, *patch)`` in (0, 1], with maximum 1 in every item.
 
-        Channel mean of the first block's features, up-sampled (arXiv 2502.06997, section 2). A sigmoid of the mean,
-        standardised over the patch, makes weights of it whatever the scale of the features.
+        Channel mean of the features after ``block`` blocks, or after all where there are fewer, up-sampled (arXiv
+        2502.06997, section 2). A sigmoid of the mean, standardised over the patch, makes weights of it whatever the scale of
+        the features. ``raw`` returns the mean itself, any number, as the released code does.
         """
-        features = self.down[0](self.stem(torch.cat([x_s, x_t], 1)), self.embed(t))
+        features, embedding = self.stem(torch.cat([x_s, x_t], 1)), self.embed(t)
+        for down in self.down[:block]:
+            features = down(features, embedding)
         m = features.float().mean(1, keepdim=True)
+        mode = "bilinear" if m.ndim == 4 else "trilinear"
+        if raw:
+            return F.interpolate(m, x_s.shape[2:], mode=mode)
         axes = tuple(range(2, m.ndim))
         m = (m - m.mean(axes, keepdim=True)) / (m.std(axes, keepdim=True) + 1e-5)
-        weight = torch.sigmoid(F.interpolate(m, x_s.shape[2:], mode="bilinear" if m.ndim == 4 else "trilinear"))
+        weight = torch.sigmoid(F.interpolate(m, x_s.shape[2:], mode=mode))
         return weight / weight.amax(axes, keepdim=True)
 
 

@@ -22,7 +22,7 @@ from nndiffseg.nn.layers import TimeEmbedding, conv, upsample, zero
 
 #: length of the random vector z
 VECTOR = 100
-#: width of the style that the mapping network makes of z, and of the time's embedding
+#: width of the style that the mapping network makes of z, unless told, and of the time's embedding
 STYLE = 64
 #: smallest probability that a softmax head expresses
 FLOOR = 1e-5
@@ -88,9 +88,9 @@ class AdaptiveGroupNorm(nn.Module):
 class GeneratorBlock(nn.Module):
     """Residual block: the style enters through both norms, the time between the convolutions."""
 
-    def __init__(self, dim: int, c_in: int, c_out: int, kernel: Sequence[int]):
+    def __init__(self, dim: int, c_in: int, c_out: int, kernel: Sequence[int], style: int = STYLE):
         super().__init__()
-        self.norm1, self.norm2 = AdaptiveGroupNorm(c_in), AdaptiveGroupNorm(c_out)
+        self.norm1, self.norm2 = AdaptiveGroupNorm(c_in, style), AdaptiveGroupNorm(c_out, style)
         self.conv1, self.conv2 = conv(dim, c_in, c_out, kernel), zero(conv(dim, c_out, c_out, kernel))
         self.time = nn.Linear(STYLE, c_out)
         self.shortcut = conv(dim, c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -150,21 +150,33 @@ class CDALGenerator(LabelSpaceNetwork):
 
     vector_channels = VECTOR
 
-    def __init__(self, channels_in: int, heads: Heads, patch: Sequence[int], layout: Layout, steps: int):
+    def __init__(
+        self,
+        channels_in: int,
+        heads: Heads,
+        patch: Sequence[int],
+        layout: Layout,
+        steps: int,
+        *,
+        mapping: tuple[int, int] = (3, STYLE),
+        image_blocks: int = 2,
+    ):
+        """``mapping``: layers of the mapping network and their width; ``image_blocks`` of the image encoder."""
         super().__init__(heads, patch, Linear(), "ancestral", steps)
         channels, strides, kernels = layout
         dim, deepest = len(kernels[0]), len(channels) - 1
         self.strides = strides
-        self.mapping, self.embed = MappingNetwork(), TimeEmbedding(STYLE)
-        self.image_encoder = ImageEncoder(dim, channels_in, channels[0], kernels[0])
+        layers, style = mapping
+        self.mapping, self.embed = MappingNetwork(style=style, layers=layers), TimeEmbedding(STYLE)
+        self.image_encoder = ImageEncoder(dim, channels_in, channels[0], kernels[0], image_blocks)
         self.stem = conv(dim, heads.number, channels[0], kernels[0])
-        self.down = nn.ModuleList(GeneratorBlock(dim, c, c, k) for c, k in zip(channels, kernels, strict=True))
+        self.down = nn.ModuleList(GeneratorBlock(dim, c, c, k, style) for c, k in zip(channels, kernels, strict=True))
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
         self.attention = SelfAttention(dim, channels[-1])
-        self.middle = GeneratorBlock(dim, channels[-1], channels[-1], kernels[-1])
+        self.middle = GeneratorBlock(dim, channels[-1], channels[-1], kernels[-1], style)
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(deepest))
-        self.up = nn.ModuleList(GeneratorBlock(dim, 2 * channels[i], channels[i], kernels[i]) for i in range(deepest))
-        self.norm = AdaptiveGroupNorm(channels[0])
+        self.up = nn.ModuleList(GeneratorBlock(dim, 2 * channels[i], channels[i], kernels[i], style) for i in range(deepest))
+        self.norm = AdaptiveGroupNorm(channels[0], style)
         self.head = conv(dim, channels[0], heads.number, kernels[0])
 
     def forward(self, image: Tensor, x: Tensor | None = None, t: Tensor | None = None, vector: Tensor | None = None) -> Tensor:

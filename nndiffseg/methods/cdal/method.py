@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from nndiffseg.data.schema import CONFIG, Share, Switch, Weight
+from nndiffseg.data.schema import CONFIG, Count, Share, Switch, Weight
 from nndiffseg.diffusion.schedules import Schedule, add_noise, normal_like
 from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
-from nndiffseg.methods.cdal.generator import VECTOR, CDALGenerator, layout_of
+from nndiffseg.methods.cdal.generator import STYLE, VECTOR, CDALGenerator, layout_of
 from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
-from nndiffseg.methods.protocol import Batch, Losses, Method, MethodOptions, MethodPlan, SegmentationLoss, unwrapped
+from nndiffseg.methods.protocol import Batch, Losses, MethodPlan, SegmentationLoss, unwrapped
+from nndiffseg.methods.published import PublishedMethod, PublishedOptions
 from nndiffseg.nn.precision import autocast_for
 
 #: learning rate of the discriminator, relative to the generator's
@@ -25,25 +26,54 @@ DISCRIMINATOR_RATE = 0.5
 
 
 @dataclass(frozen=True, config=CONFIG)
-class CDALOptions(MethodOptions):
+class CDALOptions(PublishedOptions):
     """Options of cDAL.
 
     Attributes:
         steps: T, diffusion steps in training and the default in prediction.
         adversarial_weight: weight of the generator's adversarial term.
         attention: weight the label by the discriminator's attention before it is noised.
+        attention_block: after which block of the discriminator its features are read; its last where it has fewer.
+        attention_raw: their mean itself weights the label; otherwise it is standardised, squashed and scaled to at most 1.
         r1_gamma: factor of the R1 penalty.
+        r1_every: iterations from one R1 penalty to the next.
+        label_weight: weight of nnU-Net's loss beside the squared error of x0.
+        mapping_layers, mapping_width: of the network that makes a style of z.
+        image_blocks: residual blocks of the image encoder.
         deterministic_share: share of the items that train the deterministic answer.
     """
+
+    paper: ClassVar[Mapping[str, Any]] = {
+        "attention_block": 3,
+        "attention_raw": True,
+        "r1_every": 10,
+        "label_weight": 0.0,
+        "mapping_layers": 4,
+        "mapping_width": 256,
+        "image_blocks": 5,
+        "deterministic_share": 0.0,
+        "weight_decay": 0.0,
+        "beta1": 0.5,
+        "beta2": 0.9,
+        "gradient_clipping": False,
+        "weight_average": 0.0,
+    }
 
     steps: Annotated[int, Field(strict=True, ge=2, le=8)] = 4
     adversarial_weight: Weight = 0.0
     attention: Switch = True
+    attention_block: Count = 1
+    attention_raw: Switch = False
     r1_gamma: Weight = 1.0
+    r1_every: Count = 1
+    label_weight: Weight = 1.0
+    mapping_layers: Annotated[int, Field(strict=True, ge=1, le=16)] = 3
+    mapping_width: Count = STYLE
+    image_blocks: Annotated[int, Field(strict=True, ge=1, le=16)] = 2
     deterministic_share: Share = 0.25
 
 
-class CDAL(Method):
+class CDAL(PublishedMethod):
     """Generator and discriminator; see :mod:`nndiffseg.trainers.nnDiffSegTrainerCDAL`.
 
     The generator draws from p(x0 | x_t), so the ancestral sampler is the only one that it has.
@@ -53,8 +83,16 @@ class CDAL(Method):
     options_class = CDALOptions
 
     def network(self) -> CDALGenerator:
-        plan = self.plan
-        return CDALGenerator(plan.input_channels, plan.heads, plan.patch, layout_of(plan), self.options.steps)
+        plan, options = self.plan, self.options
+        return CDALGenerator(
+            plan.input_channels,
+            plan.heads,
+            plan.patch,
+            layout_of(plan),
+            options.steps,
+            mapping=(options.mapping_layers, options.mapping_width),
+            image_blocks=options.image_blocks,
+        )
 
     def losses(self, segmentation: Callable[..., SegmentationLoss]) -> CDALLosses:
         return CDALLosses(segmentation(), self.plan, self.options)
@@ -92,7 +130,8 @@ class CDALLosses(Losses):
         # In float32 throughout: R1 differentiates twice.
         real = self.discriminator(x_s.requires_grad_(), x_t, t)
         gan = discriminator_loss(real, self.discriminator(fake_s, x_t, t))
-        r1 = self.options.r1_gamma / 2 * r1_penalty(real, x_s)
+        due = int(str(batch.key[-1])) % self.options.r1_every == 0
+        r1 = self.options.r1_gamma / 2 * r1_penalty(real, x_s) if due else gan.new_zeros(())
         self.optimizer.zero_grad(set_to_none=True)
         (gan + r1).backward()
         self._average_gradients()
@@ -110,13 +149,16 @@ class CDALLosses(Losses):
         quiet = (torch.rand(len(x0), generator=generator) < options.deterministic_share).to(x0.device)
         t = torch.where(quiet, 1.0, t)
         z = z * ~quiet[:, None]
-        x_t = x_t * ~quiet.view(-1, *[1] * (x0.ndim - 1))
+        x_t = x_t * _of_item(~quiet, x0)
         guess = network(batch.image, x_t, t, z).float()
         terms = {
             "x0": F.mse_loss(guess, x0),
-            "label": self.segmentation.full(bare.to_logits(guess), batch.targets[0]),
+            "label": options.label_weight * self.segmentation.full(bare.to_logits(guess), batch.targets[0]),
         }
         if options.adversarial_weight > 0:
+            if options.attention:  # the discriminator knows pairs of the label itself, not of the weakened one
+                x_t = add_noise(bare.schedule, x0, noise, t) * _of_item(~quiet, x0)
+                guess = network(batch.image, x_t, t, z).float()
             score = self._adversarial(bare.schedule, guess, x_t, t, s, ~quiet, generator)
             terms["adversarial"] = options.adversarial_weight * score
         return terms
@@ -126,7 +168,7 @@ class CDALLosses(Losses):
         if not self.options.attention:
             return x0
         x_s, x_t = real_pair(schedule, x0, t, s, normal_like(x0, generator), normal_like(x0, generator))
-        return x0 * self.discriminator.attention(x_s, x_t, t)
+        return x0 * self.discriminator.attention(x_s, x_t, t, self.options.attention_block, self.options.attention_raw)
 
     def _adversarial(
         self, schedule: Schedule, guess: Tensor, x_t: Tensor, t: Tensor, s: Tensor, use: Tensor, generator: torch.Generator
@@ -161,3 +203,7 @@ class CDALLosses(Losses):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._optimizer, self._saved = None, state
+
+
+def _of_item(values: Tensor, like: Tensor) -> Tensor:  # (B,) -> (B, 1, *1)
+    return values.view(-1, *[1] * (like.ndim - 1))

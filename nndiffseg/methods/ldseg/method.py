@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from nndiffseg.data.schema import CONFIG, Count, Share, Switch, Weight
 from nndiffseg.methods.ldseg.latent import ldseg_latent
 from nndiffseg.methods.ldseg.network import LDSeg, OffsetCosine
-from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage, NearestLabel
-from nndiffseg.methods.protocol import Batch, Losses, Method, MethodOptions, SegmentationLoss
+from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage, NearestLabel, PublishedEncoder
+from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
+from nndiffseg.methods.published import PublishedMethod, PublishedOptions
 from nndiffseg.nn.denoiser import Denoiser
 from nndiffseg.nn.label_encoder import LabelEncoder
 
@@ -23,11 +24,15 @@ MAX_CHANNELS = 64
 
 
 @dataclass(frozen=True, config=CONFIG)
-class LDSegOptions(MethodOptions):
+class LDSegOptions(PublishedOptions):
     """Options of LDSeg.
 
     Attributes:
         latent: ``planned``, or ``paper`` for the published one.
+        image_encoder: ``planned``, nnU-Net's encoder, or ``paper`` for the published one.
+        decoded: in training: the estimate of the latent, ``x0``, or as published the ``difference`` of z_t and the noise's.
+        end_to_end: False for two-step training: encoder and decoder of the label learn from each other alone, and the
+            denoiser and the image encoder in their latent, which their losses do not change.
         learned_label_encoder, learned_image_encoder: False for nearest-neighbour down-sampling in its place (table V).
         dice_weight: weight of Dice, relative to the cross-entropy's 1.
         noise_weight: weight of the noise's squared error.
@@ -37,7 +42,20 @@ class LDSegOptions(MethodOptions):
         steps: of the sampler.
     """
 
+    paper: ClassVar[Mapping[str, Any]] = {
+        "latent": "paper",
+        "image_encoder": "paper",
+        "decoded": "difference",
+        "deterministic_share": 0.0,
+        "recycling": 0.0,
+        "weight_decay": 0.0,
+        "gradient_clipping": False,
+    }
+
     latent: Literal["planned", "paper"] = "planned"
+    image_encoder: Literal["planned", "paper"] = "planned"
+    decoded: Literal["x0", "difference"] = "x0"
+    end_to_end: Switch = True
     learned_label_encoder: Switch = True
     learned_image_encoder: Switch = True
     dice_weight: Weight = 2.0
@@ -48,7 +66,7 @@ class LDSegOptions(MethodOptions):
     steps: Count = 15
 
 
-class LDSegMethod(Method):
+class LDSegMethod(PublishedMethod):
     """Label encoder, image encoder, denoiser and label decoder; see :mod:`nndiffseg.trainers.nnDiffSegTrainerLDSeg`."""
 
     name = "ldseg"
@@ -67,9 +85,10 @@ class LDSegMethod(Method):
             label_encoder = LabelEncoder(dim, heads, down, sizes.encoder_channels, channels)
         image_encoder: ImageEncoder | NearestImage = NearestImage(sizes.stride, plan.input_channels)
         if options.learned_image_encoder:
-            encoder = plan.unet().encoder
-            assert isinstance(encoder, nn.Module)
-            image_encoder = ImageEncoder(dim, encoder, plan.strides, sizes.stage, sizes.image_channels, plan.patch)
+            published = options.image_encoder == "paper"
+            encoder = PublishedEncoder(dim, plan.input_channels, down) if published else plan.unet().encoder
+            strides = down if published else plan.strides
+            image_encoder = ImageEncoder(dim, encoder, strides, sizes.stage, sizes.image_channels, plan.patch)
         denoiser = Denoiser(
             dim, channels, 0, sizes.denoiser_channels, sizes.denoiser_strides, OffsetCosine(), blocks=DENOISER_BLOCKS
         )
@@ -94,6 +113,8 @@ class LDSegLosses(Losses):
             batch.onehot,
             deterministic_share=options.deterministic_share,
             recycling=options.recycling,
+            decoded=options.decoded,
+            end_to_end=options.end_to_end,
             generator=batch.generator("noise"),
         )
         noise = (out.estimate - out.noise).square().flatten(1).mean(1) * ~out.recycled

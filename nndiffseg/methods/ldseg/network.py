@@ -51,7 +51,8 @@ class LDSegOutput(NamedTuple):
         estimate: of that noise ``(B, C_z, *latent)``.
         latent: the true one ``(B, C_z, *latent)``.
         x0: the estimate of it ``(B, C_z, *latent)``.
-        recycled: items whose own prediction was noised instead of the true latent, bool ``(B,)``.
+        recycled: items whose own prediction was noised instead of the true latent, bool ``(B,)``; in two-step training
+            also those that see no noise, which no other loss reaches.
     """
 
     logits: Tensor
@@ -107,6 +108,8 @@ class LDSeg(nn.Module):
         *,
         deterministic_share: float = 0.0,
         recycling: float = 0.0,
+        decoded: str = "x0",
+        end_to_end: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor | LDSegOutput:
         """Logits, or one training pass.
@@ -116,6 +119,8 @@ class LDSeg(nn.Module):
             onehot: true label ``(B, heads, *patch)``; switches to training.
             deterministic_share: share of the items that see what the deterministic answer sees: t = 1 and no noise.
             recycling: share of the items whose own prediction is noised instead of the true latent.
+            decoded: ``x0`` or ``difference``, see :class:`~nndiffseg.methods.ldseg.method.LDSegOptions`.
+            end_to_end: False decodes the true latent and noises it without its gradient.
             generator: source of all noise, times and choices.
         """
         if onehot is None:
@@ -126,14 +131,16 @@ class LDSeg(nn.Module):
         recycled, quiet = (_items(z0, share, generator) for share in (recycling, deterministic_share))
         t = torch.where(quiet, 1.0, t)
         noise = noise * ~_per_item(quiet, z0)
+        source = z0 if end_to_end else z0.detach()
         if recycling > 0:
             own = self._own_prediction(z0.detach(), condition.detach(), generator)
-            source = torch.where(_per_item(recycled, z0), own, z0)
-        else:
-            source = z0
+            source = torch.where(_per_item(recycled, z0), own, source)
         z = add_noise(self.schedule, source, noise, t)
         x0 = self._denoise(z, t, condition)
-        return LDSegOutput(self.label_decoder(x0), noise, self.noise_estimate(z, x0, t), z0, x0, recycled)
+        estimate = self.noise_estimate(z, x0, t)
+        if not end_to_end:
+            return LDSegOutput(self.label_decoder(z0), noise, estimate, z0, x0, recycled | quiet)
+        return LDSegOutput(self.label_decoder(x0 if decoded == "x0" else z - estimate), noise, estimate, z0, x0, recycled)
 
     @torch.no_grad()
     def _own_prediction(self, z0: Tensor, condition: Tensor, generator: torch.Generator | None) -> Tensor:

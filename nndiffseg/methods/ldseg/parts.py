@@ -15,6 +15,8 @@ from nndiffseg.nn.whitening import RunningWhitening
 
 #: as published
 ATTENTION_HEADS, GROUPS = 8, 4
+#: channels of the published image encoder's stages, full resolution first
+IMAGE_WIDTHS = (16, 32, 64, 64, 32)
 #: Attention over more cells of a patch than this would cost more than the convolutions around it.
 MAX_ATTENTION_CELLS = 4096
 
@@ -49,6 +51,21 @@ class GroupNormBlock(nn.Module):
 
 def _group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+
+
+class PublishedEncoder(nn.Module):
+    """Stages of the published image encoder, for :class:`ImageEncoder`: a convolution, then strided ones with a block each."""
+
+    stem = None
+
+    def __init__(self, dim: int, channels_in: int, strides: Sequence[Sequence[int]]):
+        """``strides[s]`` leads from stage s to s + 1; stages beyond the published five are as wide as the last."""
+        super().__init__()
+        self.output_channels = [IMAGE_WIDTHS[min(s, len(IMAGE_WIDTHS) - 1)] for s in range(len(strides) + 1)]
+        stages = [conv(dim, channels_in, self.output_channels[0])]
+        for stride, before, width in zip(strides, self.output_channels, self.output_channels[1:], strict=False):
+            stages.append(nn.Sequential(conv(dim, before, width, 3, stride), GroupNormBlock(dim, width)))
+        self.stages = nn.ModuleList(stages)
 
 
 class ImageEncoder(nn.Module):

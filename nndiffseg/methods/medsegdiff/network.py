@@ -38,6 +38,28 @@ class Condition(NamedTuple):
     semantic: Tensor
 
 
+class Parts(NamedTuple):
+    """Forms of U-SA and SS-Former.
+
+    Attributes:
+        smoothing: the anchor is smoothed; False is plain spatial attention.
+        own_levels: each level's anchor is the condition decoder's feature of that level, not the last one pooled.
+        one_map: U-SA has one map, not one for each head.
+        detached: no gradient flows into the condition model through the anchor.
+        figure_roles: the SS-Former's roles are those of the published figure.
+        band_pass: the SS-Former has its filter.
+        spatial: the SS-Former's values stay in space.
+    """
+
+    smoothing: bool = True
+    own_levels: bool = False
+    one_map: bool = False
+    detached: bool = False
+    figure_roles: bool = False
+    band_pass: bool = True
+    spatial: bool = False
+
+
 class TrainingOutput(NamedTuple):
     """One training pass.
 
@@ -62,6 +84,7 @@ class DiffusionModel(nn.Module):
         strides: ``strides[i]`` leads from level i to i + 1.
         use_attention: the anchor multiplies (U-SA); otherwise it is added.
         use_ss_former: embeddings meet in the SS-Former; otherwise they are added.
+        parts: forms of the SS-Former.
     """
 
     def __init__(
@@ -72,6 +95,7 @@ class DiffusionModel(nn.Module):
         strides: Sequence[Sequence[int]],
         use_attention: bool,
         use_ss_former: bool,
+        parts: Parts = Parts(),  # noqa: B008 - a tuple of switches
     ):
         super().__init__()
         self.strides, self.use_attention = [tuple(s) for s in strides], use_attention
@@ -79,7 +103,8 @@ class DiffusionModel(nn.Module):
         self.stem = conv(dim, heads, channels[0])
         self.down = nn.ModuleList(ResidualBlock(dim, c, EMBEDDING) for c in channels)
         self.pool = nn.ModuleList(conv(dim, channels[i], channels[i + 1], s, s) for i, s in enumerate(strides))
-        self.ss_former = SSFormer(dim, channels[-1], EMBEDDING, SS_FORMER_BLOCKS) if use_ss_former else None
+        forms = {"figure_roles": parts.figure_roles, "band_pass": parts.band_pass, "spatial": parts.spatial}
+        self.ss_former = SSFormer(dim, channels[-1], EMBEDDING, SS_FORMER_BLOCKS, **forms) if use_ss_former else None
         self.middle = ResidualBlock(dim, channels[-1], EMBEDDING)
         self.merge = nn.ModuleList(conv(dim, channels[i + 1], channels[i], 1) for i in range(len(strides)))
         self.up = nn.ModuleList(ResidualBlock(dim, c, EMBEDDING) for c in channels[:-1])
@@ -125,6 +150,7 @@ class MedSegDiff(LabelSpaceNetwork):
         *,
         uncertain_attention: bool = True,
         ss_former: bool = True,
+        parts: Parts = Parts(),  # noqa: B008 - a tuple of switches
         sampler: str = "dpmpp_2m",
         steps: int = 20,
     ):
@@ -135,13 +161,17 @@ class MedSegDiff(LabelSpaceNetwork):
         for s in list(strides)[: min(ANCHOR_LEVELS, len(strides)) - 1]:
             levels.append(tuple(int(a) * int(b) for a, b in zip(levels[-1], s, strict=True)))
         self.condition_model = ImageNetwork(unet)
-        self.attention = UncertainSpatialAttention(dim, features[0], heads.number, levels) if uncertain_attention else None
-        self.anchor_strides = levels
+        self.parts, maps = parts, 1 if parts.one_map else heads.number
+        widths = features[: len(levels)] if parts.own_levels else [features[0]] * len(levels)
+        self.anchor_strides = [(1,) * dim] * len(levels) if parts.own_levels else levels
+        self.attention = (
+            UncertainSpatialAttention(dim, widths, maps, self.anchor_strides, parts.smoothing) if uncertain_attention else None
+        )
         self.to_anchor = (
-            None if uncertain_attention else nn.ModuleList(conv(dim, features[0], c, 1) for c in channels[: len(levels)])
+            None if uncertain_attention else nn.ModuleList(conv(dim, w, c, 1) for w, c in zip(widths, channels, strict=False))
         )
         self.to_semantic = conv(dim, features[-1], channels[-1], 1)
-        self.diffusion_model = DiffusionModel(dim, heads.number, channels, strides, uncertain_attention, ss_former)
+        self.diffusion_model = DiffusionModel(dim, heads.number, channels, strides, uncertain_attention, ss_former, parts)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -178,13 +208,16 @@ class MedSegDiff(LabelSpaceNetwork):
         return self.denoise(noise, noise.new_ones(len(noise)), condition)
 
     def _condition(self, out: ImageOutput) -> Condition:
-        feature, semantic = out.features[0], self.to_semantic(out.features[-1])
+        levels, semantic = len(self.anchor_strides), self.to_semantic(out.features[-1])
+        features = out.features[: levels if self.parts.own_levels else 1]
+        if self.parts.detached:
+            features = [feature.detach() for feature in features]
         if self.attention is not None:
-            return Condition(self.attention(feature), semantic)
+            return Condition(self.attention(*features), semantic)
         assert self.to_anchor is not None
-        return Condition(
-            [pool(project(feature), s) for project, s in zip(self.to_anchor, self.anchor_strides, strict=True)], semantic
-        )
+        features = features if self.parts.own_levels else features * levels
+        anchors = zip(self.to_anchor, features, self.anchor_strides, strict=True)
+        return Condition([pool(project(feature), s) for project, feature, s in anchors], semantic)
 
     def _estimate(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x0 = alpha x_t - sigma v (Salimans & Ho 2022, arXiv 2202.00512, appendix D); defined at alpha = 0 too."""

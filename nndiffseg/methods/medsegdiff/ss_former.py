@@ -86,17 +86,20 @@ class SpectralCrossAttention(nn.Module):
     inner product of two frequencies' channel vectors. Q and K are normalised at each frequency, because the mean of an
     embedding outweighs its other frequencies by orders of magnitude. Each frequency also has a learnt code, added to Q
     and K, so that frequencies can find their like in the context even where x is pure noise.
+
+    ``spatial`` is the published form: values v stay in space, and it is the affinity map that is filtered and transformed
+    back along both of its axes, ``y = x + W_o softmax(F^-1[H . Q K*] / sqrt(2 d)) v``.
     """
 
-    def __init__(self, dim: int, channels: int, embedding: int):
-        """``channels`` of x and of the context, a multiple of ``HEAD_CHANNELS``."""
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True, spatial: bool = False):
+        """``channels`` of x and of the context, a multiple of ``HEAD_CHANNELS``; without ``band_pass`` H = 1."""
         super().__init__()
-        self.heads = channels // HEAD_CHANNELS
+        self.heads, self.spatial = channels // HEAD_CHANNELS, spatial
         self.norm_x, self.norm_context, self.norm_mlp = (ChannelNorm(channels) for _ in range(3))
         self.query, self.key, self.value = (conv(dim, channels, channels, 1) for _ in range(3))
         n = dim * HARMONICS
         self.code = nn.Parameter(torch.randn(self.heads, n, HEAD_CHANNELS) * (2 / n) ** 0.5)  # numbers of variance 1
-        self.band_pass = NeuralBandPass(dim, self.heads, embedding)
+        self.band_pass = NeuralBandPass(dim, self.heads, embedding) if band_pass else None
         self.out = zero(conv(dim, channels, channels, 1))
         self.mlp = nn.Sequential(conv(dim, channels, 2 * channels, 1), nn.SiLU(), zero(conv(dim, 2 * channels, channels, 1)))
 
@@ -106,11 +109,29 @@ class SpectralCrossAttention(nn.Module):
         # Rounding to half precision would break the symmetry of the spectra.
         with _full_precision(x.device):
             x, context, embedding = x.float(), context.float(), embedding.float()
+            gains = None if self.band_pass is None else self.band_pass(shape, embedding).flatten(2)[..., None]
+            if self.spatial:
+                x = x + self.out(self._spatial_answer(x, context, gains))
+                return x + self.mlp(self.norm_mlp(x))
             weights = self.affinity(x, context).softmax(-1)
             answer = weights @ self._frequencies(self.value(self.norm_context(context)))  # (B, heads, cells, 2 d)
-            answer = answer * self.band_pass(shape, embedding).flatten(2)[..., None]
+            if gains is not None:
+                answer = answer * gains
             x = x + self.out(from_spectrum(self._spectrum(answer, shape)))
             return x + self.mlp(self.norm_mlp(x))
+
+    def _spatial_answer(self, x: Tensor, context: Tensor, gains: Tensor | None) -> Tensor:
+        """The published form, ``(B, C, *grid)``: F^-1[H Q K*] is (F^-1[H Q]) (F^-1 K)^T, so the map itself is never complex."""
+        shape = x.shape[2:]
+        q, k = self._coded(self.query(self.norm_x(x))), self._coded(self.key(self.norm_context(context)))
+        q = self._cells(from_spectrum(self._spectrum(q if gains is None else q * gains, shape)))
+        k = self._cells(from_spectrum(self._spectrum(k, shape)))
+        v = self._cells(self.value(self.norm_context(context)))
+        weights = (q @ k.transpose(2, 3) / (2 * HEAD_CHANNELS) ** 0.5).softmax(-1)
+        return (weights @ v).transpose(2, 3).flatten(1, 2).unflatten(2, shape)
+
+    def _cells(self, x: Tensor) -> Tensor:  # (B, C, *grid) -> (B, heads, cells, d)
+        return x.flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
 
     def affinity(self, x: Tensor, context: Tensor) -> Tensor:
         """Of each frequency of x to each one of the context ``(B, heads, cells, cells)``, before the softmax."""
@@ -139,22 +160,45 @@ class SpectralCrossAttention(nn.Module):
 class SSFormerBlock(nn.Module):
     """Two symmetric cross-attentions: the semantic embedding asks the noise embedding, then the noise asks the blend."""
 
-    def __init__(self, dim: int, channels: int, embedding: int):
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True, spatial: bool = False):
         super().__init__()
-        self.semantic_asks = SpectralCrossAttention(dim, channels, embedding)
-        self.noise_asks = SpectralCrossAttention(dim, channels, embedding)
+        self.semantic_asks = SpectralCrossAttention(dim, channels, embedding, band_pass, spatial)
+        self.noise_asks = SpectralCrossAttention(dim, channels, embedding, band_pass, spatial)
 
     def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         semantic = self.semantic_asks(semantic, noise, embedding)
         return semantic, self.noise_asks(noise, semantic, embedding)
 
 
+class FigureBlock(nn.Module):
+    """Roles of the published figure: the noise asks the image, the result asks the noise, and the result goes on."""
+
+    def __init__(self, dim: int, channels: int, embedding: int, band_pass: bool = True, spatial: bool = False):
+        super().__init__()
+        self.noise_asks = SpectralCrossAttention(dim, channels, embedding, band_pass, spatial)
+        self.result_asks = SpectralCrossAttention(dim, channels, embedding, band_pass, spatial)
+
+    def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        return semantic, self.result_asks(self.noise_asks(noise, semantic, embedding), noise, embedding)
+
+
 class SSFormer(nn.Module):
     """Blocks in a row; what comes out is the noise embedding that the diffusion model's decoder goes on with."""
 
-    def __init__(self, dim: int, channels: int, embedding: int, blocks: int):
+    def __init__(
+        self,
+        dim: int,
+        channels: int,
+        embedding: int,
+        blocks: int,
+        *,
+        figure_roles: bool = False,
+        band_pass: bool = True,
+        spatial: bool = False,
+    ):
         super().__init__()
-        self.blocks = nn.ModuleList(SSFormerBlock(dim, channels, embedding) for _ in range(blocks))
+        block = FigureBlock if figure_roles else SSFormerBlock
+        self.blocks = nn.ModuleList(block(dim, channels, embedding, band_pass, spatial) for _ in range(blocks))
 
     def forward(self, semantic: Tensor, noise: Tensor, embedding: Tensor) -> Tensor:
         """semantic ``(1 or N, C, *grid)``, noise ``(N, C, *grid)``, time embedding ``(N, E)`` -> ``(N, C, *grid)``."""

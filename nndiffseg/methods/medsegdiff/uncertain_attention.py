@@ -58,27 +58,34 @@ class UncertainSpatialAttention(nn.Module):
 
     Args:
         dim: number of spatial axes.
-        channels: of the anchor f.
+        channels: of the anchor f; a sequence where each level has an anchor of its own.
         maps: number of attention maps. The paper has one, for its one structure; with several structures one map
             could not tell them apart.
-        strides: voxels per cell of each level, along each axis.
+        strides: cells of the anchor per cell of each level, along each axis.
+        smoothing: False for plain spatial attention, the ablation: the anchor is f itself.
     """
 
-    def __init__(self, dim: int, channels: int, maps: int, strides: Sequence[Sequence[int]]):
+    def __init__(
+        self, dim: int, channels: int | Sequence[int], maps: int, strides: Sequence[Sequence[int]], smoothing: bool = True
+    ):
         super().__init__()
         self.strides = [tuple(s) for s in strides]
-        self.smooth = GaussianSmoothing(dim)
+        self.smooth = GaussianSmoothing(dim) if smoothing else nn.Identity()
+        widths = [channels] * len(strides) if isinstance(channels, int) else channels
         # Zero: attention starts as 1/2 everywhere, the same for every image.
-        self.to_logits = nn.ModuleList(zero(conv(dim, channels, maps, 1)) for _ in self.strides)
+        self.to_logits = nn.ModuleList(zero(conv(dim, c, maps, 1)) for c in widths)
 
     def anchor(self, feature: Tensor) -> Tensor:
         """Voxel-wise maximum of the feature and its smoothed self ``(B, C, *spatial)``."""
         return torch.maximum(self.smooth(feature), feature)
 
-    def forward(self, feature: Tensor) -> list[Tensor]:
-        """Last decoded feature ``(B, C, *patch)`` -> attention of each level ``(B, maps, *patch / stride)`` in (0, 1)."""
-        anchor = self.anchor(feature)
-        return [pool(project(anchor), s).sigmoid() for project, s in zip(self.to_logits, self.strides, strict=True)]
+    def forward(self, *features: Tensor) -> list[Tensor]:
+        """Attention of each level ``(B, maps, *grid / stride)`` in (0, 1); features ``(B, C, *grid)``, one or one a level."""
+        anchors = [self.anchor(feature) for feature in features]
+        anchors = anchors * len(self.strides) if len(anchors) == 1 else anchors
+        return [
+            pool(project(anchor), s).sigmoid() for project, anchor, s in zip(self.to_logits, anchors, self.strides, strict=True)
+        ]
 
 
 def pool(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -16,8 +16,8 @@ from nndiffseg.errors import UserError
 from nndiffseg.methods.ldseg.latent import ldseg_latent, paper_latent
 from nndiffseg.methods.ldseg.method import LDSegMethod, LDSegOptions
 from nndiffseg.methods.ldseg.network import LDSeg, OffsetCosine
-from nndiffseg.methods.ldseg.parts import Attention, LabelDecoder, nearest
-from nndiffseg.methods.protocol import MethodPlan
+from nndiffseg.methods.ldseg.parts import Attention, ImageEncoder, LabelDecoder, PublishedEncoder, nearest
+from nndiffseg.methods.protocol import Batch, MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 
 ISOTROPIC, ANISOTROPIC = ((2, 2, 2),) * 3, ((1, 2, 2), (2, 2, 2), (1, 2, 2))
@@ -59,7 +59,7 @@ def configuration(strides=ISOTROPIC, patch=(16, 16, 16)) -> dict[str, Any]:
     }
 
 
-def make(strides=ISOTROPIC, patch=(16, 16, 16), latent: str = "planned", **switches: bool) -> LDSeg:
+def make(strides=ISOTROPIC, patch=(16, 16, 16), latent: str = "planned", **switches: Any) -> LDSeg:
     """Residual branches start at zero; moved a little, every part of the network has a say."""
     torch.manual_seed(0)
     network = LDSegMethod(
@@ -202,6 +202,68 @@ def test_every_parameter_takes_part_in_a_training_step(latent, learned):
     (out.logits.square().mean() + (out.estimate - out.noise).square().mean()).backward()
     missing = [name for name, p in network.named_parameters() if p.grad is None]
     assert missing == [], "DistributedDataParallel stops at parameters without a gradient"
+
+
+def test_the_published_image_encoder_has_the_published_size():
+    strides = [(2, 2)] * 4  # GlaS: colour images
+    encoder = ImageEncoder(2, PublishedEncoder(2, 3, strides), strides, 4, 1, (512, 512))
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(0.294e6, rel=0.03)
+    assert [len(list(a.children())) > 0 for a in encoder.attention] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("strides", "patch"), [(ISOTROPIC, (16, 16, 16)), (ANISOTROPIC, (8, 24, 16))])
+@pytest.mark.parametrize("latent", ["planned", "paper"])
+def test_the_published_image_encoder_carries_either_latent(strides, patch, latent):
+    network = make(strides, patch, latent, image_encoder="paper")
+    out = network(*batch(patch), generator=generator())
+    (out.logits.square().mean() + (out.estimate - out.noise).square().mean()).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    assert network.image_encoder.stages[0].out_channels == 16 and not hasattr(network.image_encoder, "unet")
+
+
+@pytest.mark.parametrize("decoded", ["x0", "difference"])
+def test_what_is_decoded_of_a_perfect_estimate(decoded, monkeypatch):
+    """z_t - eps = alpha z0 + (sigma - 1) eps, not alpha z0."""
+    network, seen = make(learned_label_encoder=False), {}
+    image, onehot = batch()
+    z0 = network.label_encoder(onehot)
+    monkeypatch.setattr(network, "_denoise", lambda z, t, c: seen.update(t=t) or z0)
+    network.label_decoder.register_forward_pre_hook(lambda _, given: seen.update(latent=given[0]))
+    out = network(image, onehot, decoded=decoded, generator=generator())
+    alpha, sigma = (f(seen["t"]).view(-1, 1, 1, 1, 1) for f in (network.schedule.alpha, network.schedule.sigma))
+    expected = z0 if decoded == "x0" else alpha * z0 + (sigma - 1) * out.noise
+    torch.testing.assert_close(seen["latent"], expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("end_to_end", [True, False])
+def test_in_two_step_training_neither_loss_reaches_the_others_networks(end_to_end):
+    network = make()
+    out = network(*batch(), end_to_end=end_to_end, recycling=0.5, generator=generator())
+    label, image = network.label_encoder.head.weight, network.image_encoder.head.weight
+    of_label, of_image = torch.autograd.grad(out.logits.square().mean(), [label, image], retain_graph=True, allow_unused=True)
+    assert of_label is not None and (of_image is not None) == end_to_end
+    of_label, of_image = torch.autograd.grad((out.estimate - out.noise).square().mean(), [label, image], allow_unused=True)
+    assert (of_label is not None) == end_to_end and of_image is not None
+
+
+def test_two_step_training_teaches_the_deterministic_answer_by_its_latent():
+    network = make()
+    out = network(*batch(), end_to_end=False, deterministic_share=1.0, generator=generator())
+    assert out.recycled.all(), "their noise loss is zero"
+    assert torch.equal(out.logits, network.label_decoder(out.latent))
+
+
+def test_the_losses_pass_the_options_on():
+    seen = {}
+
+    def network(*_, **given):
+        seen.update(given)
+        raise StopIteration
+
+    losses = LDSegMethod(None, LDSegOptions(setting="paper", end_to_end=False)).losses(lambda **_: None)
+    with pytest.raises(StopIteration):
+        losses(network, Batch(None, [], None, 0.0, (0, 0, 0, 0)))
+    assert (seen["decoded"], seen["end_to_end"], seen["recycling"], seen["deterministic_share"]) == ("difference", False, 0, 0)
 
 
 def test_a_training_pass_depends_only_on_its_generator():

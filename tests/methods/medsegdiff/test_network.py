@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
@@ -9,17 +12,17 @@ from torch import nn
 
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.diffusion.schedules import Linear, training_times
-from nndiffseg.methods.medsegdiff.network import MedSegDiff, TrainingOutput, diffusion_channels
+from nndiffseg.methods.medsegdiff.method import MedSegDiffV2
+from nndiffseg.methods.medsegdiff.network import MedSegDiff, Parts, TrainingOutput, diffusion_channels
 from nndiffseg.nn.heads import Heads
 
 STRIDES = {2: ((2, 2), (2, 2)), 3: ((1, 2, 2), (2, 2, 2))}
 PATCH = {2: (16, 24), 3: (6, 16, 12)}
 
 
-def make(dim: int = 2, heads: int = 3, **switches: bool) -> MedSegDiff:
-    torch.manual_seed(0)
+def unet_for(dim: int, heads: int) -> ResidualEncoderUNet:
     conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if dim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
-    unet = ResidualEncoderUNet(
+    return ResidualEncoderUNet(
         1,
         3,
         [8, 12, 16],
@@ -34,7 +37,11 @@ def make(dim: int = 2, heads: int = 3, **switches: bool) -> MedSegDiff:
         nonlin=nn.LeakyReLU,
         deep_supervision=True,
     )
-    return MedSegDiff(unet, STRIDES[dim], (16, 16, 32), Heads(heads), PATCH[dim], **switches)
+
+
+def make(dim: int = 2, heads: int = 3, **switches: Any) -> MedSegDiff:
+    torch.manual_seed(0)
+    return MedSegDiff(unet_for(dim, heads), STRIDES[dim], (16, 16, 32), Heads(heads), PATCH[dim], **switches)
 
 
 def lively(model: MedSegDiff) -> MedSegDiff:
@@ -185,3 +192,61 @@ def test_both_losses_reach_the_condition_model():
 def test_widths_are_half_the_plans_and_whole_attention_heads():
     assert diffusion_channels([16, 32, 64, 128]) == [16, 16, 32, 64]
     assert diffusion_channels([32, 64, 128, 256, 320, 320]) == [16, 32, 64, 128, 160, 160]
+
+
+PUBLISHED = Parts(own_levels=True, one_map=True, detached=True, figure_roles=True, spatial=True)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("parts", [PUBLISHED, Parts(smoothing=False, band_pass=False)], ids=["published", "plain"])
+def test_every_parameter_of_every_form_takes_part(dim, attention, parts):
+    model = lively(make(dim, uncertain_attention=attention, parts=parts))
+    image, onehot = batch(dim)
+    out = model(image, onehot, deep_supervision=True, generator=torch.Generator().manual_seed(1))
+    (sum(x.square().mean() for x in out.logits) + (out.estimate - out.x0).square().mean()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_the_second_levels_anchor_is_the_asked_feature(attention, own):
+    model = lively(make(uncertain_attention=attention, parts=Parts(own_levels=own)))
+    out = model.condition_model(batch()[0])
+    before = model._condition(out).anchor
+    out.features[1] = out.features[1] + torch.randn_like(out.features[1])
+    after = model._condition(out).anchor
+    assert [a.shape[2:] for a in after] == [(16, 24), (8, 12)]
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1]) is not own
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_detached_anchor_keeps_the_denoising_loss_from_the_condition_decoder(attention, detached):
+    model = lively(make(uncertain_attention=attention, parts=Parts(detached=detached)))
+    out = model(*batch(), generator=torch.Generator().manual_seed(1))
+    (out.estimate - out.x0).square().mean().backward()
+    reached = [p.grad is not None for n, p in model.condition_model.named_parameters() if "decoder.stages" in n]
+    assert reached and all(r is not detached for r in reached)
+
+
+@pytest.mark.parametrize(("one", "maps"), [(True, 1), (False, 3)])
+def test_attention_has_one_map_or_one_for_each_head(one, maps):
+    model = make(parts=Parts(one_map=one))
+    assert [a.shape[1] for a in model._condition(model.condition_model(batch()[0])).anchor] == [maps, maps]
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({}, Parts()),
+        ({"setting": "paper"}, PUBLISHED),
+        ({"smoothing": False, "band_pass": False}, Parts(smoothing=False, band_pass=False)),
+    ],
+)
+def test_options_choose_the_forms(options, parts):
+    plan = SimpleNamespace(
+        unet=lambda: unet_for(2, 3), strides=STRIDES[2], features=[8, 12, 16], heads=Heads(3), patch=PATCH[2]
+    )
+    network = MedSegDiffV2(plan, MedSegDiffV2.read_options(options)).network()
+    assert network.parts == parts

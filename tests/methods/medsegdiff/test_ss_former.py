@@ -10,6 +10,7 @@ import torch
 
 from nndiffseg.methods.medsegdiff.ss_former import (
     HEAD_CHANNELS,
+    FigureBlock,
     NeuralBandPass,
     SpectralCrossAttention,
     SSFormer,
@@ -190,3 +191,45 @@ def test_information_passes_from_the_image_when_the_label_is_pure_noise():
     weights = attention.affinity(x, context).softmax(-1)
     own = weights.diagonal(dim1=2, dim2=3).mean()
     assert own > 5 / 42, "far more than an even share of the 42 frequencies"
+
+
+def test_the_figures_roles_noise_asks_image_then_the_result_asks_noise_and_goes_on():
+    former = randomised(SSFormer(2, CHANNELS, 12, blocks=2, figure_roles=True))
+    semantic, noise, time = inputs((5, 4))
+    expected = noise
+    for block in former.blocks:
+        assert isinstance(block, FigureBlock)
+        expected = block.result_asks(block.noise_asks(expected, semantic, time), expected, time)
+    torch.testing.assert_close(former(semantic, noise, time), expected)
+
+
+def test_without_the_band_pass_filter_every_frequency_passes():
+    plain, whole = (SpectralCrossAttention(2, CHANNELS, 12, band_pass) for band_pass in (False, True))
+    randomised(plain)
+    missing = whole.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing and all("band_pass" in name for name in missing)
+    torch.testing.assert_close(plain(*inputs((5, 4))), whole(*inputs((5, 4))))  # a fresh filter's gains are 1
+    randomised(whole.band_pass)
+    assert not torch.allclose(plain(*inputs((5, 4))), whole(*inputs((5, 4))), atol=1e-3)
+
+
+def test_values_in_space_are_weighted_by_the_filtered_affinity_map_transformed_back():
+    """Against the published formula, with the transform written as a matrix: W softmax(F^-1[H . Q K*] / sqrt(2 d)) v."""
+    shape = (4, 3)
+    attention = randomised(SpectralCrossAttention(2, CHANNELS, 12, spatial=True))
+    x, context, time = inputs(shape, batch=1)
+    cells, eye = 12, torch.eye(12).view(12, 1, *shape)
+    wave = to_spectrum(eye).view(cells, cells).T  # (frequencies, cells)
+    coded = [attention._coded(layer(norm(f))) for layer, norm, f in (
+        (attention.query, attention.norm_x, x), (attention.key, attention.norm_context, context),
+    )]  # fmt: skip
+    q, k = (torch.view_as_complex(c.unflatten(-1, (-1, 2)).contiguous())[0] for c in coded)  # (heads, frequencies, d)
+    gains = attention.band_pass(shape, time).flatten(2)[0, :, :, None]
+    affinity = wave.conj().T @ (gains * (q @ k.conj().transpose(1, 2))) @ wave
+    assert affinity.imag.abs().max() < 1e-4 * affinity.real.abs().max()
+    weights = (affinity.real / (2 * HEAD_CHANNELS) ** 0.5).softmax(-1)
+    v = attention.value(attention.norm_context(context))[0].flatten(1).unflatten(0, (2, -1)).transpose(1, 2)
+    answer = (weights @ v).transpose(1, 2).reshape(1, CHANNELS, *shape)
+    expected = x + attention.out(answer)
+    expected = expected + attention.mlp(attention.norm_mlp(expected))
+    torch.testing.assert_close(attention(x, context, time), expected, rtol=1e-3, atol=1e-4)

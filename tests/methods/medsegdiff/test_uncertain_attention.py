@@ -90,3 +90,9 @@ def test_every_parameter_gets_a_gradient():
     attention = module(torch.randn(1, 4, 8, 8, 8))
     sum(attend(f, a).square().mean() for f, a in zip(features, attention, strict=True)).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
+def test_without_smoothing_it_is_plain_spatial_attention():
+    module, f = UncertainSpatialAttention(2, 4, 3, [(1, 1)], smoothing=False), torch.randn(2, 4, 5, 6)
+    torch.nn.init.normal_(module.to_logits[0].weight)
+    torch.testing.assert_close(module(f)[0], module.to_logits[0](f).sigmoid())

@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.cli.plan_and_preprocess import main
 from nndiffseg.cli.planning_classes import SAME, find_planner
+from nndiffseg.errors import UserError
 from nndiffseg.methods.ldseg.latent import ldseg_latent
 from nndiffseg.methods.ldseg.method import LDSegMethod
 from nndiffseg.methods.protocol import MethodPlan
@@ -335,47 +336,50 @@ def own_classes(tiny: Path, folders: list[str], tmp_path: Path, monkeypatch: pyt
     (tmp_path / "own" / "own_planning.py").write_text(OWN)
     (tiny / "imagesTr" / "._case_000_0000.nii.gz").write_bytes(b"Mac OS X")
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
-    return ["-d", "901", *folders, "--no_pbar", "--no_pp", "--no_check", "-fpe", "OwnExtractor"]
+    return ["-d", "901", *folders, "--no_pbar", "--no_check", "-fpe", "OwnExtractor"]
 
 
-def test_own_planner_and_extractor_are_found_by_name(
+def test_own_planner_extractor_and_configuration_are_used(
     own_classes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*own_classes, "-pl", "OwnPlanner"]) == 0
+    assert main([*own_classes, "--no_pp", "-pl", "OwnPlanner"]) == 0
     assert "own extractor of case_000 case_001\n" in capsys.readouterr().out
-    plans = json.loads((tmp_path / "preprocessed" / "Dataset901_Tiny" / "ownPlans.json").read_text())
+    file = tmp_path / "preprocessed" / "Dataset901_Tiny" / "ownPlans.json"
+    plans = json.loads(file.read_text())
     assert plans["experiment_planner_used"] == "OwnPlanner" and plans["configurations"]["2d"]["batch_size"] <= 3
-    assert main([*own_classes, "-pl", "OwnPlanner"]) == 0
-    assert "own extractor" not in capsys.readouterr().out
-    assert main([*own_classes[:-1], "WrongExtractor", "-pl", "OwnPlanner"]) == 2
-    assert "is not of the dataset's 2 cases; correct the class, or leave out -fpe." in capsys.readouterr().err
-    assert main([*own_classes, "-pl", "Nameless"]) == 2
-    assert "Nameless would overwrite the plans nnDiffSegPlansS of another planner" in capsys.readouterr().err
+    plans["configurations"]["coarse"] = {"inherits_from": "3d_fullres", "spacing": [2.0] * 3, "data_identifier": "coarse"}
+    file.write_text(json.dumps(plans))
+    assert main([*own_classes, "-pl", "OwnPlanner", "-c", "coarse", "-np", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "coarse: 2 cases preprocessed" in out and "own extractor" not in out
+    assert len(list((file.parent / "coarse").glob("*.b2nd"))) == 4 and not (file.parent / "nnUNetPlans_2d").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-pl", "Nameless"], "Nameless would overwrite the plans nnDiffSegPlansS of another planner"),
+        (["-fpe", "WrongExtractor"], "is not of the dataset's 2 cases; correct the class, or leave out -fpe."),
+    ],
+)
+def test_own_classes_that_do_not_fit_are_one_sentence(
+    own_classes: list[str], words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*own_classes, *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
 
 
 def test_nnunets_names_of_planners_mean_the_same(
-    own_classes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_classes: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def stop(planner: type, *_: Any) -> None:
+        raise UserError(planner.__name__)
+
+    monkeypatch.setattr("nndiffseg.cli.plan_and_preprocess._plan", stop)
     for name, ours in SAME.items():
         theirs = inspect.signature(getattr(residual_encoder_unet_planners, name)).parameters["gpu_memory_target_in_gb"].default
         assert find_planner(name).__name__ == ours and find_planner(name).size.memory_gb == theirs
-    assert main([*own_classes, "-pl", "nnUNetPlannerResEncXL"]) == 0
-    assert "nnUNetPlannerResEncXL is DiffSegPlannerXL here" in capsys.readouterr().out
-    plans = json.loads((tmp_path / "preprocessed" / "Dataset901_Tiny" / "nnDiffSegPlansXL.json").read_text())
-    assert plans["experiment_planner_used"] == "DiffSegPlannerXL"
-
-
-def test_a_configuration_that_inherits_is_preprocessed(
-    own_classes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*own_classes, "-pl", "OwnPlanner"]) == 0
-    file = tmp_path / "preprocessed" / "Dataset901_Tiny" / "ownPlans.json"
-    plans = json.loads(file.read_text())
-    plans["configurations"]["coarse"] = {"inherits_from": "3d_fullres", "spacing": [2.0] * 3, "data_identifier": "coarse"}
-    file.write_text(json.dumps(plans))
-    without = [word for word in own_classes if word != "--no_pp"]
-    assert main([*without, "-pl", "OwnPlanner", "-c", "coarse", "-np", "1"]) == 0
-    assert "coarse: 2 cases preprocessed" in capsys.readouterr().out
-    assert len(list((file.parent / "coarse").glob("*.b2nd"))) == 4 and not (file.parent / "nnUNetPlans_2d").exists()
-    assert main([*without, "-pl", "OwnPlanner", "-c", "coarser"]) == 2
-    assert "Unknown configuration coarser (did you mean coarse?)" in capsys.readouterr().err
+    assert main([*own_classes, "-pl", "nnUNetPlannerResEncXL"]) == 2
+    captured = capsys.readouterr()
+    assert "nnUNetPlannerResEncXL is DiffSegPlannerXL here" in captured.out and "error: DiffSegPlannerXL" in captured.err

@@ -37,7 +37,7 @@ def _parser() -> Parser:
         "-c",
         nargs="+",
         metavar="CONFIGURATION",
-        help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; default: all that are planned",
+        help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}, or your own in the plans; default: these three",
     )
     add(
         "-pl",

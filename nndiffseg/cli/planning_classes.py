@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nndiffseg.planners import DiffSegPlanner
 
-#: nnU-Net's planner -> the one that plans the same image network for the same memory
+#: nnU-Net's planner -> the one that plans the same kind of image network for the same memory
 SAME = {
     "nnUNetPlannerResEncM": "DiffSegPlanner",
     "nnUNetPlannerResEncL": "DiffSegPlannerL",

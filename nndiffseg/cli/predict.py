@@ -28,7 +28,7 @@ def _parser() -> Parser:
         "-m", type=user_path, metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too"
     )
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
-    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres, 3d_fullres, or one of your own in the plans")
     model.add_argument("-tr", metavar="TRAINER")
     model.add_argument("-p", metavar="PLANS")
     model.add_argument(

@@ -39,7 +39,7 @@ def write_probability(values: np.ndarray, file: Path, properties: dict[str, Any]
     """
     plain = file.with_suffix("")  # ITK writes no scale, so nibabel adds it
     _write(np.rint(values * LEVELS).astype(np.uint8), plain, properties, two_dimensional)
-    written = nibabel.load(plain, mmap=False)
+    written = nibabel.Nifti1Image.from_filename(plain, mmap=False)
     image = nibabel.Nifti1Image(np.asarray(written.dataobj), written.affine, written.header)
     image.header.set_slope_inter(1 / LEVELS, 0)
     nibabel.save(image, file)

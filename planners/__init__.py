@@ -3,8 +3,9 @@
 from nndiffseg.planners.DiffSegPlanner import DiffSegPlanner
 from nndiffseg.planners.DiffSegPlannerL import DiffSegPlannerL
 from nndiffseg.planners.DiffSegPlannerS import DiffSegPlannerS
+from nndiffseg.planners.DiffSegPlannerXL import DiffSegPlannerXL
 from nndiffseg.planning.plans_file import check_plans_name
 
-PLANNERS = ("DiffSegPlanner", "DiffSegPlannerS", "DiffSegPlannerL")
+PLANNERS = ("DiffSegPlanner", "DiffSegPlannerS", "DiffSegPlannerL", "DiffSegPlannerXL")
 
-__all__ = ["PLANNERS", "DiffSegPlanner", "DiffSegPlannerL", "DiffSegPlannerS", "check_plans_name"]
+__all__ = ["PLANNERS", "DiffSegPlanner", "DiffSegPlannerL", "DiffSegPlannerS", "DiffSegPlannerXL", "check_plans_name"]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_folder_flags, choose, folders_from, run
+from nndiffseg.cli.planning_classes import EXTRACTOR, SAME, check_names, find_extractor, find_planner
 from nndiffseg.data.folders import Folders
-from nndiffseg.data.plan_names import PREPROCESSORS
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,13 +37,21 @@ def _parser() -> Parser:
         "-c",
         nargs="+",
         metavar="CONFIGURATION",
-        help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}; default: all that are planned",
+        help=f"configurations to preprocess, of {', '.join(CONFIGURATIONS)}, or your own in the plans; default: these three",
     )
     add(
         "-pl",
         default="DiffSegPlanner",
         metavar="PLANNER",
-        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB)",
+        help="DiffSegPlanner (default, GPUs of 8 to 11 GB), DiffSegPlannerS (CPU, small data), DiffSegPlannerL (24 GB), "
+        "DiffSegPlannerXL (40 GB), nnU-Net's name of one of them, or a class of your own in a folder of nnUNet_extTrainer",
+    )
+    add(
+        "-fpe",
+        default=EXTRACTOR,
+        metavar="CLASS",
+        help="extractor of the fingerprint, a class in nnunetv2.experiment_planning or in a folder of nnUNet_extTrainer "
+        "(default: %(default)s)",
     )
     add(
         "--latent",
@@ -114,28 +122,26 @@ def _main(argv: Sequence[str] | None) -> None:
 
 def _custom(preprocessed: Path, args: argparse.Namespace) -> list[str]:
     """Configurations that a user added to the plans that are made again."""
-    from nndiffseg import planners
     from nndiffseg.planning.plans_file import custom_configurations
 
     if not set(args.c or []) - set(CONFIGURATIONS):
         return []
-    size = getattr(planners, choose("planner", args.pl, planners.PLANNERS)).size
+    size = find_planner(args.pl).size
     return list(custom_configurations(preprocessed / f"{args.overwrite_plans_name or size.plans_name}.json"))
 
 
 def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace) -> None:
     """Runs all stages on one dataset; ``args`` are the parsed flags."""
-    from nndiffseg import planners
     from nndiffseg.data import check as dataset_check
     from nndiffseg.data import files, groups, preprocessing, splits
     from nndiffseg.data.images import find_reader
 
-    planner_class = getattr(planners, choose("planner", args.pl, planners.PLANNERS))
-    if args.overwrite_plans_name is not None:
-        planners.check_plans_name(args.overwrite_plans_name)
-    _check_preprocessor(args.preprocessor_name)
+    planner_class, extractor = find_planner(args.pl), find_extractor(args.fpe)
+    check_names(planner_class, args)
     raw, preprocessed = folders.raw / dataset, folders.preprocessed / dataset
-    print(f"{dataset}: {args.pl}")
+    print(f"{dataset}: {planner_class.__name__}")
+    if args.pl in SAME:
+        print(f"{args.pl} is {SAME[args.pl]} here: its kind of network for the same memory, with nndiffseg's networks in it.")
     files.check_space(preprocessed)
     dataset_json = dataset_check.read_dataset_json(raw)
     cases = dataset_check.training_cases(raw, dataset_json)
@@ -151,7 +157,9 @@ def plan_and_preprocess(dataset: str, folders: Folders, args: argparse.Namespace
     if dataset_check.reader_of(cases, dataset_json) is not find_reader(dataset_json, cases[0].images[0]):
         print("Some images have axes that are not at right angles, so all are read by nnU-Net's NibabelIO.")
     notes = splits.plan_splits(raw, preprocessed, names, belonging)
-    preprocessing.extract_fingerprint(cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress)
+    preprocessing.extract_fingerprint(
+        cases, dataset_json, preprocessed, processes=first, clean=args.clean, progress=progress, extractor=extractor
+    )
     planner = _plan(planner_class, dataset, args)
     print(planner.report)
     print(f"Plans: {preprocessed / planner.plans_identifier}.json")
@@ -172,11 +180,6 @@ def _workers(cases: Sequence[Any]) -> int:
 
     size = sum(Path(file).stat().st_size for case in cases for file in case.images)
     return 1 if size < SMALL_DATASET else default_processes()
-
-
-def _check_preprocessor(name: str) -> None:
-    if name not in PREPROCESSORS:  # the plans hold the name only, and nothing else may stand in plans
-        raise UserError(f"Unknown preprocessor {name}; it must be one of nnU-Net's: {', '.join(sorted(PREPROCESSORS))}.")
 
 
 def _plan(planner_class: type, dataset: str, args: argparse.Namespace) -> Any:

@@ -28,7 +28,7 @@ def _parser() -> Parser:
         "-m", type=user_path, metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too"
     )
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
-    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres or 3d_fullres")
+    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres, 3d_fullres, or one of your own in the plans")
     model.add_argument("-tr", metavar="TRAINER")
     model.add_argument("-p", metavar="PLANS")
     model.add_argument(
@@ -67,7 +67,14 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output and run")
     group.add_argument("--save_samples", action="store_true", help="write samples/CASE_sNN")
-    group.add_argument("--save_probabilities", "--npz", action="store_true", help="write nnU-Net's CASE.npz, CASE.pkl")
+    group.add_argument(
+        "--save_probabilities",
+        "--npz",
+        nargs="*",
+        choices=("npz", "nifti"),
+        help="npz, or nothing: write nnU-Net's CASE.npz, CASE.pkl; nifti: an image probabilities/CASE/NN_STRUCTURE.nii.gz of "
+        "each structure; or both",
+    )
     group.add_argument("--flag_below", type=float, metavar="DICE", help="name and mark cases with a lower expected Dice")
     group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
@@ -109,7 +116,7 @@ def _main(argv: Sequence[str] | None) -> None:
         args.i,
         args.o,
         save_samples=args.save_samples,
-        save_probabilities=args.save_probabilities,
+        save_probabilities=args.save_probabilities == [] or args.save_probabilities or False,
         fuse=args.fuse,
         flag_below=args.flag_below,
         continue_prediction=args.continue_prediction,

@@ -23,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nndiffseg.data.check import TrainingCase, reader_of
 from nndiffseg.data.dataset_json import channel_names
+from nndiffseg.data.extractors import FINGERPRINT, intensity_statistics, run_extractor
 from nndiffseg.data.files import full_disk_told, read_json, write_atomically, write_json
 from nndiffseg.data.images import read_image
 from nndiffseg.data.listing import TIFF, side_file
@@ -42,7 +43,6 @@ from nndiffseg.data.records import (
 from nndiffseg.errors import UserError
 
 SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order in which they are put in place
-FINGERPRINT = "dataset_fingerprint.json"
 FEWER = "use one process (-np 1 -npfp 1)"
 
 
@@ -54,6 +54,7 @@ def extract_fingerprint(
     processes: int = 1,
     clean: bool = False,
     progress: bool = True,
+    extractor: type[DatasetFingerprintExtractor] = DatasetFingerprintExtractor,
 ) -> None:
     """Writes ``dataset_fingerprint.json``, the same as nnU-Net 2.8.1's, unless it is there for these very files.
 
@@ -65,16 +66,25 @@ def extract_fingerprint(
         folder: the dataset's preprocessed folder.
         processes: worker processes.
         clean: compute it again.
+        extractor: nnU-Net's, whose work is done here, or a class that :func:`run_extractor` runs.
     """
     file, records = folder / FINGERPRINT, Records(folder)
     reader = reader_of(cases, dataset_json)
     key = _fingerprint_key(records, cases, dataset_json, reader)
+    known, own = records.get("fingerprint"), extractor is not DatasetFingerprintExtractor
+    if own:  # never takes over what nnU-Net's made
+        key, known = hash_of([key, extractor.__name__]), known or ""
     records.save()
     if file.is_file() and not clean:
-        if (stale := _stale_fingerprint(file, records.get("fingerprint"), key, cases)) is None:
+        if (stale := _stale_fingerprint(file, known, key, cases)) is None:
             records.put("fingerprint", key)
             return
         print(f"{stale}, so the fingerprint is computed again.")
+    if own:
+        records.put("fingerprint", "")  # from here to its rewriting, what lies there is made anew
+        run_extractor(extractor, cases, folder, processes, progress)
+        records.put("fingerprint", key)
+        return
     # nnU-Net samples 10e7 foreground voxels over all cases (fingerprint_extractor.py).
     per_case = int(10e7 // len(cases))
     arguments = [(list(c.images), c.label, reader, per_case) for c in cases]
@@ -83,7 +93,7 @@ def extract_fingerprint(
     )
     shapes, spacings, intensities, _, relative_sizes = zip(*results, strict=True)
     statistics = {
-        str(c): _intensity_statistics(np.concatenate([case[c] for case in intensities]))
+        str(c): intensity_statistics(np.concatenate([case[c] for case in intensities]))
         for c in range(len(channel_names(dataset_json)))
     }
     fingerprint = {
@@ -108,26 +118,12 @@ def _stale_fingerprint(file: Path, known: str | None, key: str, cases: Sequence[
         return f"The fingerprint is of {number} cases and the dataset has {len(cases)}"
     if known is None:
         return None if _older(cases, file) else "Images or labels are newer than the fingerprint"
-    return None if known == key else "Images, labels or dataset.json have changed"
+    return None if known == key else "Images, labels, dataset.json or the extractor have changed"
 
 
 def _older(cases: Sequence[TrainingCase], made: Path) -> bool:
     """Whether all files of the cases are older than something that was made from them."""
     return all(os.path.getmtime(f) <= made.stat().st_mtime for c in cases for f in (*c.images, c.label))
-
-
-def _intensity_statistics(values: np.ndarray) -> dict[str, float]:
-    """nnU-Net's statistics of one channel's foreground intensities ``(n,)``."""
-    low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
-    return {
-        "mean": float(np.mean(values)),
-        "median": float(median),
-        "std": float(np.std(values)),
-        "min": float(np.min(values)),
-        "max": float(np.max(values)),
-        "percentile_99_5": float(high),
-        "percentile_00_5": float(low),
-    }
 
 
 @contextlib.contextmanager

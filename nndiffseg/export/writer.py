@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +15,18 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import check_gzip, is_full, write_json
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
-from nndiffseg.export.maps import write_map
+from nndiffseg.export.maps import write_map, write_probability
 from nndiffseg.export.summary import case_summary
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
 MAPS = ("total", "aleatoric", "epistemic")
+#: how probabilities can be written: nnU-Net's npz and pkl; one image for each structure
+PROBABILITIES = ("npz", "nifti")
 #: Cases are written here first. Hidden, and in the output folder, so that moving a file is atomic.
 STAGING = ".nndiffseg_tmp"
 
@@ -36,7 +39,7 @@ class ExportJob:
         output: folder of the segmentations.
         plans, configuration, dataset_json: of the model.
         save_samples: write the samples' label maps.
-        save_probabilities: write nnU-Net's npz and pkl.
+        save_probabilities: True for nnU-Net's npz and pkl, or any of :data:`PROBABILITIES`.
         settings: how the prediction was made, recorded in the case's JSON.
         fuse: ``mean``, or ``staple`` for the segmentation that :mod:`nndiffseg.export.staple` makes of the samples.
     """
@@ -46,13 +49,25 @@ class ExportJob:
     configuration: str
     dataset_json: dict[str, Any]
     save_samples: bool = False
-    save_probabilities: bool = False
+    save_probabilities: bool | Sequence[str] = False
     settings: dict[str, Any] = field(default_factory=dict)
     fuse: str = "mean"
+
+    def __post_init__(self) -> None:
+        if unknown := self.probabilities - set(PROBABILITIES):
+            raise UserError(f"Probabilities are saved as {' or '.join(PROBABILITIES)}, not as {', '.join(sorted(unknown))}.")
 
     @property
     def file_ending(self) -> str:
         return self.dataset_json["file_ending"]
+
+    @property
+    def probabilities(self) -> set[str]:
+        """Which of :data:`PROBABILITIES` are written."""
+        given = self.save_probabilities
+        if isinstance(given, bool):
+            return {"npz"} if given else set()
+        return {given} if isinstance(given, str) else set(given)
 
     def files(self, case_id: str, samples: int, folds: int) -> list[Path]:
         """Everything that belongs to a finished case, relative to the output folder, the segmentation last."""
@@ -60,14 +75,29 @@ class ExportJob:
         names = [f"uncertainty/{case_id}_{kind}.nii.gz" for kind in kinds] + [f"uncertainty/{case_id}.json"]
         if self.save_samples:
             names += [sample_name(case_id, n, self.file_ending) for n in range(samples)]
-        if self.save_probabilities:
+        if "npz" in self.probabilities:
             names += [f"{case_id}.npz", f"{case_id}.pkl"]
+        if "nifti" in self.probabilities:
+            names += probability_names(case_id, self.dataset_json)
         return [Path(name) for name in [*names, case_id + self.file_ending]]
 
 
 def sample_name(case_id: str, index: int, file_ending: str) -> str:
     """File of a sample's label map, relative to the output folder."""
     return f"samples/{case_id}_s{index:02d}{file_ending}"
+
+
+def probability_names(case_id: str, dataset_json: dict[str, Any]) -> list[str]:
+    """Files of the structures' probabilities, relative to the output folder, in the order of nnU-Net's heads.
+
+    Heads of labels are ordered by value, those of regions as in dataset.json. A structure is named by its place in that order
+    and by what of its name can stand in a file's name.
+    """
+    structures = structures_of(dataset_json)
+    regions = any(len(labels) > 1 for labels in structures.values())
+    ordered = list(structures) if regions else sorted(structures, key=lambda name: structures[name])
+    names = [re.sub(r"[^\w-]+", "_", name)[:60] for name in ordered]
+    return [f"probabilities/{case_id}/{n:02d}_{name}.nii.gz" for n, name in enumerate(names, 1)]
 
 
 def export_case(
@@ -115,11 +145,10 @@ def _write_case(
     writer = geometry.plans.image_reader_writer_class()
     properties = geometry.properties
     segmentation, probabilities = geometry.segmentation(
-        statistics, job.dataset_json, with_probabilities=job.save_probabilities, fuse=job.fuse
+        statistics, job.dataset_json, with_probabilities=bool(job.probabilities), fuse=job.fuse
     )
     if probabilities is not None:
-        np.savez_compressed(stage / f"{case_id}.npz", probabilities=probabilities)
-        save_pickle(properties, str(stage / f"{case_id}.pkl"))
+        _write_probabilities(job, case_id, probabilities, geometry, stage)
         del probabilities
     for kind, values in statistics.maps.items():
         restored = geometry.maps_to_image(values.numpy()[None])[0]
@@ -133,6 +162,19 @@ def _write_case(
             name = sample_name(case_id, n, job.file_ending)
             writer.write_seg(geometry.labels_to_image(labels), str(stage / name), properties)
     writer.write_seg(segmentation, str(stage / (case_id + job.file_ending)), properties)
+
+
+def _write_probabilities(job: ExportJob, case_id: str, probabilities: np.ndarray, geometry: CaseGeometry, stage: Path) -> None:
+    """Of all heads, ``(heads, *image)``."""
+    if "npz" in job.probabilities:
+        np.savez_compressed(stage / f"{case_id}.npz", probabilities=probabilities)
+        save_pickle(geometry.properties, str(stage / f"{case_id}.pkl"))
+    if "nifti" in job.probabilities:
+        names = probability_names(case_id, job.dataset_json)
+        (stage / names[0]).parent.mkdir(parents=True)
+        # labels have a head for the background in front, regions have none
+        for name, p in zip(names, probabilities[len(probabilities) - len(names) :], strict=True):
+            write_probability(p, stage / name, geometry.properties, geometry.is_2d)
 
 
 def staging_folder(output: Path, case_id: str) -> Path:
@@ -175,6 +217,7 @@ def _commit(job: ExportJob, case_id: str, stage: Path) -> None:
     segmentation = Path(case_id + job.file_ending)
     (job.output / segmentation).unlink(missing_ok=True)
     stale = [job.output / "uncertainty" / f"{case_id}_{kind}.nii.gz" for kind in MAPS]
+    stale += [job.output / name for name in probability_names(case_id, job.dataset_json)]
     stale += [
         f
         for f in (job.output / "samples").glob("*")

@@ -133,8 +133,8 @@ class DiffusionTrainer(EpochLoop):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         fused = self.device.type in ("cpu", "cuda")  # one pass through memory instead of ten
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        rest = {"betas": self.method.recipe.betas, "weight_decay": self.weight_decay, "fused": fused}
-        return torch.optim.AdamW(trained, lr=self.initial_lr, **rest), None
+        betas, decay = self.method.recipe.betas, self.weight_decay
+        return torch.optim.AdamW(trained, lr=self.initial_lr, betas=betas, weight_decay=decay, fused=fused), None
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Deep supervision is an argument of the network's forward, so there is nothing to switch."""

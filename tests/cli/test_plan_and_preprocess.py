@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -14,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nndiffseg.cli.plan_and_preprocess import main
+from nndiffseg.cli.planning_classes import SAME, find_planner
+from nndiffseg.errors import UserError
 from nndiffseg.methods.ldseg.latent import ldseg_latent
 from nndiffseg.methods.ldseg.method import LDSegMethod
 from nndiffseg.methods.protocol import MethodPlan
@@ -147,6 +151,10 @@ def test_bad_data_write_nothing(
         (["-overwrite_target_spacing", "1", "1"], "expected 3 arguments"),
         (["-overwrite_target_spacing", "1", "1", "0"], "-overwrite_target_spacing is in mm"),
         (["-overwrite_plans_name", "nnUNetPlans"], "belongs to nnU-Net"),
+        (["-pl", "ExperimentPlanner"], "ExperimentPlanner plans no diffusion; choose one of"),
+        (["-pl", "subprocess.Popen"], "Unknown planner subprocess.Popen"),
+        (["-fpe", "Missing"], "There is no extractor Missing of fingerprints"),
+        (["-fpe", "ExperimentPlanner"], "There is no extractor ExperimentPlanner"),
         (["--verfy_dataset_integrity"], "did you mean --verify_dataset_integrity?"),
     ],
 )
@@ -292,3 +300,86 @@ def test_slices_along_any_axis_are_2d_and_hidden_files_are_named(  # rows 05 and
     assert list(plans["configurations"]) == ["2d"]
     assert plans["configurations"]["2d"]["patch_size"] == [48, 64] and plans["transpose_forward"] == [1, 0, 2]
     assert plans["image_reader_writer"] == "SimpleITKIO"
+
+
+OWN = """
+import dataclasses, json, os
+from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nndiffseg.planners import DiffSegPlannerS
+
+class OwnPlanner(DiffSegPlannerS):
+    size = dataclasses.replace(DiffSegPlannerS.size, plans_name="ownPlans", batch_cap={2: 3, 3: 1})
+
+class Nameless(DiffSegPlannerS):
+    pass
+
+class OwnExtractor(DatasetFingerprintExtractor):
+    cases = None
+    def run(self, overwrite_existing=False):
+        print("own extractor of", *self.dataset)
+        statistics = {k: 1.0 for k in ("mean", "median", "std", "min", "max", "percentile_99_5", "percentile_00_5")}
+        content = {"spacings": [[1.0] * 3] * (self.cases or len(self.dataset)), "shapes_after_crop": [[12, 14, 12]] * 2,
+                   "foreground_intensity_properties_per_channel": {"0": statistics, "1": statistics},
+                   "median_relative_size_after_cropping": 1.0}
+        with open(os.path.join(os.environ["nnUNet_preprocessed"], self.dataset_name, "dataset_fingerprint.json"), "w") as file:
+            json.dump(content, file)
+
+class WrongExtractor(OwnExtractor):
+    cases = 5
+"""
+
+
+@pytest.fixture
+def own_classes(tiny: Path, folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Flags that plan with a fingerprint that takes no time; a folder of ``nnUNet_extTrainer`` holds the class."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own_planning.py").write_text(OWN)
+    (tiny / "imagesTr" / "._case_000_0000.nii.gz").write_bytes(b"Mac OS X")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
+    return ["-d", "901", *folders, "--no_pbar", "--no_check", "-fpe", "OwnExtractor"]
+
+
+def test_own_planner_extractor_and_configuration_are_used(
+    own_classes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*own_classes, "--no_pp", "-pl", "OwnPlanner"]) == 0
+    assert "own extractor of case_000 case_001\n" in capsys.readouterr().out
+    file = tmp_path / "preprocessed" / "Dataset901_Tiny" / "ownPlans.json"
+    plans = json.loads(file.read_text())
+    assert plans["experiment_planner_used"] == "OwnPlanner" and plans["configurations"]["2d"]["batch_size"] <= 3
+    plans["configurations"]["coarse"] = {"inherits_from": "3d_fullres", "spacing": [2.0] * 3, "data_identifier": "coarse"}
+    file.write_text(json.dumps(plans))
+    assert main([*own_classes, "-pl", "OwnPlanner", "-c", "coarse", "-np", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "coarse: 2 cases preprocessed" in out and "own extractor" not in out
+    assert len(list((file.parent / "coarse").glob("*.b2nd"))) == 4 and not (file.parent / "nnUNetPlans_2d").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-pl", "Nameless"], "Nameless would overwrite the plans nnDiffSegPlansS of another planner"),
+        (["-fpe", "WrongExtractor"], "is not of the dataset's 2 cases; correct the class, or leave out -fpe."),
+    ],
+)
+def test_own_classes_that_do_not_fit_are_one_sentence(
+    own_classes: list[str], words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*own_classes, *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_nnunets_names_of_planners_mean_the_same(
+    own_classes: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(planner: type, *_: Any) -> None:
+        raise UserError(planner.__name__)
+
+    monkeypatch.setattr("nndiffseg.cli.plan_and_preprocess._plan", stop)
+    for name, ours in SAME.items():
+        theirs = inspect.signature(getattr(residual_encoder_unet_planners, name)).parameters["gpu_memory_target_in_gb"].default
+        assert find_planner(name).__name__ == ours and find_planner(name).size.memory_gb == theirs
+    assert main([*own_classes, "-pl", "nnUNetPlannerResEncXL"]) == 2
+    captured = capsys.readouterr()
+    assert "nnUNetPlannerResEncXL is DiffSegPlannerXL here" in captured.out and "error: DiffSegPlannerXL" in captured.err

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from tiny_model import model_folder, raw_images, results  # noqa: F401
 
 from nndiffseg.cli.predict import main
@@ -63,6 +64,8 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
         9,
         "--save_samples",
         "--npz",
+        "nifti",
+        "npz",
         "-step_size",
         0.7,
         "--disable_tta",
@@ -89,9 +92,27 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
         "checkpoint": "checkpoint_final.pth",
     }
     assert {k: settings[k] for k in wanted} == wanted
-    for name in ("case_001.npz", "case_001.pkl", "samples/case_001_s01.nii.gz"):
+    probability = next((tmp_path / "out" / "probabilities" / "case_001").glob("01_*.nii.gz"))
+    for name in ("case_001.npz", "case_001.pkl", "samples/case_001_s01.nii.gz", probability):
         assert (tmp_path / "out" / name).is_file()
     assert not (tmp_path / "out" / "uncertainty" / "case_001_epistemic.nii.gz").exists()
+
+
+def test_a_model_of_a_configuration_that_inherits_predicts(call, model_folder, tmp_path):  # noqa: F811
+    copied = tmp_path / "inherited"
+    folder = copied / model_folder.parent.name / model_folder.name.replace("3d_fullres", "large")
+    shutil.copytree(model_folder, folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    plans["configurations"]["large"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    for file in folder.glob("fold_*/checkpoint_final.pth"):
+        checkpoint = torch.load(file, weights_only=True)
+        torch.save({**checkpoint, "init_args": {"configuration": "large"}}, file)
+    code, _, err = call("-c", "large", "-f", 0, "--samples", 2, "-num_parts", 4, results=copied)
+    assert code == 0, err
+    inherited = (tmp_path / "out" / "case_000.nii.gz").read_bytes()
+    assert call("-c", "3d_fullres", "-f", 0, "--samples", 2, "-num_parts", 4)[0] == 0
+    assert (tmp_path / "out" / "case_000.nii.gz").read_bytes() == inherited
 
 
 def test_members_predict_together_and_are_called_members(call, model_folder, tmp_path):  # noqa: F811

@@ -248,6 +248,32 @@ def test_a_fingerprint_follows_the_files(
     assert (folder / FINGERPRINT).stat().st_mtime_ns != before
 
 
+def test_an_own_extractor_runs_again_where_files_change_and_never_uses_nnunets(planned: Planned, copied: Planned) -> None:
+    cases, content, _, folder = copied
+    made = (planned[-1] / FINGERPRINT).read_text()
+    folder.mkdir()
+    (folder / FINGERPRINT).write_text(made)
+    runs = []
+
+    class Own(DatasetFingerprintExtractor):
+        def __init__(self, name: str, processes: int):
+            assert name == folder.name and processes == 1
+
+        def run(self, overwrite_existing: bool = False) -> None:
+            runs.append(list(self.dataset))
+            (folder / FINGERPRINT).write_text(made if len(runs) < 3 else "{}")
+
+    for _ in range(2):
+        extract_fingerprint(cases, content, folder, progress=False, extractor=Own)
+    assert runs == [[case.name for case in cases]], "the one that was there is not its own, and then it is"
+    rewrite(cases[0].images[0], lambda image: image + 100)
+    extract_fingerprint(cases, content, folder, progress=False, extractor=Own)
+    assert len(runs) == 2
+    with pytest.raises(UserError, match=r"Own made lacks spacings, .*leave out -fpe"):
+        extract_fingerprint(cases, content, folder, progress=False, extractor=Own, clean=True)
+    assert Records(folder).get("fingerprint") == "", "or the next planning would use what the class left"
+
+
 def test_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"abc")

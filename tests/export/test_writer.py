@@ -22,7 +22,7 @@ from nndiffseg.calibration.expected_dice import DiceMap
 from nndiffseg.data.cases import preprocess
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
-from nndiffseg.export.maps import write_map
+from nndiffseg.export.maps import write_map, write_probability
 from nndiffseg.export.summary import case_summary
 from nndiffseg.export.writer import STAGING, ExportJob, export_case
 from nndiffseg.uncertainty import entropy
@@ -146,6 +146,55 @@ def test_files_lie_where_the_image_lies(plans, reader, tmp_path):
     # The map shows the (resampled) image's intensity in every voxel: axes are not mixed up either.
     a, b = (sitk.GetArrayFromImage(x)[2:-2, 2:-2, 2:-2].ravel() for x in (written, image))
     assert np.corrcoef(a, b)[0, 1] > 0.6
+
+
+REGIONS = {**LABELS, "labels": {"background": 0, "whole/all": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+#: nnU-Net orders heads by value, whatever the order in the file
+MIXED = {**LABELS, "labels": {"core": 2, "background": 0, "shell": 1}}
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("dataset", [MIXED, REGIONS], ids=["labels", "regions"])
+def test_probabilities_as_images_are_those_of_the_npz_where_the_image_lies(plans, reader, dataset, tmp_path):
+    image = rotated_image(tmp_path / "image_0000.nii.gz")
+    plans = {**plans, "image_reader_writer": reader}
+    one = recursive_find_reader_writer_by_name(reader)()
+    data, properties = one.read_images([str(tmp_path / "image_0000.nii.gz")])
+    grid, properties = preprocess(np.repeat(data, 2, 0), properties, PlansManager(plans), "3d_fullres", dataset)
+    p = random_statistics(grid.shape[1:]).probabilities
+    regions = dataset is REGIONS
+    statistics = statistics_of(p[:2] if regions else p, np.zeros((1, *grid.shape[1:]), np.uint8), regions)
+    job = ExportJob(tmp_path, plans, "3d_fullres", dataset, save_probabilities=["npz", "nifti"])
+    export_case(job, "image", statistics, properties)
+    names = ["01_whole_all", "02_core"] if regions else ["01_shell", "02_core"]
+    assert sorted(f.name for f in (tmp_path / "probabilities" / "image").iterdir()) == [f"{n}.nii.gz" for n in names]
+    expected = np.load(tmp_path / "image.npz")["probabilities"][-2:]
+    affine = nibabel.load(tmp_path / "image_0000.nii.gz").affine
+    for name, wanted in zip(names, expected, strict=True):
+        file = tmp_path / "probabilities" / "image" / f"{name}.nii.gz"
+        written = nibabel.load(file)
+        assert written.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+        np.testing.assert_allclose(one.read_images([str(file)])[0][0], wanted, atol=0.0021)  # as a user reads it
+        again = sitk.ReadImage(str(file))
+        np.testing.assert_allclose(again.GetDirection(), image.GetDirection(), atol=1e-6)
+        assert again.GetSize() == image.GetSize()
+    export_case(replace(job, save_probabilities=False), "image", statistics, properties)
+    assert not list((tmp_path / "probabilities").rglob("*.gz"))
+
+
+def test_a_probability_of_a_photograph_is_2d(tmp_path):
+    values = np.random.default_rng(0).random((1, 5, 7))
+    write_probability(values, tmp_path / "p.nii.gz", {"spacing": (999, 1, 1)}, two_dimensional=True)
+    image = sitk.ReadImage(str(tmp_path / "p.nii.gz"))
+    assert image.GetDimension() == 2 and image.GetSpacing() == (1, 1) and image.GetSize() == (7, 5)
+    np.testing.assert_allclose(sitk.GetArrayFromImage(image), values[0], atol=0.0021)
+    assert [f.name for f in tmp_path.iterdir()] == ["p.nii.gz"]
+
+
+def test_an_unknown_form_of_probabilities_is_refused(plans, tmp_path):
+    with pytest.raises(UserError, match="Probabilities are saved as npz or nifti, not as dicom"):
+        ExportJob(tmp_path, plans, "3d_fullres", LABELS, save_probabilities="dicom")
 
 
 def test_maps_of_a_colourful_photograph_are_2d_with_unit_spacing(tmp_path):

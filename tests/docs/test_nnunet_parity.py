@@ -1,0 +1,28 @@
+"""``docs/nnunet-parity.md``: the tests that it names exist, and its sums are those of its rows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "nnunet-parity.md").read_text()
+ROWS = [[cell.strip() for cell in line.split(" | ")] for line in TEXT.splitlines() if re.match(r"\| .* \| .* \|", line)]
+ROWS = [row for row in ROWS if row[1] != "verdict"]
+
+
+def test_every_test_that_a_row_names_exists():
+    named = [row[3].rstrip("| ").strip("`") for row in ROWS if "no test yet" not in row[3]]
+    assert len(named) > 70
+    for place in named:
+        file, name = place.split("::")
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), place
+
+
+def test_the_sums_are_those_of_the_rows():
+    counted = Counter(row[1] for row in ROWS)
+    told = re.search(r"(\d+) rows: (\d+) same, (\d+) nnU-Net's, (\d+) different, (\d+) missing\. (\d+) rows name", TEXT)
+    backed = sum("no test yet" not in row[3] for row in ROWS)
+    expected = [len(ROWS), *(counted[verdict] for verdict in ("same", "nnU-Net's", "different", "missing")), backed]
+    assert told is not None and [int(number) for number in told.groups()] == expected

@@ -34,7 +34,7 @@ def predict_folder(
     output_folder: str | Path,
     *,
     save_samples: bool = False,
-    save_probabilities: bool = False,
+    save_probabilities: bool | Sequence[str] = False,
     fuse: str = "mean",
     continue_prediction: bool = False,
     flag_below: float | None = None,
@@ -54,7 +54,8 @@ def predict_folder(
         predictor: the model and how to sample.
         input_folder: images named ``CASE_0000.nii.gz`` (the dataset's file ending).
         output_folder: made where it does not exist; docs/reference/files.md says what it will hold.
-        save_samples, save_probabilities: also write the samples' label maps, and nnU-Net's ``CASE.npz`` and ``CASE.pkl``.
+        save_samples: also write the samples' label maps.
+        save_probabilities: see :class:`~nndiffseg.export.writer.ExportJob`.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
         flag_below: mark cases with a lower expected Dice in the report.
         continue_prediction: leave out cases all of whose files exist, made with these settings from these images.
@@ -104,7 +105,9 @@ def _part(cases: Sequence[Case], num_parts: int, part_id: int) -> Sequence[Case]
     return cases[part_id::num_parts]
 
 
-def _job(predictor: CasePredictor, output: Path, save_samples: bool, save_probabilities: bool, fuse: str) -> ExportJob:
+def _job(
+    predictor: CasePredictor, output: Path, save_samples: bool, save_probabilities: bool | Sequence[str], fuse: str
+) -> ExportJob:
     plans, configuration = predictor.plans.plans, predictor.configuration_name
     settings = {**predictor.settings(), "fuse": fuse, "model_sha256": predictor.model_key()}
     return ExportJob(output, plans, configuration, predictor.dataset_json, save_samples, save_probabilities, settings, fuse)

@@ -29,7 +29,7 @@ from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 SHARES = (1.0, 0.5, 0.0)
 NAMES = {1.0: "coherent", 0.5: "mixture", 0.0: "diffusion"}
 #: groups of cases below which nothing is chosen: samples are the trained sampler's
-FEWEST_GROUPS = 3
+FEWEST_GROUPS = 5
 
 
 def coherent_members(samples: Sequence[int], share: float) -> list[int]:

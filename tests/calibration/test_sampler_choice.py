@@ -144,10 +144,10 @@ def test_cases_are_chosen_for_without_their_group():
     assert all(chosen.crossed[c.case].coherent_share == 1 for c in cases[:2])
 
 
-def test_with_fewer_than_three_groups_nothing_is_chosen():
+def test_with_fewer_than_five_groups_nothing_is_chosen():
     cases = cases_with(independent_squares)
-    assert chosen_for(None, cases, {c.case: str(i % 2) for i, c in enumerate(cases)}) is None
-    assert chosen_for(None, cases, {c.case: str(i % 3) for i, c in enumerate(cases)}) is not None
+    assert chosen_for(None, cases, {c.case: str(i % 4) for i, c in enumerate(cases)}) is None
+    assert chosen_for(None, cases, {c.case: str(i % 5) for i, c in enumerate(cases)}) is not None
 
 
 def test_the_first_within_one_standard_error_of_the_best_is_taken():

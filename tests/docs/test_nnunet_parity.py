@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXT = (ROOT / "docs" / "nnunet-parity.md").read_text()
+TEXT = (ROOT / "docs" / "nnunet-parity.md").read_text(encoding="utf8")
 ROWS = [[cell.strip() for cell in line.split(" | ")] for line in TEXT.splitlines() if re.match(r"\| .* \| .* \|", line)]
 ROWS = [row for row in ROWS if row[1] != "verdict"]
 
@@ -17,7 +17,7 @@ def test_every_test_that_a_row_names_exists():
     assert len(named) > 70
     for place in named:
         file, name = place.split("::")
-        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), place
+        assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf8"), re.MULTILINE), place
 
 
 def test_the_sums_are_those_of_the_rows():

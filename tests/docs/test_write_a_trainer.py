@@ -28,7 +28,7 @@ def run(tmp_path_factory, make_dataset):
 
     def command(name: str, *arguments: str) -> Path:
         line = [sys.executable, "-m", f"nndiffseg.cli.{name}", *arguments, *flags]
-        finished = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=500)
+        finished = subprocess.run(line, env=environment, capture_output=True, text=True, encoding="utf8", timeout=500)
         assert finished.returncode == 0, finished.stderr + finished.stdout
         return base
 

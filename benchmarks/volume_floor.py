@@ -10,24 +10,20 @@ last column gives every interval the same share of the mean, whatever the sample
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import report
+from benchmarks.compare.finished import finished_models, observed_cases
 from nndiffseg.calibration.coherent_fit import fit_coherent
 from nndiffseg.calibration.conformal import conformal_quantile
 from nndiffseg.calibration.fit import cross_fitted
 from nndiffseg.data.groups import read_groups
-from nndiffseg.inference.coherent import finest_edge
-from nndiffseg.inference.stock_model import is_stock, load_stock_model
-from nndiffseg.inference.stock_predictor import StockPredictor
-from nndiffseg.inference.validation_cases import ValidationCases
+from nndiffseg.inference.stock_model import is_stock
 
 FLOORS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, np.inf)
 MISS = 2 / 0.1
@@ -41,24 +37,18 @@ class Volumes(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preprocessed", type=Path, nargs="+", required=True, help="nnU-Net's preprocessed folders")
-    parser.add_argument("--models", type=Path, nargs="+", required=True)
-    parser.add_argument("--name", required=True, help="of the JSON file")
-    args = parser.parse_args()
+    name, models = finished_models(__doc__)
     rows, found = [], []
-    for folder in args.models:
-        root = next(p for p in args.preprocessed if (p / folder.parent.name).is_dir())
-        cases, groups = _cases(folder, root), read_groups(root / folder.parent.name)
+    for title, folder, data in models:
+        cases, groups = _cases(folder, data), read_groups(data)
         scores = {f: score(cases, groups, f) for f in FLOORS}
-        name = f"{folder.parent.name.split('_')[0]} {folder.name.split('__')[0]}"
-        rows.append([name, str(len(cases)), *(f"{s:.3f} ({c:.2f})" for s, c in scores.values())])
+        rows.append([title, str(len(cases)), *(f"{s:.3f} ({c:.2f})" for s, c in scores.values())])
         found.append(
-            {"model": name, "cases": len(cases), "scores": {str(f): [round(v, 4) for v in s] for f, s in scores.items()}}
+            {"model": title, "cases": len(cases), "scores": {str(f): [round(v, 4) for v in s] for f, s in scores.items()}}
         )
         print(rows[-1], flush=True)
     header = ["interval score (coverage)", "cases", *(f"{f:g}" if np.isfinite(f) else "share of mean" for f in FLOORS)]
-    report(args.name, rows, header, {"models": found})
+    report(name, rows, header, {"models": found})
 
 
 def score(cases: Mapping[str, Volumes], groups: Mapping[str, str], floor: float) -> tuple[float, float]:
@@ -89,15 +79,12 @@ def _scale(volumes: NDArray, floor: float) -> float:
     return float(volumes.mean() if np.isinf(floor) else max(volumes.std(ddof=1), floor * volumes.mean()))
 
 
-def _cases(folder: Path, preprocessed: Path) -> dict[str, Volumes]:
+def _cases(folder: Path, data: Path) -> dict[str, Volumes]:
     if not is_stock(folder):
         tables = sorted(folder.glob("fold_*/validation/tables/*.npz"))
         return {f.stem: Volumes(*(np.load(f)[k].astype(float) for k in ("sampled_ml", "true_ml"))) for f in tables}
-    predictor = StockPredictor(load_stock_model(folder), torch.device("cpu"))
-    data = preprocessed / str(predictor.plans.dataset_name)
-    source = ValidationCases(predictor, folder, data)
-    observed = list(source.observe())
-    fitted = fit_coherent(observed, source.kind(), read_groups(data), predictor.folds, finest_edge(predictor.configuration))
+    cases, kind, finest = observed_cases(folder, data)
+    fitted = fit_coherent(cases, kind, read_groups(data), ("0",), finest)
     return {name: Volumes(table.sampled_ml, table.true_ml) for name, table in fitted.tables.items()}
 
 

@@ -15,6 +15,8 @@ from nndiffseg.errors import UserError
 from nndiffseg.nn.heads import Heads
 
 FILE = "calibration.json"
+#: shares of coherent samples that there are, the simplest sampler first
+SHARES = (1.0, 0.5, 0.0)
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -72,11 +74,13 @@ class Calibration:
             coherent: the model has no samples of its own, so all are the coherent sampler's.
 
         Raises:
-            UserError: other numbers of labels, regions, structures or lengths, or weights that do not sum to 1.
+            UserError: other numbers of labels, regions, structures or lengths, weights that do not sum to 1, or a share that
+                is none of :data:`SHARES`.
         """
         fits = len(self.temperature) in ({1, heads.number} if heads.regions else {1})
         fits &= len(self.volume_quantiles) in (0, structures)
         weighted = len(self.length_weights) == len(LENGTHS) and abs(sum(self.length_weights) - 1) < 1e-6
+        fits &= self.coherent_share in SHARES
         fits &= weighted or not (self.length_weights or coherent or self.coherent_share)
         if not fits:
             raise UserError(f"The calibration of {where} is not one of this model; calibrate it anew with nndiffseg_calibrate.")

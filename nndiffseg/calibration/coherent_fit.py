@@ -26,7 +26,7 @@ from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 from nndiffseg.diffusion.coherent import LENGTHS, components
 from nndiffseg.diffusion.noise.field import NoiseField
 
-#: samples that the fits draw of each case
+#: samples that the fits draw of each case of a model without a trained sampler
 SAMPLES = 16
 #: The lengths are chosen on so many logits of a case at most.
 THIN = 20_000
@@ -144,7 +144,8 @@ class CoherentFits:
         return self._tables[key]
 
     def _normals(self, case: CaseVoxels) -> list[Tensor]:
-        return normals_at(case, self.kind.heads.number, self.finest, self.seed)
+        samples = range(len(case.drawn) or SAMPLES)  # as many as a trained sampler drew: more of them score better
+        return normals_at(case, self.kind.heads.number, self.finest, self.seed, samples)
 
 
 def rounded(temperature: Sequence[float]) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nndiffseg.calibration.calibration import Calibration
+from nndiffseg.calibration.calibration import SHARES, Calibration
 from nndiffseg.calibration.coherence import coherent_labels, group_means, score_labels
 from nndiffseg.calibration.coherent_fit import THIN, CoherentFits, index_of, normals_at, rounded
 from nndiffseg.calibration.fit import cross_fitted, fit
@@ -25,8 +25,6 @@ from nndiffseg.calibration.tables import CaseTable
 from nndiffseg.calibration.temperature import FLOOR
 from nndiffseg.calibration.voxels import CaseVoxels, LabelKind
 
-#: shares of coherent samples, the simplest first
-SHARES = (1.0, 0.5, 0.0)
 NAMES = {1.0: "coherent", 0.5: "mixture", 0.0: "diffusion"}
 #: groups of cases below which nothing is chosen: samples are the trained sampler's
 FEWEST_GROUPS = 5
@@ -88,11 +86,12 @@ def choose_sampler(
     """
     if len({groups.get(c.case, c.case) for c in cases}) < FEWEST_GROUPS:
         return None
-    fits = _Choice({c.case: c for c in cases}, {t.case: t for t in tables}, kind, groups, folds, finest, seed)
-    names = list(fits.cases)
-    temperature = fits.head.temperature(names)
+    head = CoherentFits({c.case: c for c in cases}, kind, groups, folds, finest, seed)
+    fits = _Choice(head, {t.case: t for t in tables})
+    names = list(head.cases)
+    temperature = head.temperature(names)
     for name in names:  # most of the work
-        fits.head.scores(name, temperature)
+        head.scores(name, temperature)
         if on_case is not None:
             on_case()
     parts = cross_fitted(names, groups, fits.fit)
@@ -108,45 +107,38 @@ def choose_sampler(
 
 
 class _Choice:
-    """The chain of fits on any of the cases; samples that were drawn are scored once."""
+    """The chain of fits on any of the cases; samples that were drawn are scored once.
 
-    def __init__(
-        self,
-        cases: dict[str, CaseVoxels],
-        tables: dict[str, CaseTable],
-        kind: LabelKind,
-        groups: Mapping[str, str],
-        folds: Sequence[str],
-        finest: float,
-        seed: int,
-    ):
-        self.cases, self.tables, self.kind, self.groups, self.folds = cases, tables, kind, groups, folds
-        self.finest, self.seed = finest, seed
-        self.head = CoherentFits(cases, kind, groups, folds, finest, seed)
-        self.size = np.mean([c.true.mean(1).numpy() for c in cases.values()], 0)  # (K,)
+    Args:
+        head: fits of the coherent sampler to the cases.
+        tables: case -> table of the trained sampler.
+    """
+
+    def __init__(self, head: CoherentFits, tables: dict[str, CaseTable]):
+        self.head, self.tables = head, tables
+        self.size = np.mean([c.true.mean(1).numpy() for c in head.cases.values()], 0)  # (K,)
         self._totals: dict[tuple, float] = {}
         self._volumes: dict[tuple, NDArray] = {}
 
     def fit(self, names: Sequence[str]) -> tuple[Calibration, list[Calibration]]:
         """The chosen calibration, and that of each of :data:`SHARES`."""
-        candidates = [self._coherent(names), self._mixture(names), self._diffusion(names)]
+        coherent, diffusion = self.head.calibration(names), self._fit([self.tables[n] for n in names])
+        candidates = [coherent, self._mixture(names, coherent, diffusion), diffusion]
         if not names:
-            return candidates[-1], candidates
+            return diffusion, candidates
         dice = mean_dice([self.tables[n] for n in names])
-        first = 0 if not dice[-1] < np.nanmax(dice) - TOLERANCE else 1  # the last weight is the head alone
-        scores = group_means({name: self.scores(name, candidates[first:]) for name in names}, self.groups)
+        best = np.max(dice, where=np.isfinite(dice), initial=-np.inf)
+        first = int(dice[-1] < best - TOLERANCE)  # the last weight is the head alone
+        scores = group_means({name: self.scores(name, candidates[first:]) for name in names}, self.head.groups)
         return candidates[first + simplest_of_the_best(scores)], candidates
 
-    def _coherent(self, names: Sequence[str]) -> Calibration:
-        return self.head.calibration(names)
+    def _fit(self, tables: Sequence[CaseTable]) -> Calibration:
+        return fit(tables, self.head.groups, self.head.folds)
 
-    def _diffusion(self, names: Sequence[str]) -> Calibration:
-        return fit([self.tables[n] for n in names], self.groups, self.folds)
-
-    def _mixture(self, names: Sequence[str]) -> Calibration:
-        diffusion, lengths = self._diffusion(names), self._coherent(names).length_weights
-        mixture = replace(diffusion, temperature=rounded(diffusion.temperature), length_weights=lengths, coherent_share=0.5)
-        fitted = fit([self.table(n, mixture) for n in names], self.groups, self.folds)
+    def _mixture(self, names: Sequence[str], coherent: Calibration, diffusion: Calibration) -> Calibration:
+        temperature, lengths = rounded(diffusion.temperature), coherent.length_weights
+        mixture = replace(diffusion, temperature=temperature, length_weights=lengths, coherent_share=0.5)
+        fitted = self._fit([self.table(n, mixture) for n in names])
         return replace(mixture, volume_scale=fitted.volume_scale, volume_quantiles=fitted.volume_quantiles)
 
     def scores(self, name: str, candidates: Sequence[Calibration]) -> NDArray[np.float64]:
@@ -155,13 +147,15 @@ class _Choice:
 
     def _total(self, name: str, calibration: Calibration) -> float:
         if (key := _key(name, calibration)) not in self._totals:
-            case = self.cases[name]
+            case = self.head.cases[name]
             if calibration.coherent_share == 1:
                 every = self.head.scores(name, calibration.temperature).total(self.size)
                 self._totals[key] = float(every[index_of(calibration)])
             else:
                 thin = case.thinned(THIN)
-                self._totals[key] = float(score_labels([self._labels(thin, calibration)], thin, self.kind).total(self.size)[0])
+                self._totals[key] = float(
+                    score_labels([self._labels(thin, calibration)], thin, self.head.kind).total(self.size)[0]
+                )
         return self._totals[key]
 
     def table(self, name: str, calibration: Calibration) -> CaseTable:
@@ -171,8 +165,8 @@ class _Choice:
         if calibration.coherent_share == 0:
             return self.tables[name]
         if (key := _key(name, calibration)) not in self._volumes:
-            case = self.cases[name]
-            scores = score_labels([self._labels(case, calibration)], case, self.kind)
+            case = self.head.cases[name]
+            scores = score_labels([self._labels(case, calibration)], case, self.head.kind)
             self._volumes[key] = scores.voxels[0] * case.voxel_ml
         return replace(self.tables[name], sampled_ml=self._volumes[key])
 
@@ -182,12 +176,12 @@ class _Choice:
         members = coherent_members(range(len(drawn)), calibration.coherent_share)
         if not members:
             return drawn
-        heads = self.kind.heads
+        head, heads = self.head, self.head.kind.heads
         p = torch.lerp(case.sampled, heads.probabilities(case.logits, 0), calibration.fusion_weight)
         logits = case.scaled(heads.logits(p.clamp(FLOOR, 1 - FLOOR)), calibration.temperature)
-        normals = normals_at(case, heads.number, self.finest, self.seed, members)
+        normals = normals_at(case, heads.number, head.finest, head.seed, members)
         mixed = drawn.clone()
-        mixed[members] = coherent_labels(logits, normals, calibration.length_weights, self.kind)
+        mixed[members] = coherent_labels(logits, normals, calibration.length_weights, head.kind)
         return mixed
 
 

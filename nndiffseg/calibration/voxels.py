@@ -185,21 +185,16 @@ def observe(
         sampled, drawn: of a trained sampler, mean probability ``(heads, *image)`` and labels of its samples ``(N, *image)``.
     """
     p, shape = probabilities.flatten(1), probabilities.shape[1:]
-    mean = p[:0] if sampled is None else sampled.flatten(1)
-    labels = torch.empty((0, p.shape[1]), dtype=torch.int16)
-    if drawn is not None:
-        labels = torch.from_numpy(drawn.reshape(len(drawn), -1).astype(np.int32 if drawn.dtype == np.uint16 else np.uint8))
     truth = torch.from_numpy(references.reshape(len(references), -1).astype(np.int64)).clamp_min(0)  # (M, voxels)
+    samples = np.empty((0, p.shape[1]), np.uint8) if drawn is None else drawn.reshape(len(drawn), -1)  # (N, voxels)
     sure = torch.maximum(p, 1 - p).amin(0) if kind.heads.regions else p.amax(0)
     close = torch.from_numpy(near.ravel())
     segmentation = kind.hard(kind.heads.logits(p.clamp(FLOOR, 1 - FLOOR)))
-    keep = (sure < CERTAIN) | close | (labels != segmentation).any(0)
+    keep = (sure < CERTAIN) | close
+    for sample in samples:  # one after another, since all voxels of all samples may be gigabytes
+        keep |= torch.from_numpy(sample != segmentation.numpy())
     hard = kind.members(segmentation)  # (K, voxels)
     wanted = kind.members(truth)  # (K, M, voxels)
-    true, predicted = wanted.sum(2).float(), hard.sum(1).float()
-    both = (hard[:, None] & wanted).sum(2).float()
-    total = true + predicted[:, None]
-    dice = torch.where(total > 0, 2 * both / total.clamp_min(1), torch.nan).double()
     where = keep.nonzero()[:, 0]
     every = max(1, -(-len(where) * len(p) // MOST))
     where = where[::every]
@@ -217,8 +212,15 @@ def observe(
         every,
         hard[:, ~keep].sum(1).float(),
         (hard[:, None, ~keep] & wanted[:, :, ~keep]).sum(2).float(),
-        true,
-        dice.nanmean(1).numpy(),
-        mean[:, where],
-        labels[:, where],
+        wanted.sum(2).float(),
+        _dice(hard, wanted),
+        p[:0, where] if sampled is None else sampled.flatten(1)[:, where],
+        torch.from_numpy(samples[:, where.numpy()].astype(np.int32)),
     )
+
+
+def _dice(hard: Tensor, wanted: Tensor) -> NDArray[np.float64]:
+    """Of a segmentation ``(K, voxels)`` and annotators ``(K, M, voxels)``, mean over M ``(K,)``; NaN where all are empty."""
+    total = wanted.sum(2).float() + hard.sum(1).float()[:, None]
+    both = (hard[:, None] & wanted).sum(2).float()
+    return torch.where(total > 0, 2 * both / total.clamp_min(1), torch.nan).double().nanmean(1).numpy()

@@ -231,9 +231,8 @@ class DiffusionTrainer(EpochLoop):
 
     def as_batch(self, batch: dict) -> Batch:
         """A batch of nnU-Net's loader as the losses take it, on the device."""
-        data, targets = self._to_device(batch)
+        (data, targets), key = self._to_device(batch), (self.seed, self.fold, self.local_rank, self.iteration)
         progress = 0.0 if self.budget is None else self.budget.progress(self.iteration)
-        key = (self.seed, self.fold, self.local_rank, self.iteration)
         return Batch(data, targets, self.method.plan.heads.onehot(targets[0]), progress, key)
 
     def _step(self, total: Tensor) -> bool:

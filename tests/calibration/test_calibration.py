@@ -70,6 +70,7 @@ def test_what_is_out_of_range_is_refused_in_one_sentence(change, message):
         {"length_weights": (1.0,)},
         {"length_weights": (0.5, 0.0, 0.0, 0.0)},
         {"length_weights": ()},
+        {"coherent_share": 0.3},
         {"volume_quantiles": (1.0, 2.0, 3.0)},
     ],
 )

@@ -135,6 +135,14 @@ def test_the_diffusion_keeps_the_calibration_that_it_has_without_a_choice():
     assert alone and all(chosen.tables[t.case] is t for t in tables if t.case in alone)
 
 
+def test_coherent_samples_are_scored_with_as_many_as_the_trained_sampler_drew():
+    """Scores are those of a distribution of N samples, which is better with more of them."""
+    few = [replace(c, drawn=c.drawn[:4]) for c in cases_with(always_all)]
+    chosen, more = chosen_for(None, few), chosen_for(always_all)
+    assert all(t.sampled_ml.shape == (1, 4) for t in chosen.tables.values())
+    assert all(t.sampled_ml.shape == (1, SAMPLES) for t in more.tables.values())
+
+
 def test_cases_are_chosen_for_without_their_group():
     """One patient's samples are right and all others' are wrong: the choice for that patient is the others'."""
     right, wrong = cases_with(independent_squares), cases_with(always_all)

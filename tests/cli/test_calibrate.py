@@ -270,6 +270,8 @@ def test_an_own_models_sampler_is_chosen_on_what_all_its_folds_observed(make_dat
     assert chosen.coherent_share == 1 and chosen.fusion_weight == 1 and sum(chosen.length_weights) == pytest.approx(1)
     scores = json.loads((folder / "calibration" / "check.json").read_text())["sampler_scores"]
     assert scores["coherent"] < scores["mixture"] < scores["diffusion"]
+    page = (folder / "calibration" / "report.html").read_text(encoding="utf8")
+    assert "100 % coherent" in page and f"diffusion {scores['diffusion']:.4f}" in page and "Fusion" not in page
     shutil.rmtree(folder / "fold_1" / "validation" / "voxels")
     assert calibrate([str(folder), *flags]) == 0
     assert "Fold 1 was validated by an older version" in capsys.readouterr().out

@@ -124,6 +124,9 @@ def test_coherent_samples_alone_need_a_head_that_segments_as_well_as_the_fused_m
         tables = [replace(table_of(c), dice=dice) for c in cases]
         chosen = choose_sampler(cases, tables, KIND, {}, ("0",), 1.0)
         assert chosen.calibration.coherent_share == share and {c.coherent_share for c in chosen.crossed.values()} == {share}
+    # The interval of the mixture is that of its own samples: the trained ones alone have no deviation at all.
+    assert chosen.calibration.volume_quantiles != fit(tables, {}, ("0",)).volume_quantiles
+    assert all(len(set(t.sampled_ml[0])) > 1 for t in chosen.tables.values())
 
 
 def test_the_diffusion_keeps_the_calibration_that_it_has_without_a_choice():
@@ -150,6 +153,15 @@ def test_cases_are_chosen_for_without_their_group():
     groups = {c.case: "patient" for c in cases[:2]}
     chosen = chosen_for(None, cases, groups)
     assert all(chosen.crossed[c.case].coherent_share == 1 for c in cases[:2])
+
+
+def test_what_only_a_trained_sample_sees_is_observed_however_sure_the_head_is():
+    sure = torch.zeros((2, *SHAPE))
+    sure[0] = 1
+    nowhere, drawn = np.zeros(SHAPE, bool), blobs(OUTCOMES)
+    case = observe("x", sure, drawn[:1], nowhere, nowhere, KIND, spacing=(1, 1, 1), voxel_ml=1.0, sampled=sure, drawn=drawn)
+    assert np.array_equal(case.where, drawn.any(0).ravel().nonzero()[0])
+    assert KIND.members(case.drawn.long()).sum(2).tolist() == [[0, 16, 16, 32]]
 
 
 def test_with_fewer_than_five_groups_nothing_is_chosen():

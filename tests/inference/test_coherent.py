@@ -29,9 +29,9 @@ def scaled(p: float) -> float:
     return float(torch.sigmoid(torch.logit(torch.tensor(p)) / T))
 
 
-def draw(kind: LabelKind, lengths: tuple[float, ...]) -> tuple[np.ndarray, torch.Tensor]:
+def draw(kind: LabelKind, lengths: tuple[float, ...], foreground: torch.Tensor = P) -> tuple[np.ndarray, torch.Tensor]:
     """Samples ``(SAMPLES, *SHAPE)``, and the probabilities they are drawn from ``(heads, *SHAPE)``."""
-    p = P[None].clone() if kind.heads.regions else torch.stack([1 - P, P])
+    p = foreground[None].clone() if kind.heads.regions else torch.stack([1 - foreground, foreground])
     manager = SimpleNamespace(
         has_regions=kind.heads.regions, regions_class_order=kind.order, num_segmentation_heads=kind.heads.number
     )
@@ -61,12 +61,21 @@ def test_a_temperature_holds_near_the_segmentation_alone(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_network_that_is_too_sure_is_doubted_near_its_segmentation(kind):
+    sure = torch.where(P > 0.5, 1.0, 0.0)
+    labels, _ = draw(kind, (1.0, 0.0, 0.0, 0.0), sure)
+    near = near_structures([sure.numpy()])
+    varied = (labels != labels[0]).any(0)
+    assert varied[near].mean() > 0.1 and not varied[~near].any()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_prediction_draws_what_the_fits_have_seen(kind):
     lengths = (0.25, 0.25, 0.25, 0.25)
     labels, p = draw(kind, lengths)
     hard = (P.numpy() > 0.5).astype(np.uint8)
     reach = near_structures([hard])
-    case = observe("case", p, hard[None], reach, reach, kind, spacing=(1.0, 1.0, 1.0), voxel_ml=1.0)
+    case = observe("case", p, hard[None], np.ones(SHAPE, bool), reach, kind, spacing=(1.0, 1.0, 1.0), voxel_ml=1.0)
     assert len(case.where) == P.numel() and not case.reach.all()
     normals = normals_at(case, kind.heads.number, 1.0, 3, range(SAMPLES))
     expected = coherent_labels(case.scaled(case.logits, (T,)), normals, lengths, kind)

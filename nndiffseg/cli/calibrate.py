@@ -77,7 +77,8 @@ def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Seq
         lines.append(f"weights of the correlation lengths: {lengths_in_words(calibration.length_weights)}")
     if calibration.coherent_share < 1:
         lines.append(f"weight of the head in the fused probability {calibration.fusion_weight:.2f}")
-    lines += ["", f"{'near the structures':<28}{'NLL':>8}{'Brier':>8}{'ECE':>8}"]
+    if "probabilities" in check:
+        lines += ["", f"{'near the structures':<28}{'NLL':>8}{'Brier':>8}{'ECE':>8}"]
     for name, row in check.get("probabilities", {}).items():
         lines.append(f"{name:<28}" + "".join(f"{_number(row.get(k)):>8}" for k in ("nll", "brier", "ece")))
     if "samples" in check:

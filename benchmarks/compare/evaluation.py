@@ -66,7 +66,6 @@ class Side:
         head_alone: only the deterministic part of the model counts; samples are then independent per-voxel draws from it.
         coherent: the deterministic part alone, of an ensemble the mean, with samples of the coherent sampler
             (:mod:`nndiffseg.diffusion.coherent`).
-        steps: also predict with these numbers of sampling steps, for the mean of the samples.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Side:
     sources: tuple[Source, ...]
     head_alone: bool = False
     coherent: bool = False
-    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class SideMetrics:
     Attributes:
         dice, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is absent
             from both.
-        parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one), ``steps_N``.
+        parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one).
         plain, scaled, isotonic: probabilities as they come, with the fitted temperature, and with isotonic regression.
         errors: of the segmentation, against the entropy.
         agreement: of the samples; those of an ensemble are its members.
@@ -144,8 +142,7 @@ class Comparison:
         """Predicts what is not in the cache yet."""
         for side in self.sides:
             for source in side.sources:
-                for steps in (None, *side.steps):
-                    predictions.predict_missing(source.data, source.entry, replace(self.options, steps=steps), device)
+                predictions.predict_missing(source.data, source.entry, self.options, device)
 
     def prediction(self, side: Side, case: str) -> CasePrediction:
         """A side's prediction of a case."""
@@ -242,7 +239,7 @@ class Comparison:
         return SideMetrics(
             self._dice([hard], references),
             self._nsd(hard, references, spacing),
-            self._parts(side, case, found, references),
+            self._parts(found, references),
             reliability(p[self.foreground], frequency, region),
             reliability(scaled[self.foreground], frequency, region),
             reliability(isotonic[self.foreground], frequency, region),
@@ -257,17 +254,12 @@ class Comparison:
             found.seconds,
         )
 
-    def _parts(self, side: Side, case: str, found: CasePrediction, references: NDArray) -> dict[str, NDArray[np.float64]]:
-        parts = {
+    def _parts(self, found: CasePrediction, references: NDArray) -> dict[str, NDArray[np.float64]]:
+        return {
             "head": self._dice([labels_of(self.data, found.deterministic)], references),
             "samples": self._dice([labels_of(self.data, found.sampled)], references),
             "sample": self._dice(found.labels, references),
         }
-        for steps in side.steps:
-            source = side.sources[0]
-            other = predictions.load(source.data, source.entry, replace(self.options, steps=steps), case)
-            parts[f"steps_{steps}"] = self._dice([labels_of(self.data, other.sampled)], references)
-        return parts
 
     def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
         """Mean over all pairs of a label map and an annotation ``(K,)``."""

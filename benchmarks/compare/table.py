@@ -93,7 +93,7 @@ def metrics(structures: Sequence[str], cases: Sequence[CaseMetrics], base: str |
 
 def part_words(part: str) -> str:
     """``samples`` -> ``mean of samples``."""
-    return PARTS.get(part) or f"mean of samples, {part.removeprefix('steps_')} steps"
+    return PARTS[part]
 
 
 def _by_structure(words: str, structures: Sequence[str], found: Mapping[str, NDArray], base: str | None) -> list[Metric]:

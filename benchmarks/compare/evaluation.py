@@ -80,8 +80,8 @@ class SideMetrics:
     """Metrics of one case and side.
 
     Attributes:
-        dice, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is absent
-            from both.
+        dice, iou, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is
+            absent from both.
         parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one).
         plain, scaled, isotonic: probabilities as they come, with the fitted temperature, and with isotonic regression.
         errors: of the segmentation, against the entropy.
@@ -90,6 +90,7 @@ class SideMetrics:
     """
 
     dice: NDArray[np.float64]
+    iou: NDArray[np.float64]
     nsd: NDArray[np.float64]
     parts: dict[str, NDArray[np.float64]]
     plain: Reliability
@@ -238,6 +239,7 @@ class Comparison:
         uncertainty = np.asarray(entropy(p, regions=self.regions))
         return SideMetrics(
             self._dice([hard], references),
+            self._iou(hard, references),
             self._nsd(hard, references, spacing),
             self._parts(found, references),
             reliability(p[self.foreground], frequency, region),
@@ -264,6 +266,11 @@ class Comparison:
     def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
         """Mean over all pairs of a label map and an annotation ``(K,)``."""
         return nanmean_rows(np.stack([dice_of(p, r, list(self.data.structures.values())) for p in labels for r in references]))
+
+    def _iou(self, labels: NDArray, references: NDArray) -> NDArray[np.float64]:
+        """Mean over the annotations of D / (2 - D), with the Dice D of each ``(K,)``."""
+        each = np.stack([dice_of(labels, r, list(self.data.structures.values())) for r in references])
+        return nanmean_rows(each / (2 - each))
 
     def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
         if is_flat(references.shape[1:], spacing):

@@ -95,7 +95,7 @@ def _at_weight(rows: NDArray, calibration: Calibration) -> float:
 
 def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k: int) -> dict[str, Any]:
     held, widths = [], []
-    for table in tables:
+    for table in (t for t in tables if t.complete):  # elsewhere the volume of the whole structure is unknown
         quantiles = crossed[table.case].volume_quantiles
         if not quantiles or (q := quantiles[k]) is None:
             return {"coverage_90": None, "width": None}
@@ -103,6 +103,8 @@ def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k:
         half = q * float(floored_sd(drawn))
         held += (np.abs(table.true_ml[k] - drawn.mean()) <= half).tolist()
         widths.append((min(half, drawn.mean()) + half) / max(float(table.true_ml[k].mean()), 1e-9))
+    if not widths:
+        return {"coverage_90": None, "width": None}
     return {"coverage_90": float(np.mean(held)), "width": float(np.median(widths))}
 
 

@@ -161,19 +161,11 @@ def _unknown_label(world: StockWorld) -> None:
     sitk.WriteImage(changed, str(file))
 
 
-def _ignore_label(world: StockWorld) -> None:
-    file = world.model / "dataset.json"
-    content = json.loads(file.read_text())
-    content["labels"]["ignore"] = 3
-    file.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (_not_finite, "holds no probabilities from 0 to 1"),
         (_unknown_label, "label of case_000 holds 9"),
-        (_ignore_label, "ignore label cannot be calibrated"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "holds no folds"),
         (

@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from nndiffseg.nn.heads import Heads
 
+#: Weights below this are none. Its inverse is far from the largest number, so that gradients of nothing are 0, not NaN.
+SMALLEST = 1e-12
+
 
 def annotated_voxels(target: Tensor, heads: Heads) -> Tensor:
     """Where a target of nnU-Net's loader has a label, bool ``(B, 1, *patch)``.
@@ -72,4 +75,4 @@ def mean(values: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _ratio(total: Tensor, weight: Tensor) -> Tensor:
-    return total / weight.clamp_min(torch.finfo(torch.float32).tiny)
+    return total / weight.clamp_min(SMALLEST)

@@ -16,10 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nndiffseg.nn.annotated import item_means
-
-#: Blocks whose cells weigh less than this in the mean hold nothing.
-SMALLEST = 1e-12
+from nndiffseg.nn.annotated import SMALLEST, item_means
 
 
 class KernelDistances(NamedTuple):

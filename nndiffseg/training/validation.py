@@ -255,11 +255,11 @@ def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], gro
 
 def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
     """Labels ``(*spatial)`` -> bool ``(heads, *spatial)``."""
-    manager, labels = trainer.label_manager, torch.from_numpy(reference).long()
+    manager, labels = trainer.label_manager, torch.from_numpy(reference)
     if manager.has_regions:
         regions = [r if isinstance(r, (list, tuple)) else [r] for r in manager.foreground_regions]
         return torch.stack([torch.isin(labels, torch.tensor(r)) for r in regions])
-    return torch.nn.functional.one_hot(labels, manager.num_segmentation_heads).movedim(-1, 0).bool()
+    return torch.stack([labels == label for label in range(manager.num_segmentation_heads)])
 
 
 def store_parts(parts: CaseParts, file: Path) -> None:

@@ -285,6 +285,7 @@ def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp
 def test_the_unit_of_images_without_a_size_in_mm_is_pixels(tmp_path):
     check = {
         "cases": 2,
+        "complete_cases": 2,
         "error_auroc": None,
         "probabilities": {"temperature": {"nll": 0.1, "brier": 0.2, "ece": 0.3}},
         "samples": {"coherent": {"energy_outlines": 0.5, "energy_volumes_ml": 0.25, "agreement": 0.9}},

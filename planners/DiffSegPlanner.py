@@ -83,12 +83,8 @@ class DiffSegPlanner(ResEncUNetPlanner):
         self.UNet_blocks_per_stage_encoder, self.UNet_blocks_per_stage_decoder = size.encoder_blocks, size.decoder_blocks
         self.preprocessed_folder = Path(nnUNet_preprocessed.require()) / self.dataset_name
         labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
-        if labels.has_ignore_label:
-            raise UserError(
-                f"{self.dataset_name} has an ignore label, which nndiffseg does not support yet; remove it from "
-                "dataset.json and from the labels."
-            )
         self.heads, self.regions = int(labels.num_segmentation_heads), bool(labels.has_regions)
+        self.ignore: int | None = labels.ignore_label
         self.channels, self.structures = len(names), structures_of(self.dataset_json)
         self.report = ""
         self._architectures: dict[str, Architecture] = {}
@@ -197,7 +193,8 @@ class DiffSegPlanner(ResEncUNetPlanner):
 
     def _load_labels(self, transpose_forward: list[int]) -> list[Label]:
         reader = self.determine_reader_writer()()
-        labels = load_labels([str(c["label"]) for c in self.dataset.values()], reader, transpose_forward)
+        files = [str(c["label"]) for c in self.dataset.values()]
+        labels = load_labels(files, reader, transpose_forward, ignore=self.ignore)
         if not labels:
             raise UserError(f"No training label of {self.dataset_name} holds any structure; check labelsTr.")
         return labels

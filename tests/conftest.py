@@ -119,6 +119,7 @@ def build_dataset(
     file_ending: str = ".nii.gz",
     regions: bool = False,
     splits: bool = False,
+    ignore: bool = False,
     seed: int = 0,
 ) -> Path:
     """Writes a small dataset of two nested balls (label 1 around label 2) with noisy intensities.
@@ -130,6 +131,7 @@ def build_dataset(
         file_ending: ``.nii.gz``, ``.png`` or ``.tif``.
         regions: declare the labels as the regions whole = (1, 2) and core = (2,).
         splits: write a ``splits_final.json`` of two folds.
+        ignore: declare the ignore label 3, which the labels hold on the slices 2, 3, 6, 7, ...
 
     Returns:
         The dataset's folder.
@@ -144,11 +146,13 @@ def build_dataset(
         for c in range(channels):
             image = 100 * (c + 1) + 40 * label + rng.normal(0, 8, shape)
             _write_case_file(folder / "imagesTr" / f"{case}_{c:04d}{file_ending}", image, spacing)
+        if ignore:
+            label[np.arange(len(label)) // 2 % 2 == 1] = 3
         _write_case_file(folder / "labelsTr" / f"{case}{file_ending}", label, spacing)
     labels = {"background": 0, "whole": [1, 2], "core": [2]} if regions else {"background": 0, "shell": 1, "core": 2}
     content = {
         "channel_names": {str(c): f"channel{c}" for c in range(channels)},
-        "labels": labels,
+        "labels": labels | ({"ignore": 3} if ignore else {}),
         "numTraining": cases,
         "file_ending": file_ending,
     }

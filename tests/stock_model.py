@@ -43,14 +43,20 @@ def stock(make_dataset: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def preprocess(
-    base: Path, configuration: str, planner: type, make_dataset: Callable[..., Path], *, regions: bool = False
+    base: Path,
+    configuration: str,
+    planner: type,
+    make_dataset: Callable[..., Path],
+    *,
+    regions: bool = False,
+    ignore: bool = False,
 ) -> tuple[Path, str]:
     """A tiny dataset that is planned by nnU-Net, with few features, and preprocessed.
 
     Returns:
         Its folder of preprocessed data, and the name of the plans.
     """
-    raw = make_dataset(base / "raw", cases=4, splits=True, regions=regions)
+    raw = make_dataset(base / "raw", cases=4, splits=True, regions=regions, ignore=ignore)
     folder, dataset_json = base / "preprocessed" / raw.name, json.loads((raw / "dataset.json").read_text())
     cases = training_cases(raw, dataset_json)
     preprocessing.extract_fingerprint(cases, dataset_json, folder, progress=False)

@@ -73,9 +73,10 @@ def make_stock_world(
     cases: int = 4,
     regions: bool = False,
     spacing: tuple[float, ...] | None = None,
+    ignore: bool = False,
 ) -> StockWorld:
     """Plans, preprocesses and writes a model folder of stock nnU-Net with random weights."""
-    dataset = make_dataset(root / "raw", cases=cases, regions=regions, splits=True, spacing=spacing)
+    dataset = make_dataset(root / "raw", cases=cases, regions=regions, splits=True, spacing=spacing, ignore=ignore)
     world = StockWorld(root / "raw", root / "preprocessed", root / "results", Path(), dataset.name)
     assert (
         plan(["-d", "901", "-pl", "DiffSegPlannerS", "-c", configuration, "--no_pbar", "-np", "1", "-npfp", "1", *world.flags])

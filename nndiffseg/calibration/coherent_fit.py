@@ -199,4 +199,5 @@ def _table(case: CaseVoxels, kind: LabelKind, drawn: SampleScores, curves: np.nd
         case.true.double().numpy() * case.voxel_ml,
         np.broadcast_to(curves, (weights, *curves.shape)),
         np.broadcast_to(confidence, (weights, len(confidence))),
+        case.complete,
     )

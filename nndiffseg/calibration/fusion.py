@@ -23,7 +23,7 @@ FLOOR = 1e-6
 
 
 def fusion_scores(
-    deterministic: Tensor, sampled: Tensor, onehot: Tensor, heads: Heads
+    deterministic: Tensor, sampled: Tensor, onehot: Tensor, heads: Heads, voxels: int | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Scores of one case under each of :data:`WEIGHTS`.
 
@@ -31,6 +31,7 @@ def fusion_scores(
         deterministic, sampled: probabilities ``(heads, *spatial)``.
         onehot: reference ``(heads, *spatial)``, bool.
         heads: what the channels mean.
+        voxels: that are meant; None for all. Others, which annotators left open, are certain background in all three.
 
     Returns:
         Dice ``(weights, K)``, NaN where reference and prediction are both empty; mean negative log-likelihood of the
@@ -46,7 +47,7 @@ def fusion_scores(
         both, sizes = (hard & y)[first:].sum(1), hard[first:].sum(1) + y[first:].sum(1)
         dice.append(torch.where(sizes > 0, 2 * both / sizes.clamp_min(1), torch.nan).tolist())
         likelihood = torch.where(y, p, 1 - p) if heads.regions else (p * y).sum(0)
-        nll.append(float(-likelihood.clamp_min(FLOOR).log().sum()) / max(1, onehot[0].numel()))
+        nll.append(float(-likelihood.clamp_min(FLOOR).log().sum()) / max(1, onehot[0].numel() if voxels is None else voxels))
     return np.array(dice), np.array(nll)
 
 

@@ -32,6 +32,7 @@ class CaseTable:
         curves: mean negative log-likelihood near the structures under each weight at each of
             :data:`~nndiffseg.calibration.temperature.LOG_TEMPERATURES`, in nats ``(weights, 1 or regions, temperatures)``.
         confidence: :func:`~nndiffseg.calibration.confidence.soft_dice` under each weight ``(weights, K)``.
+        complete: every voxel of the case has a label; elsewhere all of this is of annotated voxels alone.
     """
 
     case: str
@@ -41,6 +42,7 @@ class CaseTable:
     true_ml: NDArray[np.floating]
     curves: NDArray[np.floating]
     confidence: NDArray[np.floating]
+    complete: bool = True
 
 
 def write_table(table: CaseTable, folder: Path) -> None:
@@ -63,11 +65,12 @@ def read_tables(folder: Path) -> list[CaseTable]:
 
 
 def _read(file: Path) -> CaseTable:
-    names: Sequence[str] = [f.name for f in fields(CaseTable) if f.name != "case"]
+    names: Sequence[str] = [f.name for f in fields(CaseTable) if f.name not in ("case", "complete")]
     try:
         check_npz(file, LARGEST)
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: np.asarray(content[name], dtype=np.float64) for name in names}
+            complete = bool(content["complete"]) if "complete" in content else True  # of earlier versions
     except NPZ_ERRORS:
         raise UserError(f"The table {file} cannot be read; validate the fold again with nndiffseg_train --val.") from None
-    return CaseTable(file.name.removesuffix(".npz"), **arrays)
+    return CaseTable(file.name.removesuffix(".npz"), **arrays, complete=complete)

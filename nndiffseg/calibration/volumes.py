@@ -13,6 +13,10 @@ count alike. r is the MAP estimate of :mod:`nndiffseg.calibration.shrinkage`.
 Where groups of cases are enough, the reported 90 % interval is conformal (:mod:`nndiffseg.calibration.conformal`): the mean
 plus and minus q standard deviations, with q a quantile of |true - mean| / sd over validation cases. A case's standard deviation
 counts as at least :data:`FLOOR` of its mean, since samples that agree by chance would make the ratio infinite.
+
+Where a label has ignored voxels, volumes of samples and truth are those inside the annotated ones. r compares them, which is
+right in any part of an image. The interval promises something about whole structures, whose true volume is then unknown, so
+that such cases do not count for q.
 """
 
 from __future__ import annotations
@@ -101,8 +105,12 @@ def fit_volume_quantiles(tables: Sequence[CaseTable], groups: Sequence[str]) -> 
     """
     if not tables or tables[0].sampled_ml.shape[1] < 2:
         return ()
+    if not any(table.complete for table in tables):
+        return (None,) * len(tables[0].true_ml)
     scores, names = [], []
     for table, group in zip(tables, groups, strict=True):
+        if not table.complete:
+            continue
         error = np.abs(table.true_ml - table.sampled_ml.mean(1, keepdims=True))  # (K, M)
         sd = floored_sd(table.sampled_ml)[:, None]
         ratio = np.full(error.shape, np.inf)  # a structure that no sample has and the truth does

@@ -44,7 +44,7 @@ class LabelKind:
 
     @classmethod
     def of(cls, manager: LabelManager, dataset_json: dict[str, Any]) -> LabelKind:
-        """Of a dataset without an ignore label; ``manager`` is nnU-Net's."""
+        """Of a dataset; ``manager`` is nnU-Net's, for which the ignore label is no label."""
         heads = Heads(manager.num_segmentation_heads, manager.has_regions)
         if manager.has_regions:
             regions = manager.foreground_regions
@@ -105,6 +105,7 @@ class CaseVoxels:
         certain_true: those of them that each annotation has ``(K, M)``.
         true: voxels of each structure in each annotation, everywhere ``(K, M)``.
         dice: of the segmentation and the truth, of each structure, mean over annotations ``(K,)``; NaN where all are empty.
+        complete: every voxel has a label. The others count as certain background, so that none of all this knows of them.
         sampled: of a model with a trained sampler, its samples' mean probability there ``(heads, n)``, and
         drawn: its samples' labels ``(N, n)``; ``(0, n)`` both for other models.
     """
@@ -126,6 +127,7 @@ class CaseVoxels:
     dice: NDArray[np.float64]
     sampled: Tensor
     drawn: Tensor
+    complete: bool = True
 
     def frequency(self, kind: LabelKind) -> Tensor:
         """How often annotators chose each channel ``(heads, n)``."""
@@ -170,8 +172,9 @@ def observe(
     voxel_ml: float,
     sampled: Tensor | None = None,
     drawn: NDArray | None = None,
+    complete: bool = True,
 ) -> CaseVoxels:
-    """Keeps of a case what fits need.
+    """Keeps of a case what fits need. Ignored voxels must be background in all that is given (:func:`without`).
 
     Args:
         case: its name.
@@ -183,6 +186,7 @@ def observe(
         spacing: along each axis of the image, in mm.
         voxel_ml: volume of a voxel.
         sampled, drawn: of a trained sampler, mean probability ``(heads, *image)`` and labels of its samples ``(N, *image)``.
+        complete: every voxel has a label.
     """
     p, shape = probabilities.flatten(1), probabilities.shape[1:]
     truth = torch.from_numpy(references.reshape(len(references), -1).astype(np.int64)).clamp_min(0)  # (M, voxels)
@@ -216,7 +220,19 @@ def observe(
         _dice(hard, wanted),
         p[:0, where] if sampled is None else sampled.flatten(1)[:, where],
         torch.from_numpy(samples[:, where.numpy()].astype(np.int32)),
+        complete,
     )
+
+
+def without(probabilities: Tensor, ignored: NDArray[np.bool_], heads: Heads) -> Tensor:
+    """Probabilities ``(heads, *image)`` with certain background at ``ignored`` ``(*image)``; a copy, where there is any."""
+    if not ignored.any():
+        return probabilities
+    mask = torch.from_numpy(ignored)
+    left = probabilities.masked_fill(mask, 0)
+    if not heads.regions:
+        left[0].masked_fill_(mask, 1)
+    return left
 
 
 def _dice(hard: Tensor, wanted: Tensor) -> NDArray[np.float64]:

@@ -39,7 +39,8 @@ def _read(file: Path, kind: LabelKind) -> CaseVoxels:
     try:
         check_npz(file, LARGEST)
         with np.load(file, allow_pickle=False) as content:
-            a = {f.name: content[f.name] for f in fields(CaseVoxels) if f.name != "case"}
+            a = {f.name: content[f.name] for f in fields(CaseVoxels) if f.name not in ("case", "complete")}
+            complete = bool(content["complete"]) if "complete" in content else True  # of earlier versions
         tensors = {k: torch.from_numpy(np.atleast_1d(v)) for k, v in a.items()}
         case = CaseVoxels(
             case=file.name.removesuffix(".npz"),
@@ -49,6 +50,7 @@ def _read(file: Path, kind: LabelKind) -> CaseVoxels:
             where=a["where"].astype(np.int64),
             every=int(a["every"]),
             dice=a["dice"].astype(np.float64),
+            complete=complete,
             **{k: tensors[k] for k in ("logits", "labels", "members", "near", "reach", "certain", "certain_true", "true")},
             **{k: tensors[k] for k in ("sampled", "drawn")},
         )
@@ -75,8 +77,10 @@ def _check(case: CaseVoxels, kind: LabelKind) -> None:
     }
     if any(tuple(getattr(case, name).shape) != size for name, size in sizes.items()) or case.dice.shape != (structures,):
         raise ValueError("sizes do not fit together")
-    if len(case.shape) != len(case.spacing) or case.every < 1 or not n or not len(case.drawn):
+    if len(case.shape) != len(case.spacing) or case.every < 1 or not len(case.drawn):
         raise ValueError("sizes do not fit together")
+    if not n:  # nothing but background beyond doubt
+        return
     if case.where.min() < 0 or case.where.max() >= np.prod(case.shape):
         raise ValueError("voxels lie outside the image")
     largest = max(max(g, default=0) for g in (*kind.head_labels, *kind.structures))

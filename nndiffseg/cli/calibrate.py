@@ -87,8 +87,9 @@ def table_of(calibration: Calibration, check: Mapping[str, Any], structures: Seq
             energy = row["energy_volumes_ml"] * (MM3_PER_ML if unit == PIXELS else 1)
             lines.append(f"{name:<28}{row['energy_outlines']:>26.4f}{energy:>21.4f}")
     lines += ["", f"{'90 % interval of the volume':<28}{'holds':>8}{'width':>8}"]
+    which = "" if check["complete_cases"] == check["cases"] else " without ignored voxels"
     for name, row in zip(structures, check["volumes"], strict=True):
-        none = "   not promised: fewer than 9 groups of cases" if row["coverage_90"] is None else ""
+        none = f"   not promised: fewer than 9 groups of cases{which}" if row["coverage_90"] is None else ""
         lines.append(f"{name:<28}{_number(row['coverage_90'], 2):>8}{_number(row['width'], 2):>8}{none}")
     dice = check["dice"]
     lines += [

@@ -75,7 +75,7 @@ def check_dataset(folder: Path, *, processes: int = 1, progress: bool = True) ->
     warnings = [
         f"dataset.json of {folder.name} names the label {name} ({value}), and no file in labelsTr holds it, so it is not learnt"
         for value, name in sorted(expected.items())
-        if value not in found and value != 0
+        if value not in found and value != 0 and name != "ignore"
     ]
     if moved := [remark for *_, remark in results if remark]:
         warnings.append(f"{moved[0]}; the voxels are taken to match (cases like this: {len(moved)})")
@@ -99,10 +99,6 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     if missing := [k for k in REQUIRED_KEYS if k not in content]:
         raise UserError(f"{file} lacks the key {', '.join(missing)}; add it as nnU-Net's dataset format describes.")
     check_dataset_json(content, str(file))
-    if "ignore" in content["labels"]:
-        raise UserError(
-            f"{file} declares an ignore label, which nndiffseg does not support yet; label those voxels and remove it."
-        )
     check_region_order(content, str(file))
     return content
 

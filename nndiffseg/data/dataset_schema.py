@@ -42,6 +42,18 @@ class DatasetJson(BaseModel):
     dataset: dict[Text, ListedCase] | None = None
 
 
+def _check_ignore(labels: dict[str, Any], where: str) -> None:
+    """Raises a UserError unless the ignore label, where there is one, is a number above all others, as nnU-Net wants it."""
+    if "ignore" not in labels:
+        return
+    others = [v for name, value in labels.items() if name != "ignore" for v in (value if isinstance(value, list) else [value])]
+    if labels["ignore"] != (highest := max(others, default=0) + 1):
+        raise UserError(
+            f"{where} has the ignore label {str(labels['ignore'])[:40]}, which must be the highest number, {highest}; "
+            "number it so in the label files too."
+        )
+
+
 def check_dataset_json(content: Any, where: str, remedy: str = "correct it", *, channels: bool = True) -> dict[str, Any]:
     """Checks form and numbers of a ``dataset.json``; the readers of each command check the rest of what they need.
 
@@ -67,6 +79,7 @@ def check_dataset_json(content: Any, where: str, remedy: str = "correct it", *, 
         place = ascii(".".join(str(part) for part in first["loc"] if part not in ("constrained-int", "constrained-list")))
         reason = first["msg"][:1].lower() + first["msg"][1:]
         raise UserError(f"{where} has an invalid {place[1:81].rstrip(chr(39))} ({reason}); {remedy}.") from None
+    _check_ignore(content["labels"], where)
     if channels or known.channel_names or known.modality:
         channel_names(content, where)
     try:

@@ -12,7 +12,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe, without
 from nndiffseg.data.groups import read_groups
 from nndiffseg.data.images import read_image, voxel_volume
 from nndiffseg.data.npz import NPZ_ERRORS, check_npz
@@ -64,15 +64,8 @@ class ValidationCases:
         return found
 
     def kind(self) -> LabelKind:
-        """What the channels and labels of this model mean.
-
-        Raises:
-            UserError: there is an ignore label.
-        """
-        manager, dataset_json = self.predictor.label_manager, self.predictor.dataset_json
-        if manager.has_ignore_label:
-            raise UserError("Models of datasets with an ignore label cannot be calibrated yet; calibrate another one.")
-        return LabelKind.of(manager, dataset_json)
+        """What the channels and labels of this model mean."""
+        return LabelKind.of(self.predictor.label_manager, self.predictor.dataset_json)
 
     def missing(self) -> list[str]:
         """Cases whose probabilities nnU-Net's validation did not keep (``nnUNetv2_train --val --npz`` does)."""
@@ -84,7 +77,8 @@ class ValidationCases:
         Raises:
             UserError: a file is missing, damaged or of another shape.
         """
-        kind, known = self.kind(), set(self.predictor.label_manager.all_labels)
+        kind, ignore = self.kind(), self.predictor.label_manager.ignore_label
+        known = {*self.predictor.label_manager.all_labels, *(() if ignore is None else (ignore,))}
         for case, fold in self.names().items():
             references, spacing = self.references(case)
             if unknown := sorted(set(np.unique(references).tolist()) - known):
@@ -102,7 +96,7 @@ class ValidationCases:
                     f"The probabilities of {case} are {tuple(p.shape)} and its label is {references.shape[1:]}; validate the "
                     "fold again with nnUNetv2_train --val --npz."
                 )
-            yield _observed(case, p, references, spacing, kind)
+            yield _observed(case, p, references, spacing, kind, (references == ignore).any(0))
 
     def references(self, case: str) -> tuple[NDArray, Sequence[float]]:
         """The label that the model was trained with ``(1, *image)``, and the image's spacing in mm."""
@@ -142,8 +136,12 @@ def _read_probabilities(file: Path, number: int) -> Tensor:
     return torch.from_numpy(p)
 
 
-def _observed(case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind) -> CaseVoxels:
+def _observed(
+    case: str, p: Tensor, references: NDArray, spacing: Sequence[float], kind: LabelKind, ignored: NDArray[np.bool_]
+) -> CaseVoxels:
+    p, references = without(p, ignored, kind.heads), np.where(ignored, 0, references)
     ml = voxel_volume(references.shape[1:], spacing) / MM3_PER_ML
     predicted = kind.hard(kind.heads.logits(p.flatten(1).clamp(1e-7, 1 - 1e-7))).view(p.shape[1:]).numpy()
-    near, reach = near_structures([*references, predicted]), near_structures([predicted])
-    return observe(case, p, references, near, reach, kind, spacing=spacing, voxel_ml=ml)
+    near, reach = (near_structures(labels) & ~ignored for labels in ([*references, predicted], [predicted]))
+    complete = not ignored.any()
+    return observe(case, p, references, near, reach, kind, spacing=spacing, voxel_ml=ml, complete=complete)

@@ -7,7 +7,7 @@ stand in the plans and in the checkpoint, and both training and prediction read 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -22,6 +22,7 @@ from nndiffseg.data.schema import CONFIG, to_json, validated
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.errors import UserError
 from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
+from nndiffseg.nn.annotated import shares
 from nndiffseg.nn.heads import Heads
 
 #: keys of a configuration's ``diffusion`` section in the plans
@@ -141,10 +142,12 @@ class Batch(NamedTuple):
 
     Attributes:
         image: ``(B, C_in, *patch)``.
-        targets: as nnU-Net's loader gives them, full resolution first ``(B, 1 or regions, *patch / stride_s)``.
-        onehot: true label ``(B, heads, *patch)``, float.
+        targets: as nnU-Net's loader gives them, full resolution first ``(B, 1 or regions, *patch / stride_s)``; with the ignore
+            label as nnU-Net's losses know it, regions with a channel more.
+        onehot: true label ``(B, heads, *patch)``, float; ignored voxels hold the network's own segmentation.
         progress: share of the training that is done, in [0, 1].
         key: what all randomness of this step is a function of: seed, fold, rank and iteration.
+        annotated: voxels that have a label, bool ``(B, 1, *patch)``; None in datasets without an ignore label.
     """
 
     image: Tensor
@@ -152,6 +155,11 @@ class Batch(NamedTuple):
     onehot: Tensor
     progress: float
     key: tuple[object, ...]
+    annotated: Tensor | None = None
+
+    def weights(self, grid: Sequence[int]) -> Tensor | None:
+        """How much each cell of a grid over the patch counts in a loss, ``(B, 1, *grid)``; None for all alike."""
+        return None if self.annotated is None else shares(self.annotated, grid)
 
     def seed(self, purpose: str) -> int:
         """A seed of this step, another one for each purpose."""

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Heads(NamedTuple):
@@ -37,10 +36,18 @@ class Heads(NamedTuple):
         """Most probable label, or regions above 1/2, one-hot: the shape of ``probabilities``, bool."""
         if self.regions:
             return probabilities > 0.5
-        return F.one_hot(probabilities.argmax(axis), self.number).movedim(-1, axis).bool()
+        return self._members(probabilities.argmax(axis, keepdim=True), axis)
 
     def onehot(self, target: Tensor) -> Tensor:
-        """Target of nnU-Net's loader ``(B, 1 or regions, *patch)`` -> float ``(B, number, *patch)``."""
-        if self.regions:
-            return target.float()
-        return F.one_hot(target[:, 0].long(), self.number).movedim(-1, 1).float()
+        """Target of nnU-Net's loader -> float ``(B, number, *patch)``.
+
+        Args:
+            target: label numbers ``(B, 1, *patch)``, or masks of the regions and perhaps of the ignore label
+                ``(B, regions or more, *patch)``. Voxels with the ignore label belong to no channel of labels.
+        """
+        return (target[:, : self.number] if self.regions else self._members(target, 1)).float()
+
+    def _members(self, labels: Tensor, axis: int) -> Tensor:
+        """Label numbers with one entry at ``axis`` -> one-hot there, bool: a byte for each, where F.one_hot needs eight."""
+        view = [-1 if i == axis else 1 for i in range(labels.ndim)]
+        return labels == torch.arange(self.number, device=labels.device).view(view)

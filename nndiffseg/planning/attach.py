@@ -125,8 +125,6 @@ def _configuration(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset
         raise UserError(f"{path} belongs to no configuration of the plans beside it; copy the model folder again.")
     if PlansManager(plans).get_configuration(name).previous_stage_name is not None:
         raise UserError(f"{path} is the second stage of a cascade, which nndiffseg does not support; give another model.")
-    if _labels(plans, dataset_json).has_ignore_label:
-        raise UserError("Datasets with an ignore label are not supported yet; give the model of another dataset.")
     return name
 
 
@@ -196,7 +194,8 @@ def attached_plans(
     configuration = copy.deepcopy(model.manager.configuration)
     configuration.pop("inherits_from", None)
     attached, source = _earlier(model, preprocessed / f"{name}.json", resume)
-    labels = load_preprocessed_labels(preprocessed / configuration["data_identifier"], configuration["spacing"])
+    ignore = _labels(model.plans, model.dataset_json).ignore_label
+    labels = load_preprocessed_labels(preprocessed / configuration["data_identifier"], configuration["spacing"], ignore)
     if not labels:
         raise UserError(f"No preprocessed label of {model.plans['dataset_name']} holds any structure; check labelsTr.")
     section = decide(model.architecture, configuration["spacing"], labels, structures_of(model.dataset_json), size)

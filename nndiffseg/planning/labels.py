@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from scipy import ndimage
 from tqdm import tqdm
 
 from nndiffseg.data.images import read_image
@@ -41,6 +42,7 @@ def load_labels(
     max_voxels: int = MAX_VOXELS,
     seed: int = 0,
     progress: bool = False,
+    ignore: int | None = None,
 ) -> list[Label]:
     """Reads up to ``max_cases`` labels in a seeded random order; stops after ``max_voxels`` cropped voxels.
 
@@ -51,6 +53,7 @@ def load_labels(
         reader: nnU-Net's reader for them.
         transpose_forward: order of the axes in the plans.
         progress: show a progress bar.
+        ignore: nnU-Net's ignore label, see :func:`nearest_annotation`.
     """
 
     def read(i: int) -> Label:
@@ -58,15 +61,16 @@ def load_labels(
         spacing = tuple(float(properties["spacing"][a]) for a in transpose_forward)
         return Label(np.asarray(seg)[0].transpose(transpose_forward), spacing)
 
-    return _select(read, len(files), max_cases, max_voxels, seed, progress)
+    return _select(read, len(files), max_cases, max_voxels, seed, progress, ignore)
 
 
-def load_preprocessed_labels(folder: Path, spacing: Sequence[float]) -> list[Label]:
+def load_preprocessed_labels(folder: Path, spacing: Sequence[float], ignore: int | None = None) -> list[Label]:
     """The same selection of labels that nnU-Net has preprocessed, with a progress bar.
 
     Args:
         folder: of one configuration's preprocessed data.
         spacing: of that configuration, mm; with two numbers that between slices is unknown, and set to 1.
+        ignore: nnU-Net's ignore label, see :func:`nearest_annotation`.
     """
     dataset = infer_dataset_class(str(folder))(str(folder))
     names = sorted(dataset.identifiers)
@@ -75,11 +79,17 @@ def load_preprocessed_labels(folder: Path, spacing: Sequence[float]) -> list[Lab
         array = np.asarray(dataset.load_case(names[i])[1][0]).clip(0)  # -1 is nnU-Net's mark of what lies outside the image
         return Label(array, (1.0,) * (array.ndim - len(spacing)) + tuple(float(s) for s in spacing))
 
-    return _select(read, len(names), MAX_CASES, MAX_VOXELS, 0, True)
+    return _select(read, len(names), MAX_CASES, MAX_VOXELS, 0, True, ignore)
 
 
 def _select(
-    read: Callable[[int], Label], count: int, max_cases: int, max_voxels: int, seed: int, progress: bool
+    read: Callable[[int], Label],
+    count: int,
+    max_cases: int,
+    max_voxels: int,
+    seed: int,
+    progress: bool,
+    ignore: int | None,
 ) -> list[Label]:
     """Labels of a random selection of cases, cropped; those without foreground are left out."""
     order = np.random.default_rng(seed).permutation(count)[:max_cases]
@@ -87,14 +97,33 @@ def _select(
     voxels = 0
     for i in tqdm(order, desc="Reading labels", disable=not progress):
         label = read(i)
-        box = foreground_box(label.array, MARGIN)
+        ignored = label.array == ignore
+        box = foreground_box(np.where(ignored, 0, label.array) if ignored.any() else label.array, MARGIN)
         if box is None:
             continue
-        labels.append(Label(np.ascontiguousarray(label.array[box]).astype(np.int16), label.spacing))
+        array = nearest_annotation(label.array[box], ignored[box], label.spacing)
+        labels.append(Label(np.ascontiguousarray(array).astype(np.int16), label.spacing))
         voxels += labels[-1].array.size
         if voxels > max_voxels:
             break
     return labels
+
+
+def nearest_annotation(array: np.ndarray, ignored: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The label with ignored voxels filled by the nearest annotated one.
+
+    A structure that is drawn on every other slice is then as thick as it is, where background in between would make it one
+    slice thick, and no boundary lies between annotated and ignored voxels.
+
+    Args:
+        array: label numbers ``(*spatial)``, some of them annotated.
+        ignored: bool ``(*spatial)``.
+        spacing: mm along each axis.
+    """
+    if not ignored.any():
+        return array
+    index = ndimage.distance_transform_edt(ignored, sampling=spacing, return_distances=False, return_indices=True)
+    return array[tuple(index)]
 
 
 def foreground_box(array: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:

@@ -28,6 +28,7 @@ from nndiffseg.data.splits import cases_of_fold
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
+from nndiffseg.nn.annotated import annotated_voxels, completed
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
@@ -67,8 +68,6 @@ class DiffusionTrainer(EpochLoop):
         super().__init__(plans, configuration, fold, dataset_json, device)  # the fold's name becomes a folder's
         self.fold_name, self.fold = str(fold), split_of(fold)
         self.seed = member_seed(fold) or 0
-        if self.label_manager.has_ignore_label:
-            raise UserError("Datasets with an ignore label are not supported yet; remove it from dataset.json.")
         self.method = self.method_class(
             MethodPlan.of(
                 self.configuration_manager,
@@ -233,7 +232,14 @@ class DiffusionTrainer(EpochLoop):
         """A batch of nnU-Net's loader as the losses take it, on the device."""
         (data, targets), key = self._to_device(batch), (self.seed, self.fold, self.local_rank, self.iteration)
         progress = 0.0 if self.budget is None else self.budget.progress(self.iteration)
-        return Batch(data, targets, self.method.plan.heads.onehot(targets[0]), progress, key)
+        heads = self.method.plan.heads
+        one = Batch(data, targets, heads.onehot(targets[0]), progress, key)
+        if not self.label_manager.has_ignore_label:
+            return one
+        annotated = annotated_voxels(targets[0], heads)
+        with autocast_for(self.device, self.precision), torch.no_grad():
+            logits = self.network(data)
+        return one._replace(onehot=completed(one.onehot, annotated, logits, heads), annotated=annotated)
 
     def _step(self, total: Tensor) -> bool:
         """Updates the weights; False, and no update, where a gradient is not finite.
@@ -267,7 +273,8 @@ class DiffusionTrainer(EpochLoop):
         with autocast_for(self.device), torch.no_grad():
             logits, samples = self.predict_patch(self.average.network, data)
         heads = self.method.plan.heads
-        return score_patches(logits, samples, heads.onehot(targets[0]), heads)
+        annotated = annotated_voxels(targets[0], heads) if self.label_manager.has_ignore_label else None
+        return score_patches(logits, samples, heads.onehot(targets[0]), heads, annotated)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

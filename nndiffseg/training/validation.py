@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from nndiffseg.calibration.sampler_choice import ChosenSampler, choose_sampler
 from nndiffseg.calibration.tables import FOLDER
 from nndiffseg.calibration.temperature import fused_curves
 from nndiffseg.calibration.volumes import structure_voxels
-from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe
+from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe, without
 from nndiffseg.calibration.voxels_file import FOLDER as VOXELS
 from nndiffseg.calibration.voxels_file import read_voxels, write_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
@@ -161,55 +162,81 @@ def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
         trainer.print_to_log_file(f"predicting {key}")
         data, segmentation, _, properties = dataset.load_case(key)
         parts = predictor.predict_parts(np.asarray(data[:]), key)
-        reference = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
-        write_table(_table(trainer, key, parts, reference, properties), folder / FOLDER)
+        label = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
+        case = _Scored.of(trainer, key, parts, label, properties)
+        write_table(_table(trainer, case), folder / FOLDER)
         if trainer.method.chooses_sampler:
-            write_voxels(_voxels(trainer, key, parts, reference, properties), folder / VOXELS)
+            write_voxels(_voxels(trainer, case), folder / VOXELS)
+        del case
         store_parts(parts, folder / PARTS / f"{key}.npz")
 
 
-def _table(
-    trainer: TrainedFold, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
-) -> CaseTable:
-    geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
-    ml, structures = geometry.voxel_volume(reference.shape) / MM3_PER_ML, structures_of(trainer.dataset_json).values()
+@dataclass(frozen=True)
+class _Scored:
+    """A predicted case as it is scored: ignored voxels are background in prediction and reference alike.
+
+    Attributes:
+        name: of the case.
+        parts: of the prediction.
+        reference: label map ``(*spatial)``.
+        ignored: voxels that the annotator left open ``(*spatial)``, bool.
+        voxel_ml: volume of a voxel.
+        predicted: foreground of the head's segmentation ``(*spatial)``, bool.
+    """
+
+    name: str
+    parts: CaseParts
+    reference: np.ndarray
+    ignored: np.ndarray
+    voxel_ml: float
+    predicted: np.ndarray
+
+    @classmethod
+    def of(cls, trainer: TrainedFold, name: str, parts: CaseParts, label: np.ndarray, properties: Mapping[str, Any]) -> _Scored:
+        """Of a preprocessed label ``(*spatial)`` that may hold the ignore label."""
+        heads = trainer.method.plan.heads
+        geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
+        ignored = label == trainer.label_manager.ignore_label
+        if ignored.any():
+            deterministic, sampled = (without(p, ignored, heads) for p in (parts.deterministic, parts.sampled))
+            parts = CaseParts(deterministic, sampled, np.where(ignored, 0, parts.labels), parts.regions)
+            label = np.where(ignored, 0, label)
+        predicted = heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0).numpy()
+        return cls(name, parts, label, ignored, geometry.voxel_volume(label.shape) / MM3_PER_ML, predicted)
+
+    @property
+    def near(self) -> np.ndarray:
+        """Voxels near the structures of the reference or of the head's segmentation, bool ``(*spatial)``."""
+        return near_structures([self.reference, self.predicted]) & ~self.ignored
+
+
+def _table(trainer: TrainedFold, case: _Scored) -> CaseTable:
+    ml, structures = case.voxel_ml, structures_of(trainer.dataset_json).values()
+    parts, reference = case.parts, case.reference
     onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
-    dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads)
-    near = torch.from_numpy(_near(trainer, parts, reference))
+    dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads, int((~case.ignored).sum()))
+    near = torch.from_numpy(case.near)
     curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
     sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
     mixtures = (torch.lerp(parts.sampled, parts.deterministic, float(w)) for w in WEIGHTS)
     confidence = np.stack([soft_dice(p, heads) for p in mixtures])
-    return CaseTable(case, dice, nll, sampled, true, curves, confidence)
+    return CaseTable(case.name, dice, nll, sampled, true, curves, confidence, not case.ignored.any())
 
 
-def _voxels(
-    trainer: TrainedFold, case: str, parts: CaseParts, reference: np.ndarray, properties: Mapping[str, Any]
-) -> CaseVoxels:
-    geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
+def _voxels(trainer: TrainedFold, case: _Scored) -> CaseVoxels:
     return observe(
-        case,
-        parts.deterministic,
-        reference[None],
-        _near(trainer, parts, reference),
-        near_structures([_predicted(trainer, parts)]),
+        case.name,
+        case.parts.deterministic,
+        case.reference[None],
+        case.near,
+        near_structures([case.predicted]) & ~case.ignored,
         LabelKind.of(trainer.label_manager, trainer.dataset_json),
         spacing=grid_spacing(trainer.plans_manager, trainer.configuration_manager),
-        voxel_ml=geometry.voxel_volume(reference.shape) / MM3_PER_ML,
-        sampled=parts.sampled,
-        drawn=parts.labels,
+        voxel_ml=case.voxel_ml,
+        sampled=case.parts.sampled,
+        drawn=case.parts.labels,
+        complete=not case.ignored.any(),
     )
-
-
-def _near(trainer: TrainedFold, parts: CaseParts, reference: np.ndarray) -> np.ndarray:
-    """Voxels near the structures of the reference or of the head's segmentation, bool ``(*spatial)``."""
-    return near_structures([reference, _predicted(trainer, parts)])
-
-
-def _predicted(trainer: TrainedFold, parts: CaseParts) -> np.ndarray:
-    """Foreground of the head's segmentation, bool ``(*spatial)``."""
-    heads = trainer.method.plan.heads
-    return heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0).numpy()
 
 
 def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], groups: Mapping[str, str]) -> ChosenSampler | None:
@@ -228,11 +255,11 @@ def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], gro
 
 def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
     """Labels ``(*spatial)`` -> bool ``(heads, *spatial)``."""
-    manager, labels = trainer.label_manager, torch.from_numpy(reference).long()
+    manager, labels = trainer.label_manager, torch.from_numpy(reference)
     if manager.has_regions:
         regions = [r if isinstance(r, (list, tuple)) else [r] for r in manager.foreground_regions]
         return torch.stack([torch.isin(labels, torch.tensor(r)) for r in regions])
-    return torch.nn.functional.one_hot(labels, manager.num_segmentation_heads).movedim(-1, 0).bool()
+    return torch.stack([labels == label for label in range(manager.num_segmentation_heads)])
 
 
 def store_parts(parts: CaseParts, file: Path) -> None:

@@ -60,8 +60,9 @@ def check_tables(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration]
         crossed: case -> calibration that was fitted without its group.
 
     Returns:
-        ``volumes``: per structure the share of true volumes in the promised interval and its mean width over the volume, None
-        where none was promised; ``dice``: rank correlation of confidence and Dice over cases, share of cases in the interval.
+        ``cases``, and how many of them are ``complete_cases``, without ignored voxels; ``volumes``: of those, per structure the
+        share of true volumes in the promised interval and its mean width over the volume, None where none was promised;
+        ``dice``: rank correlation of confidence and Dice over cases, share of cases in the interval.
     """
     structures = len(tables[0].true_ml)
     volumes = [_volumes(tables, crossed, k) for k in range(structures)]
@@ -78,6 +79,7 @@ def check_tables(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration]
     varied = len({p[0] for p in pairs}) > 2
     return {
         "cases": len(tables),
+        "complete_cases": sum(t.complete for t in tables),
         "volumes": volumes,
         "dice": {
             "spearman": float(spearmanr(*zip(*pairs, strict=True), nan_policy="omit").statistic) if varied else None,
@@ -95,7 +97,7 @@ def _at_weight(rows: NDArray, calibration: Calibration) -> float:
 
 def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k: int) -> dict[str, Any]:
     held, widths = [], []
-    for table in tables:
+    for table in (t for t in tables if t.complete):  # elsewhere the volume of the whole structure is unknown
         quantiles = crossed[table.case].volume_quantiles
         if not quantiles or (q := quantiles[k]) is None:
             return {"coverage_90": None, "width": None}
@@ -103,6 +105,8 @@ def _volumes(tables: Sequence[CaseTable], crossed: Mapping[str, Calibration], k:
         half = q * float(floored_sd(drawn))
         held += (np.abs(table.true_ml[k] - drawn.mean()) <= half).tolist()
         widths.append((min(half, drawn.mean()) + half) / max(float(table.true_ml[k].mean()), 1e-9))
+    if not widths:
+        return {"coverage_90": None, "width": None}
     return {"coverage_90": float(np.mean(held)), "width": float(np.median(widths))}
 
 

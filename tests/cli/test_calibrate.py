@@ -161,19 +161,11 @@ def _unknown_label(world: StockWorld) -> None:
     sitk.WriteImage(changed, str(file))
 
 
-def _ignore_label(world: StockWorld) -> None:
-    file = world.model / "dataset.json"
-    content = json.loads(file.read_text())
-    content["labels"]["ignore"] = 3
-    file.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
         (_not_finite, "holds no probabilities from 0 to 1"),
         (_unknown_label, "label of case_000 holds 9"),
-        (_ignore_label, "ignore label cannot be calibrated"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").unlink(), "splits_final.json is missing"),
         (lambda w: (w.preprocessed / w.dataset / "splits_final.json").write_text("[]"), "holds no folds"),
         (
@@ -293,6 +285,7 @@ def test_a_calibrated_nnunet_is_found_by_its_names_and_another_is_not(world, tmp
 def test_the_unit_of_images_without_a_size_in_mm_is_pixels(tmp_path):
     check = {
         "cases": 2,
+        "complete_cases": 2,
         "error_auroc": None,
         "probabilities": {"temperature": {"nll": 0.1, "brier": 0.2, "ece": 0.3}},
         "samples": {"coherent": {"energy_outlines": 0.5, "energy_volumes_ml": 0.25, "agreement": 0.9}},

@@ -120,7 +120,11 @@ def test_the_old_name_of_channel_names_is_read(dataset: Path) -> None:
     [
         ({"shell": 1, "core": 2}, "Background label not declared"),
         ({"background": 0, "core": 2}, "without gaps"),
-        ({"background": 0, "shell": 1, "core": 2, "ignore": 3}, "ignore label, which nndiffseg does not support"),
+        (
+            {"background": 0, "shell": 1, "core": 3, "ignore": 2},
+            "ignore label 2, which must be the highest number, 4; number it",
+        ),
+        ({"background": 0, "shell": 1, "core": 2, "ignore": [3]}, "ignore label [3], which must be the highest number, 3"),
         ({"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order"),
         ([0, 1], "invalid labels"),
     ],

@@ -236,13 +236,19 @@ def test_regions_are_planned_for(make_dataset: Callable[..., Path], folders: Fol
     assert worst <= {"whole", "core"}
 
 
-def test_an_ignore_label_is_refused(tiny: str, folders: Folders) -> None:
-    file = folders.raw / tiny / "dataset.json"
-    content = json.loads(file.read_text())
-    content["labels"]["ignore"] = 3
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="ignore label"):
-        DiffSegPlanner(tiny)
+def test_ignored_voxels_are_no_structure_of_the_plans(make_dataset: Callable[..., Path], folders: Folders) -> None:
+    """Half of the slices are ignored: structures are as thick as they are, and boundaries are those of the whole labels."""
+    sections = []
+    for name, ignore in (("Dataset901_Tiny", False), ("Dataset902_Half", True)):
+        made = plan(DiffSegPlannerS, fingerprint(make_dataset(folders.raw, name=name, ignore=ignore), folders, "tiny"))
+        assert made.heads == 3
+        sections.append(made.plans["configurations"]["3d_fullres"]["diffusion"])
+    whole, half = sections
+    assert set(half["thickness"]) == {"shell", "core"} and {p["worst"] for p in half["rate_distortion"]} <= {"shell", "core"}
+    for name, thickness in half["thickness"].items():
+        assert thickness["median_mm"] == pytest.approx(whole["thickness"][name]["median_mm"], abs=1.01)
+    for a, b in zip(half["rate_distortion"], whole["rate_distortion"], strict=True):
+        assert a["dice_mean"] == pytest.approx(b["dice_mean"], abs=0.08)
 
 
 def test_the_light_networks_take_memory_from_the_image_network(make_dataset: Callable[..., Path], folders: Folders) -> None:

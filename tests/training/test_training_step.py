@@ -49,6 +49,7 @@ def make(minutes: float | None = None) -> DiffusionTrainer:
     trainer.device, trainer.precision, trainer.grad_scaler = torch.device("cpu"), "float32", None
     trainer.is_ddp, trainer.local_rank, trainer.fold, trainer.seed = False, 0, 3, 11
     trainer.method = SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)), recipe=Recipe())
+    trainer.label_manager = SimpleNamespace(has_ignore_label=False)
     trainer.initial_lr, trainer.num_iterations_per_epoch = 0.1, ITERATIONS
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=trainer.initial_lr)
     trainer.average = WeightAverage(trainer.network)

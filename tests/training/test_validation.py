@@ -66,7 +66,7 @@ class Dataset:
 @pytest.fixture
 def trainer(tmp_path):
     """What :class:`nndiffseg.training.validation.TrainedFold` asks for."""
-    labels = SimpleNamespace(has_regions=False, num_segmentation_heads=2)
+    labels = SimpleNamespace(has_regions=False, num_segmentation_heads=2, ignore_label=None)
     save_atomically(
         {
             "network_weights": {"w": torch.ones(1)},

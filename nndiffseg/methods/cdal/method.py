@@ -19,6 +19,7 @@ from nndiffseg.methods.cdal.generator import STYLE, VECTOR, CDALGenerator, layou
 from nndiffseg.methods.cdal.pairs import posterior_sample, random_steps, real_pair
 from nndiffseg.methods.protocol import Batch, Losses, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.methods.published import PublishedMethod, PublishedOptions
+from nndiffseg.nn.annotated import mean
 from nndiffseg.nn.precision import autocast_for
 
 #: learning rate of the discriminator, relative to the generator's
@@ -125,7 +126,7 @@ class CDALLosses(Losses):
         x_s, x_t = real_pair(schedule, x0, t, s, normal_like(x0, generator), normal_like(x0, generator))
         with torch.no_grad(), autocast_for(x0.device):
             z = torch.randn(len(x0), VECTOR, generator=generator).to(x0)
-            guess = network(image, x_t, t, z).float()
+            guess = _completed(network(image, x_t, t, z).float(), batch, x0)
         fake_s = posterior_sample(schedule, guess, x_t, t, s, normal_like(x0, generator))
         # In float32 throughout: R1 differentiates twice.
         real = self.discriminator(x_s.requires_grad_(), x_t, t)
@@ -152,14 +153,14 @@ class CDALLosses(Losses):
         x_t = x_t * _of_item(~quiet, x0)
         guess = network(batch.image, x_t, t, z).float()
         terms = {
-            "x0": F.mse_loss(guess, x0),
+            "x0": mean((guess - x0).square(), batch.weights(x0.shape[2:])),
             "label": options.label_weight * self.segmentation.full(bare.to_logits(guess), batch.targets[0]),
         }
         if options.adversarial_weight > 0:
             if options.attention:  # the discriminator knows pairs of the label itself, not of the weakened one
                 x_t = add_noise(bare.schedule, x0, noise, t) * _of_item(~quiet, x0)
                 guess = network(batch.image, x_t, t, z).float()
-            score = self._adversarial(bare.schedule, guess, x_t, t, s, ~quiet, generator)
+            score = self._adversarial(bare.schedule, _completed(guess, batch, x0), x_t, t, s, ~quiet, generator)
             terms["adversarial"] = options.adversarial_weight * score
         return terms
 
@@ -203,6 +204,11 @@ class CDALLosses(Losses):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._optimizer, self._saved = None, state
+
+
+def _completed(guess: Tensor, batch: Batch, x0: Tensor) -> Tensor:
+    """The generated label with that of the real pair in ignored voxels, where the discriminator then learns nothing."""
+    return guess if batch.annotated is None else torch.where(batch.annotated, guess, x0)
 
 
 def _of_item(values: Tensor, like: Tensor) -> Tensor:  # (B,) -> (B, 1, *1)

@@ -8,6 +8,7 @@ from nndiffseg.methods.latent.network import TrainingOutput
 from nndiffseg.methods.latent.scores import KernelDistances, energy_distances, jaccard_distances
 from nndiffseg.methods.latent.spread_control import SpreadControl
 from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
+from nndiffseg.nn.annotated import mean
 from nndiffseg.nn.heads import Heads
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
@@ -50,18 +51,21 @@ class LatentLosses(Losses):
         """The terms of one training pass; keys are their names."""
         p, first = self.heads.probabilities(out.samples, 2), self.heads.first_structure  # (2, B, heads, *patch)
         foreground = batch.onehot[:, first:]
-        latent = energy_distances(out.x0, out.z0, LATENT_SCALES)
-        label = energy_distances(p, batch.onehot, LABEL_SCALES)
-        jaccard = jaccard_distances(p[:, :, first:], foreground)
+        cells, voxels = batch.weights(out.z0.shape[2:]), batch.weights(foreground.shape[2:])
+        latent = energy_distances(out.x0, out.z0, LATENT_SCALES, weights=cells)
+        label = energy_distances(p, batch.onehot, LABEL_SCALES, weights=voxels)
+        jaccard = jaccard_distances(p[:, :, first:], foreground, weights=voxels)
+        # Patches without any annotated voxel tell nothing.
+        pure = out.pure if voxels is None else out.pure & voxels.flatten(1).any(1)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
-        share = foreground.amax(1).mean().clamp_min(0.01)
+        share = mean(foreground.amax(1, keepdim=True), voxels).clamp_min(0.01)
         head = {} if self.frozen else {"deterministic": self.segmentation.deep([x.float() for x in out.logits], batch.targets)}
         return {
             **head,
             "reconstruction": self.segmentation.full(out.reconstruction.float(), batch.targets[0]),
-            "latent": self._score("latent", out.pure, latent, batch.progress),
-            "label": self._score("label", out.pure, label, batch.progress) / share,
-            "jaccard": self._score("jaccard", out.pure, jaccard, batch.progress),
+            "latent": self._score("latent", pure, latent, batch.progress),
+            "label": self._score("label", pure, label, batch.progress) / share,
+            "jaccard": self._score("jaccard", pure, jaccard, batch.progress),
         }
 
     def _score(self, name: str, pure: Tensor, distances: KernelDistances, progress: float) -> Tensor:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nndiffseg.nn.annotated import SMALLEST, item_means
+
 
 class KernelDistances(NamedTuple):
     """Distances of two samples and an observation, for every scale and item of the batch.
@@ -33,7 +35,9 @@ class KernelDistances(NamedTuple):
         return (self.error.mean(1) - spread_weight * self.spread.mean(1) / 2).mean()
 
 
-def energy_distances(x: Tensor, y: Tensor, scales: Sequence[int], eps: float = 1e-6) -> KernelDistances:
+def energy_distances(
+    x: Tensor, y: Tensor, scales: Sequence[int], eps: float = 1e-6, weights: Tensor | None = None
+) -> KernelDistances:
     """Euclidean distances of channel vectors, at several resolutions: the score is the energy score.
 
     The score of block averages is a proper score of the averages' distribution: coarse scales see coherent errors,
@@ -43,13 +47,22 @@ def energy_distances(x: Tensor, y: Tensor, scales: Sequence[int], eps: float = 1
         x: two samples ``(2, B, C, *spatial)``.
         y: observation ``(B, C, *spatial)``.
         scales: edge lengths of the blocks; 0 is the whole grid.
+        weights: of the cells ``(B, 1, *spatial)``: averages of blocks are weighted, and blocks count by their mean weight; an
+            item without any weight has distances of 0. None where all count alike.
     """
     pairs = torch.stack([x[0] - y, x[1] - y, x[0] - x[1]]).float().flatten(0, 1)  # (3 B, C, *spatial)
     means = []
+    if weights is not None:
+        weights = weights.float().repeat(3, *[1] * (weights.ndim - 1))  # (3 B, 1, *spatial)
+        pairs = pairs * weights
     for scale in scales:
-        pooled = _block_mean(pairs, scale)
+        pooled, weight = _block_mean(pairs, scale), None
+        if weights is not None:
+            weight = _block_mean(weights, scale)
+            pooled = pooled / weight.clamp_min(SMALLEST)
         # eps keeps the gradient of the norm finite where a difference vanishes.
-        means.append((pooled.square().sum(1) + eps**2).sqrt().flatten(1).mean(1).unflatten(0, (3, -1)))
+        norms = (pooled.square().sum(1, keepdim=True) + eps**2).sqrt()  # (3 B, 1, *blocks)
+        means.append(item_means(norms, weight).unflatten(0, (3, -1)))
     first, second, between = torch.stack(means, 1)
     return KernelDistances((first + second) / 2, between)
 
@@ -63,7 +76,7 @@ def _block_mean(x: Tensor, scale: int) -> Tensor:
     return (F.avg_pool2d if x.ndim == 4 else F.avg_pool3d)(x, kernel, ceil_mode=True, count_include_pad=False)
 
 
-def jaccard_distances(x: Tensor, y: Tensor, eps: float = 1.0) -> KernelDistances:
+def jaccard_distances(x: Tensor, y: Tensor, eps: float = 1.0, weights: Tensor | None = None) -> KernelDistances:
     """d = 1 - sum(min) / sum(max): the score is the squared generalised energy distance of one observation.
 
     The min-max similarity is a positive definite kernel (Ioffe 2010, ICDM, section 2), so d is of negative type. On
@@ -73,7 +86,10 @@ def jaccard_distances(x: Tensor, y: Tensor, eps: float = 1.0) -> KernelDistances
         x: two samples' probabilities of the foreground ``(2, B, C, *spatial)``.
         y: observed foreground ``(B, C, *spatial)`` in [0, 1].
         eps: voxels added to numerator and denominator, so that d = 0 when both are empty.
+        weights: of the voxels ``(B, 1, *spatial)``; None where all count alike.
     """
+    if weights is not None:
+        x, y = x * weights, y * weights
 
     def d(a: Tensor, b: Tensor) -> Tensor:
         # min and max from |a - b| alone: one pass over the voxels less.

@@ -14,6 +14,7 @@ from nndiffseg.methods.ldseg.network import LDSeg, OffsetCosine
 from nndiffseg.methods.ldseg.parts import ImageEncoder, LabelDecoder, NearestImage, NearestLabel, PublishedEncoder
 from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
 from nndiffseg.methods.published import PublishedMethod, PublishedOptions
+from nndiffseg.nn.annotated import item_means
 from nndiffseg.nn.denoiser import Denoiser
 from nndiffseg.nn.label_encoder import LabelEncoder
 
@@ -117,8 +118,9 @@ class LDSegLosses(Losses):
             end_to_end=options.end_to_end,
             generator=batch.generator("noise"),
         )
-        noise = (out.estimate - out.noise).square().flatten(1).mean(1) * ~out.recycled
-        latent = (out.x0 - out.latent.detach()).square().flatten(1).mean(1) * out.recycled
+        cells = batch.weights(out.latent.shape[2:])
+        noise = item_means((out.estimate - out.noise).square(), cells) * ~out.recycled
+        latent = item_means((out.x0 - out.latent.detach()).square(), cells) * out.recycled
         return {
             "segmentation": self.segmentation.full(out.logits.float(), batch.targets[0]),
             "noise": options.noise_weight * noise.mean(),

@@ -12,6 +12,7 @@ from nndiffseg.data.schema import CONFIG, Count, Share, Switch, Weight
 from nndiffseg.methods.medsegdiff.network import MedSegDiff, Parts, diffusion_channels
 from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
 from nndiffseg.methods.published import PublishedMethod, PublishedOptions
+from nndiffseg.nn.annotated import mean
 
 
 @dataclass(frozen=True, config=CONFIG)
@@ -111,5 +112,5 @@ class MedSegDiffLosses(Losses):
         )
         return {
             "anchor": self.segmentation.deep([logits.float() for logits in out.logits], batch.targets),
-            "denoising": (out.estimate - out.x0).square().mean(),
+            "denoising": mean((out.estimate - out.x0).square(), batch.weights(out.x0.shape[2:])),
         }

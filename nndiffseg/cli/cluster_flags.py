@@ -10,8 +10,9 @@ from nndiffseg.errors import UserError
 if TYPE_CHECKING:
     from nndiffseg.launch.slurm import Resources
 
-#: that say nothing without --launcher slurm: name and default
-FLAGS = {"partition": None, "time": "24:00:00", "gpus": 1, "cpus": 8, "memory": None, "slurm": None}
+#: that say nothing without --launcher slurm
+FLAGS = ("partition", "time", "gpus", "cpus", "memory", "slurm")
+TIME, GPUS, CPUS = "24:00:00", 1, 8
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,9 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
         help="local: here, one fold after another; slurm: an array of jobs, and one after it (default: %(default)s)",
     )
     add("--partition", metavar="NAME", help="default: the cluster's")
-    add("--time", help=f"limit, as Slurm takes it; a training goes on in a further run (default: {FLAGS['time']})")
-    add("--gpus", type=int, metavar="N", help=f"default: {FLAGS['gpus']}, or 0 with -device cpu")
-    add("--cpus", type=int, metavar="N", help=f"default: {FLAGS['cpus']}")
+    add("--time", metavar="LIMIT", help=f"limit, as Slurm takes it; a training goes on in a further run (default: {TIME})")
+    add("--gpus", type=int, metavar="N", help=f"default: {GPUS}, or 0 with -device cpu")
+    add("--cpus", type=int, metavar="N", help=f"default: {CPUS}")
     add("--memory", type=float, metavar="GB", help="default: the cluster's")
     add(
         "--slurm",
@@ -49,18 +50,17 @@ def resources_from(args: argparse.Namespace) -> Resources | None:
         return None
     from nndiffseg.launch.slurm import Resources, check_slurm, minutes_of
 
-    filled = {name: default if (value := getattr(args, name)) is None else value for name, default in FLAGS.items()}
-    if args.gpus is None and args.device == "cpu":
-        filled["gpus"] = 0
-    for name, least in (("gpus", 0), ("cpus", 1)):
-        if filled[name] < least:
-            raise UserError(f"--{name} must be {least} or more, not {filled[name]}.")
+    gpus = (0 if args.device == "cpu" else GPUS) if args.gpus is None else args.gpus
+    cpus = CPUS if args.cpus is None else args.cpus
+    for name, number, least in (("gpus", gpus, 0), ("cpus", cpus, 1)):
+        if number < least:
+            raise UserError(f"--{name} must be {least} or more, not {number}.")
     if args.memory is not None and not args.memory > 0:
         raise UserError(f"--memory must be positive, not {args.memory}.")
     others = dict(_pair(text) for text in args.slurm or ())
-    minutes = minutes_of(filled["time"])
+    minutes = minutes_of(TIME if args.time is None else args.time)
     check_slurm()
-    return Resources(minutes, filled["gpus"], filled["cpus"], args.memory, args.partition, others)
+    return Resources(minutes, gpus, cpus, args.memory, args.partition, others)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -50,8 +50,8 @@ def model_in(world: Path) -> Path:
     return world / "results" / "Dataset901_Tiny" / f"nnDiffSegTrainer__{PLANS}__3d_fullres"
 
 
-def stopped_at_the_first_checkpoint(world: Path) -> None:
-    """The command of fold 0 in a process of its own, stopped by SIGTERM in its training."""
+@pytest.mark.slow
+def test_a_stopped_command_stops_its_training_which_saves_its_state(world: Path) -> None:
     command = [sys.executable, "-m", "nndiffseg.cli.cross_validate", *words(world, *LENGTH, "--folds", "0")]
     command[command.index("--iterations_per_epoch") + 1] = "200"
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -62,37 +62,42 @@ def stopped_at_the_first_checkpoint(world: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75 and "stopped by SIGTERM" in said, said
     assert (model_in(world) / "fold_0" / "checkpoint_latest.pth").is_file() and "the state is saved" in log.read_text()
+    assert not (model_in(world) / "calibration.json").exists()
+
+
+def interrupt(fold: Path) -> None:
+    """Makes of a finished training one that ended with a kill."""
+    (fold / "checkpoint_best.pth").rename(fold / "checkpoint_latest.pth")
+    (fold / "checkpoint_final.pth").unlink()
+    shutil.rmtree(fold / "validation")
 
 
 def test_what_is_missing_is_done_and_nothing_twice(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_in(world)
-    # 1. stopped within fold 0
-    stopped_at_the_first_checkpoint(world)
-    # 2. fold 0 goes on; fold 1 is refused, because somebody works in it
-    (model / "fold_1").mkdir()
+    # 1. fold 1 is refused, because somebody works in it; fold 0 is not lost
+    (model / "fold_1").mkdir(parents=True)
     (model / "fold_1" / ".lock").write_text(json.dumps({"host": "elsewhere", "process": 7}))
     assert main(words(world, *LENGTH)) == 2
     said = capsys.readouterr()
-    assert "3d_fullres, fold 0: begun, to be gone on with." in said.out and "3d_fullres, fold 1: to be trained." in said.out
+    assert said.out.count("to be trained.") == 2
     last = said.err.strip().splitlines()[-1]
     assert last.startswith("error: 1 of 2 folds are not complete: 3d_fullres, fold 1") and "process 7 on elsewhere" in last
-    assert "Continuing from checkpoint_latest.pth" in (model / "cross_validation" / "fold_0.log").read_text()
     assert json.loads((model / "calibration.json").read_text())["folds"] == ["0"]
-    # 3. the rest
+    # 2. fold 0 goes on, fold 1 is trained
     (model / "fold_1" / ".lock").unlink()
-    done = {f: f.stat().st_mtime_ns for f in (model / "fold_0").rglob("*") if f.is_file()}
+    interrupt(model / "fold_0")
     assert main(words(world, *LENGTH)) == 0
     said = capsys.readouterr()
-    assert "3d_fullres, fold 0: complete." in said.out and said.out.count(": runs;") == 1
-    assert {f: f.stat().st_mtime_ns for f in done} == done
+    assert "3d_fullres, fold 0: begun, to be gone on with." in said.out and said.out.count(": runs;") == 2
+    assert "Continuing from checkpoint_latest.pth" in (model / "cross_validation" / "fold_0.log").read_text()
     check_results(model, said.out)
-    # 4. nothing
+    # 3. nothing
     everything = {f: f.stat().st_mtime_ns for f in world.rglob("*") if f.is_file()}
     assert main(words(world, *LENGTH)) == 0
     said = capsys.readouterr().out
-    assert "up to date" in said and ": runs;" not in said
+    assert said.count(": complete.") == 2 and "up to date" in said and ": runs;" not in said
     assert {f: f.stat().st_mtime_ns for f in world.rglob("*") if f.is_file()} == everything
-    # 5. another validation makes calibration, evaluation and report anew, without any training
+    # 4. another validation makes calibration, evaluation and report anew, without any training
     validation = model / "fold_1" / "validation" / "uncertainty.json"
     validation.write_text(validation.read_text().replace("{", "{\n", 1))
     assert main(words(world, "--report_only", "--disable_progress_bar")) == 0

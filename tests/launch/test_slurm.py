@@ -82,7 +82,8 @@ def test_what_is_queued_is_not_queued_again(tmp_path: Path, commands) -> None:
         check_not_queued(tmp_path)
 
 
-def test_a_machine_without_slurm_is_told(commands) -> None:
+def test_a_machine_without_slurm_is_told(tmp_path: Path, commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(UserError, match=r"There is no sbatch on this machine.*--launcher local"):
         check_slurm()
 

@@ -58,7 +58,7 @@ def test_five_folds_are_trained_interrupted_queued_again_and_reported_by_one_com
         wait_for(lambda: trains(1))
         slurm("scontrol", "requeue", f"{array}_1")  # as after the failure of a node
         wait_for(
-            lambda: not slurm("squeue", "-h", "-t", "all", "-j", after, "-o", "%T") in ("PENDING", "RUNNING", "COMPLETING")
+            lambda: slurm("squeue", "-h", "-t", "all", "-j", after, "-o", "%T") not in ("PENDING", "RUNNING", "COMPLETING")
         )
         told = "\n".join(f.read_text() for f in (tmp_path / "results" / DATASET / "slurm").glob("*_log.*"))
         assert slurm("squeue", "-h", "-t", "all", "-j", after, "-o", "%T") == "COMPLETED", told + slurm.logs()

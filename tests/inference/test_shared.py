@@ -213,10 +213,3 @@ def test_parts_and_sharing_are_one_or_the_other(raw_images, model_folder, tmp_pa
     assert predict([*words, "--shared", "-num_parts", "2"]) == 2
     error = capsys.readouterr().err
     assert "leave out -num_parts and -part_id" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
-
-
-def test_a_part_names_the_cases_that_are_left(raw_images, model_folder, tmp_path, capsys) -> None:
-    predictor = predictor_of(model_folder)
-    for part, words in ((0, "2 of 4 cases are left to other parts: case_001, case_003."), (1, "")):
-        predict_folder(predictor, raw_images, tmp_path, num_parts=2, part_id=part, progress=False)
-        assert ("left to other parts" in (said := capsys.readouterr().out)) == bool(words) and words in said

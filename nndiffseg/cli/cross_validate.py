@@ -97,9 +97,10 @@ def _main(argv: Sequence[str] | None) -> None:
     if resources is not None:
         _submit(args, folders, dataset, models, resources)
         return
-    failures = [] if args.report_only else _train(models)
-    for model in models:
-        _finish(model, folders.raw / dataset, folders.preprocessed / dataset, args)
+    with raised("SIGUSR1"):
+        failures = [] if args.report_only else _train(models)
+        for model in models:
+            _finish(model, folders.raw / dataset, folders.preprocessed / dataset, args)
     _refuse_unfinished(models, failures)
 
 
@@ -180,13 +181,11 @@ def _left(models: Sequence[Model]) -> list[FoldTask]:
 def _train(models: Sequence[Model]) -> list[str]:
     """Trains one fold after another; what failed, in words."""
     failures = []
-    with raised("SIGUSR1"):
-        for task in _left(models):
-            print(f"{task.name}: runs; {task.log} has what it says.", flush=True)
-            code = task.run()
-            if code:
-                failures.append(task.failure(code))
-                print(f"Failed: {failures[-1]}", flush=True)
+    for task in _left(models):
+        print(f"{task.name}: runs; {task.log} has what it says.", flush=True)
+        if code := task.run():
+            failures.append(task.failure(code))
+            print(f"Failed: {failures[-1]}", flush=True)
     return failures
 
 

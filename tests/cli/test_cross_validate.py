@@ -118,7 +118,7 @@ def check_results(model: Path, said: str) -> None:
     summary = json.loads((pooled / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 4
     page = (model / "cross_validation" / "report.html").read_text()
-    assert all(text in page for text in ("case_003", "<h2>folds</h2>", "<h2>calibration</h2>", "data:image/png", "head alone"))
+    assert all(text in page for text in ("case_003", "<h2>Folds</h2>", "<h2>Calibration</h2>", "data:image/png", "head alone"))
     assert "No picture" not in page and str(model) not in page
     row = next(line.split() for line in said.splitlines() if line.startswith("all "))
     assert row[1] == "4" and float(row[2]) == pytest.approx(summary["foreground_mean"]["Dice"], abs=6e-4)

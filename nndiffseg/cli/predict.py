@@ -79,6 +79,12 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
     group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
     group.add_argument("-part_id", "--part_id", type=int, default=0, help="index of this run, from 0")
+    group.add_argument(
+        "--shared",
+        action="store_true",
+        help="divide the cases with other runs of this command, here or on other nodes, as they come; cases of a run that dies "
+        "are done by the others, complete ones are left",
+    )
     group.add_argument("-npp", type=int, help="worker processes for preprocessing; 0 or 1: none (default: nnUNet_npp, else 1)")
     group.add_argument("-nps", type=int, help="worker processes for export; 0 or 1: none (default: nnUNet_nps, else 1)")
     group.add_argument("--disable_progress_bar", action="store_true")
@@ -122,6 +128,7 @@ def _main(argv: Sequence[str] | None) -> None:
         continue_prediction=args.continue_prediction,
         num_parts=args.num_parts,
         part_id=args.part_id,
+        shared=args.shared,
         preprocessing_processes=from_environment("nnUNet_npp", 1) if args.npp is None else args.npp,
         export_processes=from_environment("nnUNet_nps", 1) if args.nps is None else args.nps,
         progress=not args.disable_progress_bar,

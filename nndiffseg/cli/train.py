@@ -88,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> None:
     _check_stages(args)
     fold: Any = member_of(fold_of(args.fold), args.seed)
     folders = folders_from(args)
-    plans, dataset_json = _plans(folders, args)
+    plans, dataset_json = read_plans(folders, args)
     trainer_class = find_trainer(args.tr)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
@@ -188,8 +188,8 @@ def resolved(plans: dict, configuration: str) -> dict[str, Any]:
     return PlansManager(plans).get_configuration(configuration).configuration
 
 
-def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
-    """Reads plans and dataset.json.
+def read_plans(folders: Any, args: Any) -> tuple[dict, dict]:
+    """Reads plans and dataset.json; ``args`` has the dataset, the configuration and the plans ``p``.
 
     Raises:
         UserError: no such dataset, plans or configuration, preprocessed data is missing, the plans name what no planner

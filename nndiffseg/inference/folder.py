@@ -21,9 +21,14 @@ from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
 from nndiffseg.inference.case_predictor import CasePredictor
 from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
+from nndiffseg.inference.shared import predict_shared
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
+#: cases that a run claims at a time, for each process that preprocesses
+SHARED_BATCH = 1
+#: so many names are printed
+NAMED = 10
 #: for a case that even the smallest chunks leave too little memory for
 REMEDY = f"give fewer --samples and {FLAGS}"
 
@@ -40,6 +45,7 @@ def predict_folder(
     flag_below: float | None = None,
     num_parts: int = 1,
     part_id: int = 0,
+    shared: bool = False,
     preprocessing_processes: int = 1,
     export_processes: int = 1,
     progress: bool = True,
@@ -60,6 +66,7 @@ def predict_folder(
         flag_below: mark cases with a lower expected Dice in the report.
         continue_prediction: leave out cases all of whose files exist, made with these settings from these images.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
+        shared: divide the cases with other runs into the same output, as they come (:mod:`nndiffseg.inference.shared`).
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
         progress, verbose: show a progress bar; say which cases there are.
 
@@ -78,18 +85,43 @@ def predict_folder(
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
     numbers = predictor.number_of_samples, len(predictor.folds)
-    cases = left_to_predict(job, own_cases, *numbers) if continue_prediction else own_cases
+    if shared and num_parts > 1:
+        raise UserError("--shared divides the cases as they come; leave out -num_parts and -part_id.")
+    cases = left_to_predict(job, own_cases, *numbers) if continue_prediction and not shared else own_cases
     check_headers(cases)
     _prepare_output(output, input_folder, predictor, job)
     if verbose:
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
-    try:
-        bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
-    finally:
-        remove_staging(output, [case.id for case in own_cases])
-    _write_report(output, predictor, every_case, flag_below, progress)
-    _tell(bad, len(cases))
-    return [case.id for case in cases]
+
+    def predict(some: Sequence[Case]) -> dict[str, str]:
+        try:
+            return _predict_cases(predictor, job, some, preprocessing_processes, export_processes, progress)
+        finally:
+            if not shared:  # other runs write in the same folder
+                remove_staging(output, [case.id for case in some])
+
+    def report() -> None:
+        remove_staging(output)
+        _write_report(output, predictor, every_case, flag_below, progress)
+
+    if shared:
+        batch = SHARED_BATCH * max(1, preprocessing_processes)
+        done, bad = predict_shared(job, cases, numbers, batch, predict, report)
+    else:
+        done, bad = [case.id for case in cases], predict(cases)
+        report()
+        _tell_missing(output, predictor.dataset_json["file_ending"], own_cases, every_case)
+    _tell(bad, len(done))
+    return done
+
+
+def _tell_missing(output: Path, ending: str, own_cases: Sequence[Case], every_case: Sequence[Case]) -> None:
+    """Names the cases that other parts have still to predict."""
+    own = {case.id for case in own_cases}
+    missing = [c.id for c in every_case if c.id not in own and not (output / f"{c.id}{ending}").is_file()]
+    if missing:
+        more = ", ..." if len(missing) > NAMED else ""
+        print(f"{len(missing)} of {len(every_case)} cases are left to other parts: {', '.join(missing[:NAMED])}{more}.")
 
 
 def _tell(bad: Mapping[str, str], number: int) -> None:

@@ -60,6 +60,6 @@ def _check_settings(content: Any, now: Mapping[str, Any], file: Path) -> None:
                 "another model or calibration" if name == "model_sha256" else f"{name} {before.get(name)}, not {now.get(name)}"
             )
             raise UserError(
-                f"{file} says that the case was predicted with {what}; give the same ones, or predict all cases anew without "
-                "--continue_prediction."
+                f"{file} says that the case was predicted with {what}; give the same ones, or predict all cases anew, without "
+                "--continue_prediction or into another folder."
             )

@@ -220,9 +220,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
     def _add_cascade(self, plans: dict[str, Any], sections: Mapping[str, Section]) -> str:
         parent = sections[plans["configurations"][cascade.NAME]["inherits_from"]]
         target = float(self.UNet_vram_target_GB)
-        planned = cascade.plan_cascade(
-            plans, parent, self.channels, self.foreground_labels, target, self._image_network_gb
-        )
+        planned = cascade.plan_cascade(plans, parent, self.channels, self.foreground_labels, target, self._image_network_gb)
         diffusion = planned.section.to_plan(self.regions, planned.image_network_gb, self.latent)
         plans["configurations"][cascade.NAME] = {**planned.configuration, "diffusion": diffusion}
         return planned.note

@@ -7,7 +7,7 @@ Segmentation and a few samples of a stage go on, in the image's own geometry, an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from nndiffseg.data.images import geometry_mismatch, read_image
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.writer import sample_name
+from nndiffseg.uncertainty.statistics import CaseStatistics
 
 #: Samples of a stage that samples of the next one start from. The image network runs once for each, so they are few.
 STARTS = 4
@@ -47,7 +48,14 @@ class PreviousStage:
 
     def start(self, number: int) -> Tensor:
         """Label map ``(*grid)``: 0 is the segmentation, then come the samples."""
-        return torch.from_numpy(self.segmentation if number == 0 else self.samples[number - 1])
+        labels = self.segmentation if number == 0 else self.samples[number - 1]
+        return torch.from_numpy(labels if labels.dtype == np.uint8 else labels.astype(np.int32))
+
+
+def previous_stage(maps: Sequence[NDArray]) -> PreviousStage:
+    """Of label maps ``(*grid)``, the segmentation first."""
+    first, *others = maps
+    return PreviousStage(first, np.stack(others) if others else np.zeros((0, *first.shape), first.dtype))
 
 
 class Stage(NamedTuple):
@@ -103,7 +111,7 @@ def preprocess_stages(
 
 
 def on_grid(
-    maps: Sequence[NDArray], properties: dict[str, Any], plans: PlansManager, configuration: str, shape: Sequence[int]
+    maps: Iterable[NDArray], properties: dict[str, Any], plans: PlansManager, configuration: str, shape: Sequence[int]
 ) -> PreviousStage:
     """Segmentation and samples of the image -> on the grid of a preprocessed image.
 
@@ -114,9 +122,24 @@ def on_grid(
         shape: of its grid.
     """
     geometry = CaseGeometry(properties, plans, plans.get_configuration(configuration))
-    grids = [geometry.labels_to_grid(labels, shape) for labels in maps]
-    samples = np.stack(grids[1:]) if len(grids) > 1 else np.zeros((0, *grids[0].shape), grids[0].dtype)
-    return PreviousStage(grids[0], samples)
+    return previous_stage([geometry.labels_to_grid(labels, shape) for labels in maps])
+
+
+def outcome(
+    statistics: CaseStatistics, segmentation: NDArray, geometry: CaseGeometry, samples: Sequence[int]
+) -> Iterator[NDArray]:
+    """What goes on from a stage to the next, ``(*image)`` each, one after the other: the segmentation, then some samples.
+
+    Args:
+        statistics: of the case.
+        segmentation: ``(*image)``.
+        geometry: of the stage that found them.
+        samples: indices, see :func:`evenly`.
+    """
+    kind = statistics.labels.dtype
+    yield np.asarray(segmentation).astype(kind)
+    for n in samples:
+        yield geometry.labels_to_image(statistics.labels[n])
 
 
 # ---- predictions in a folder ------------------------------------------------------------------------------------------

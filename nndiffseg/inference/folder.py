@@ -118,8 +118,8 @@ def _after_stage(
     cases = with_previous(cases, Path(folder).expanduser(), predictor.dataset_json, stage)
     if any(len(case.previous) == 1 for case in cases):
         print(
-            f"{folder} holds no samples of some cases, so that all samples there start from the segmentation and show nothing of "
-            f"the uncertainty of {stage}; predict it with --save_samples."
+            f"{folder} holds no samples of some cases, so that all samples there start from the segmentation and show nothing "
+            f"of the uncertainty of {stage}; predict it with --save_samples."
         )
     job.settings["previous_stage"] = {"stage": stage, "model_sha256": None}
     return cases

@@ -260,8 +260,8 @@ def check_stages(first: LoadedModel, second: LoadedModel, folder: Path) -> None:
     )
     if one != two:
         raise UserError(
-            f"The model in {folder} has other labels, or preprocesses {stage} otherwise, than the plans of the second stage say; "
-            "train both stages with the same plans."
+            f"The model in {folder} has other labels, or preprocesses {stage} otherwise, than the plans of the second stage "
+            "say; train both stages with the same plans."
         )
 
 

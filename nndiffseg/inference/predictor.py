@@ -45,7 +45,7 @@ class Predictor(CasePredictor):
 
     Make one with :meth:`from_folder` (a trained model) or :meth:`from_network` (a network at hand).
 
-    That of a cascade's second stage runs the first one where its predictions are not given. The head then sees the first stage's
+    That of a cascade's second stage runs the first one where its predictions are not given. The head sees the first stage's
     segmentation, and samples start from samples of it (:mod:`nndiffseg.inference.stages`).
     """
 
@@ -83,8 +83,8 @@ class Predictor(CasePredictor):
     ) -> Predictor:
         """Loads a model folder, as ``nndiffseg_train`` writes it.
 
-        The second stage of a cascade predicts with the first one's model, the same folds, checkpoint and options, from the folder
-        beside its own; it is loaded when it is needed for the first time.
+        The second stage of a cascade predicts with the first one's model, the same folds, checkpoint and options, from the
+        folder beside its own; it is loaded when it is needed for the first time.
 
         Args:
             model_folder: ``.../DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION``.

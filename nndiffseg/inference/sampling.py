@@ -47,8 +47,8 @@ class SamplingOptions:
     def passes(self, samples: Sequence[int], starts: int = 0) -> list[Pass]:
         """The passes of the image network for a fold's samples.
 
-        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only. Of the head's
-        map alone, without any samples, all are averaged, as nnU-Net does.
+        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only. Without
+        any samples all are used for the head's map, as nnU-Net averages it.
 
         With samples of the stage before, the head sees that stage's segmentation, and every one of those samples is seen by one
         more pass, each mirrored in another way, from which samples are drawn.

@@ -1,7 +1,7 @@
 """The stages of a cascade: what one has segmented is input of the next, as label maps on the next one's grid.
 
-Segmentation and a few samples of a stage go on, in the image's own geometry, and are preprocessed as nnU-Net preprocesses the files of
-``-prev_stage_predictions``. So it makes no difference whether they come from files or from the stage before itself.
+Segmentation and a few samples of a stage go on, in the image's own geometry, and are preprocessed as nnU-Net preprocesses the
+files of ``-prev_stage_predictions``. So it makes no difference whether they come from files or from the stage before itself.
 """
 
 from __future__ import annotations

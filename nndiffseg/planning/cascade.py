@@ -1,7 +1,7 @@
 """The second stage of nnU-Net's cascade in the plans: 3d_fullres with the first stage's segmentation as further channels.
 
-nnU-Net gives it patch and batch of 3d_fullres, and its estimate of memory counts the outputs of convolutions alone. The channels,
-one for each foreground label, are inputs that stay until the backward pass: a hundred labels may be as much as the network.
+nnU-Net gives it patch and batch of 3d_fullres, and its estimate of memory counts the outputs of convolutions alone. The further
+channels, one for each foreground label, are inputs that stay until the backward pass: a hundred may be as much as the network.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def plan_cascade(
         configuration["batch_size"] = chosen.batch
     note = (
         f"{NAME}: {own['inherits_from']} with the segmentation of {own['previous_stage']} as {labels} more "
-        f"channel{'s' * (labels > 1)}, patch {cross(chosen.patch)}, batch size {chosen.batch}, about {chosen.gb:.1f} GB to train"
+        f"channel{'s' * (labels > 1)}, patch {cross(chosen.patch)}, batch size {chosen.batch}, about {chosen.gb:.1f} GB to "
+        "train"
     )
     section = replace(parent, arch=sized(chosen.patch))
     return Cascade(section, configuration, chosen.batch, image_gb(chosen.patch, chosen.batch), note)

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from nndiffseg.data.seeds import seed_of
 
-
 #: of a cascade's second stage; they shuffle their list of channels, which would make a batch depend on those before
 SHUFFLING = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
 

@@ -1,4 +1,4 @@
-"""Between the stages of a cascade in training: the first one's validation writes what the second one is trained and validated on.
+"""Between the stages of a cascade: the first one's validation writes what the second one is trained and validated on.
 
 ``predicted_next_stage/STAGE/CASE.b2nd`` in the first stage's model folder is nnU-Net's file, and nnU-Net's loader reads it.
 ``samples/CASE.npz`` beside it holds the samples that the second stage's samples start from when that is validated. Both were
@@ -144,8 +144,8 @@ def check_previous(trainer: Any, cases: Iterable[str]) -> None:
     first = trainer.configuration_manager.previous_stage_name
     if stage not in (plans.get_configuration(first).next_stage_names or []):
         raise UserError(
-            f'The plans do not say that {stage} comes after {first}; add "next_stage": "{stage}" to {first} there, and validate '
-            "its folds again with --val."
+            f'The plans do not say that {stage} comes after {first}; add "next_stage": "{stage}" to {first} there, and '
+            "validate its folds again with --val."
         )
     folder = Path(trainer.folder_with_segs_from_previous_stage)
     source = trainer.preprocessed_dataset_folder
@@ -160,8 +160,8 @@ def check_previous(trainer: Any, cases: Iterable[str]) -> None:
     command = f"nndiffseg_train {_number(plans.dataset_name)} {first} FOLD -tr {type(trainer).__name__} -p {plans.plans_name}"
     if missing:
         raise UserError(
-            f"{stage} needs the segmentations of {first}, and {len(missing)} cases have none in {folder}, such as {missing[0]}; "
-            f"run {command} for FOLD {_folds_of(trainer, missing)}."
+            f"{stage} needs the segmentations of {first}, and {len(missing)} cases have none in {folder}, such as "
+            f"{missing[0]}; run {command} for FOLD {_folds_of(trainer, missing)}."
         )
     if other:
         raise UserError(

@@ -8,8 +8,8 @@
    seen every case, so nothing is fitted on them.
 4. ``summary.json`` is nnU-Net's, ``uncertainty.json`` holds the rest.
 
-In a cascade the first stage's validation also writes what the second one starts from, and the second one's validation predicts with
-it as a prediction does (:mod:`nndiffseg.training.stages`).
+In a cascade the first stage's validation also writes what the second one starts from, and the second one's validation predicts
+with it as a prediction does (:mod:`nndiffseg.training.stages`).
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from nndiffseg.data.cases import find_cases
 from nndiffseg.errors import UserError
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.sampling import SamplingOptions
-from nndiffseg.inference.stages import PreviousStage, evenly, on_grid, read_stages, with_previous
+from nndiffseg.inference.stages import PreviousStage, Stage, evenly, on_grid, read_stages, with_previous
 
-OPTIONS = ("--samples", "6", "-device", "cpu", "--disable_progress_bar", "-step_size", "1")
+OPTIONS = ("--samples", "6", "-device", "cpu", "--disable_progress_bar", "-step_size", "1", "--disable_tta")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,16 @@ def array(file: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
+def write(values: np.ndarray, geometry: sitk.Image, file: Path) -> None:
+    image = sitk.GetImageFromArray(values)
+    image.CopyInformation(geometry)
+    sitk.WriteImage(image, str(file))
+
+
+def change(file: Path, change: Callable[[sitk.Image], sitk.Image]) -> None:
+    sitk.WriteImage(change(sitk.ReadImage(str(file))), str(file))
+
+
 def images_of(folder: Path) -> Iterator[Path]:
     return (file.relative_to(folder) for file in sorted(folder.rglob("*.nii.gz")))
 
@@ -80,64 +90,72 @@ def test_the_first_stages_files_and_the_first_stage_itself_give_the_same(world: 
     assert [s["stage"] for s in settings] == [FIRST, FIRST] and settings[0]["model_sha256"] and not settings[1]["model_sha256"]
 
 
-def test_samples_start_from_samples_of_the_first_stage(world: CascadeWorld, first: Path, alone: Path, capsys) -> None:
+@pytest.fixture(scope="module")
+def predictor(world: CascadeWorld) -> Predictor:
+    return Predictor.from_folder(world.model(SECOND), device="cpu", samples=6, step_size=1, mirroring=False)
+
+
+def given(predictor: Predictor, world: CascadeWorld, folder: Path) -> Stage:
+    """The first case, with what the first stage predicted in a folder."""
+    case, _ = find_cases(world.images, predictor.dataset_json)
+    (case,) = with_previous([case], folder, predictor.dataset_json, FIRST)
+    return read_stages(case, predictor.plans.plans, SECOND, predictor.dataset_json)
+
+
+def test_samples_start_from_samples_of_the_first_stage(
+    world: CascadeWorld, first: Path, predictor: Predictor, tmp_path: Path
+) -> None:
     """Other samples there change samples here, and nothing else does; without any, all start from the segmentation."""
-    other = world.root / "other"
+    other = tmp_path / "other"
     shutil.copytree(first, other)
-    changed = evenly(6)[1]
-    file = other / "samples" / f"case_000_s{changed:02d}.nii.gz"
-    empty = sitk.ReadImage(str(file)) * 0
-    sitk.WriteImage(empty, str(file))
-    out = world.root / "other_samples"
-    assert second(world, out, "-prev_stage_predictions", str(other)) == 0
-    differ = [
-        n
-        for n in range(6)
-        if (array(out / f"samples/case_000_s{n:02d}.nii.gz") != array(alone / f"samples/case_000_s{n:02d}.nii.gz")).any()
-    ]
+    change(other / "samples" / f"case_000_s{evenly(6)[1]:02d}.nii.gz", lambda image: image * 0)
+    one, two = (predictor.predict_stage(given(predictor, world, folder), "case_000") for folder in (first, other))
     # two folds have three samples each, which start from the first three of the four
-    assert differ == [2, 3]
-    assert (array(out / "samples/case_001_s02.nii.gz") == array(alone / "samples/case_001_s02.nii.gz")).all()
+    assert [n for n in range(6) if (one.labels[n] != two.labels[n]).any()] == [2, 3]
+    assert (one.probabilities != two.probabilities).any()
     shutil.rmtree(other / "samples")
-    capsys.readouterr()
-    assert second(world, world.root / "no_samples", "-prev_stage_predictions", str(other)) == 0
+    stage = given(predictor, world, other)
+    assert stage.previous is not None and stage.previous.starts == 0
+    none = predictor.predict_stage(stage, "case_000")
+    assert all((one.labels[n] != none.labels[n]).any() for n in range(6))
+
+
+def test_a_changed_prediction_of_the_first_stage_is_predicted_again(world: CascadeWorld, first: Path, tmp_path, capsys) -> None:
+    folder, out = tmp_path / "first", tmp_path / "out"
+    shutil.copytree(first, folder)
+    shutil.rmtree(folder / "samples")
+    flags = ("-prev_stage_predictions", str(folder), "-num_parts", "2", "-part_id", "1", "--continue_prediction")
+    assert second(world, out, *flags) == 0
     assert "all samples there start from the segmentation" in capsys.readouterr().out
-
-
-def test_a_changed_prediction_of_the_first_stage_is_predicted_again(world: CascadeWorld, first: Path, capsys) -> None:
-    given, out = world.root / "first_copy", world.root / "resumed"
-    shutil.copytree(first, given)
-    assert second(world, out, "-prev_stage_predictions", str(given)) == 0
-    file = given / "case_001.nii.gz"
-    sitk.WriteImage(sitk.ReadImage(str(file)) * 0, str(file))
-    capsys.readouterr()
-    assert second(world, out, "-prev_stage_predictions", str(given), "--continue_prediction") == 0
+    change(folder / "case_001.nii.gz", lambda image: image * 0)
+    assert second(world, out, *flags) == 0
     text = capsys.readouterr().out
     assert "predicted again: case_001." in text and "1 cases predicted" in text
-    assert second(world, out, "--continue_prediction") == 2
+    assert second(world, out, *flags[2:]) == 2
     assert "previous_stage" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.8, 1.1)])
-def test_label_maps_are_preprocessed_as_nnunet_preprocesses_the_files(make_dataset, tmp_path, spacing) -> None:
-    made = make_world(make_dataset, tmp_path, preprocess=False, cases=2, shape=(20, 26, 22), spacing=spacing)
-    manager = PlansManager(json.loads((made.preprocessed / "nnDiffSegPlansS.json").read_text()))
-    content = json.loads((made.root / "raw" / made.dataset / "dataset.json").read_text())
-    image, label = made.images / "case_000_0000.nii.gz", made.root / "raw" / made.dataset / "labelsTr" / "case_000.nii.gz"
-    volume = sitk.ReadImage(str(image))
-    values = sitk.GetArrayFromImage(volume)
-    values[:4] = 0  # outside the image for nnU-Net, which crops it
-    write(values, volume, image)
-    configuration = manager.get_configuration(SECOND)
-    data, theirs, properties = DefaultPreprocessor(False).run_case([str(image)], str(label), manager, configuration, content)
-    ours = on_grid([array(label)], properties, manager, SECOND, data.shape[1:]).segmentation
+def test_label_maps_are_preprocessed_as_nnunet_preprocesses_the_files(world: CascadeWorld, tmp_path: Path, spacing) -> None:
+    plans = PlansManager(json.loads((world.model(SECOND) / "plans.json").read_text()))
+    content = json.loads((world.model(SECOND) / "dataset.json").read_text())
+    files = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz"
+    for file, folder, name in zip(files, ("imagesTr", "labelsTr"), ("case_000_0000", "case_000"), strict=True):
+        image = sitk.ReadImage(str(world.images.parent / folder / f"{name}.nii.gz"))
+        image.SetSpacing(spacing)
+        values = sitk.GetArrayFromImage(image)
+        values[:4] = 0 if folder == "imagesTr" else values[:4]  # outside the image for nnU-Net, which crops it
+        write(values, image, file)
+    image_file, label = map(str, files)
+    configuration = plans.get_configuration(SECOND)
+    data, theirs, properties = DefaultPreprocessor(False).run_case([image_file], label, plans, configuration, content)
+    ours = on_grid([array(files[1])], properties, plans, SECOND, data.shape[1:]).segmentation
     onehot = [convert_labelmap_to_one_hot(labels, [1, 2]) for labels in (theirs[0], ours)]
     assert (onehot[0] == onehot[1]).all() and onehot[1].any((1, 2, 3)).all()
     assert properties["shape_before_cropping"] != properties["shape_after_cropping_and_before_resampling"]
 
 
-def test_python_runs_both_stages(world: CascadeWorld, alone: Path) -> None:
-    predictor = Predictor.from_folder(world.model(SECOND), device="cpu", samples=6, step_size=1)
+def test_python_runs_both_stages(world: CascadeWorld, alone: Path, predictor: Predictor) -> None:
     prediction = predictor.predict(world.images / "case_000_0000.nii.gz", case_id="case_000", return_samples=True)
     assert (prediction.segmentation == array(alone / "case_000.nii.gz")).all()
     assert prediction.samples is not None
@@ -146,12 +164,10 @@ def test_python_runs_both_stages(world: CascadeWorld, alone: Path) -> None:
         predictor.predict_preprocessed(np.zeros((1, 20, 26, 22), np.float32), "x")
 
 
-def test_the_bar_counts_the_tiles_of_both_stages(world: CascadeWorld, first: Path) -> None:
-    predictor = Predictor.from_folder(world.model(SECOND), device="cpu", samples=6, step_size=1)
+def test_the_bar_counts_the_tiles_of_both_stages(world: CascadeWorld, first: Path, predictor: Predictor) -> None:
     (case, _), plans = find_cases(world.images, predictor.dataset_json), predictor.plans.plans
-    (given,) = with_previous([case], first, predictor.dataset_json, FIRST)
-    for one in (case, given):
-        stage, calls = read_stages(one, plans, SECOND, predictor.dataset_json), []
+    for stage in (given(predictor, world, first), read_stages(case, plans, SECOND, predictor.dataset_json)):
+        calls: list[int] = []
         predictor.predict_stage(stage, "case_000", on_tile=lambda calls=calls: calls.append(1))
         assert len(calls) == predictor.tiles_of(stage) > 0
 
@@ -159,22 +175,17 @@ def test_the_bar_counts_the_tiles_of_both_stages(world: CascadeWorld, first: Pat
 def test_nnunets_own_prediction_is_the_head_of_the_second_stage(world: CascadeWorld, first: Path) -> None:
     theirs = nnUNetPredictor(tile_step_size=1, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False, verbose=False)
     theirs.initialize_from_trained_model_folder(str(world.model(SECOND)), (0,))
-    (case, _) = find_cases(world.images, theirs.dataset_json)
-    (given,) = with_previous([case], first, theirs.dataset_json, FIRST)
-    data, seg, _ = DefaultPreprocessor(False).run_case(
-        [str(f) for f in case.files],
-        str(given.previous[0]),
-        theirs.plans_manager,
-        theirs.configuration_manager,
-        theirs.dataset_json,
-    )
-    onehot = convert_labelmap_to_one_hot(seg[0], theirs.label_manager.foreground_labels, data.dtype)
-    logits = theirs.predict_logits_from_preprocessed_data(torch.from_numpy(np.vstack((data, onehot))))
     ours = Predictor.from_folder(world.model(SECOND), [0], device="cpu", step_size=1, mirroring=False, precision="float32")
-    stage = read_stages(given, ours.plans.plans, SECOND, ours.dataset_json)
+    stage, plans = given(ours, world, first), theirs.plans_manager
+    image, label = str(world.images / "case_000_0000.nii.gz"), str(first / "case_000.nii.gz")
+    data, seg, _ = DefaultPreprocessor(False).run_case([image], label, plans, theirs.configuration_manager, theirs.dataset_json)
+    onehot = convert_labelmap_to_one_hot(seg[0], theirs.label_manager.foreground_labels, data.dtype)
+    logits = theirs.predict_logits_from_preprocessed_data(torch.from_numpy(np.vstack((data, onehot)))).float()
     head = ours.predict_parts(stage.data, "case_000", stage.previous).deterministic
-    assert torch.allclose(torch.softmax(logits.float(), 0), head, atol=5e-3)
-    assert not torch.allclose(torch.softmax(logits.float(), 0), head.flip(1), atol=5e-3)
+    # nnU-Net sums in half precision, which is coarse far from the centres of tiles
+    error = (torch.softmax(logits, 0) - head).abs().mean()
+    wrong = (torch.softmax(logits, 0) - head.flip(1)).abs().mean()
+    assert error < 0.05 * wrong
 
 
 def test_the_second_stages_noise_is_not_the_first_ones(world: CascadeWorld) -> None:
@@ -201,16 +212,6 @@ def test_passes_of_the_image_network() -> None:
 def test_labels_above_255_are_maps_too() -> None:
     labels = np.full((2, 3, 4), 300, np.uint16)
     assert (PreviousStage(labels, labels[None]).start(1) == 300).all()
-
-
-def write(values: np.ndarray, geometry: sitk.Image, file: Path) -> None:
-    image = sitk.GetImageFromArray(values)
-    image.CopyInformation(geometry)
-    sitk.WriteImage(image, str(file))
-
-
-def change(file: Path, change: Callable[[sitk.Image], sitk.Image]) -> None:
-    sitk.WriteImage(change(sitk.ReadImage(str(file))), str(file))
 
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -28,7 +28,9 @@ def _parser() -> Parser:
         "-m", type=user_path, metavar="FOLDER", help="model folder, instead of -d -c -tr -p; a calibrated stock nnU-Net's too"
     )
     model.add_argument("-d", metavar="DATASET", help="id or name of the dataset that the model was trained on")
-    model.add_argument("-c", metavar="CONFIGURATION", help="2d, 3d_lowres, 3d_fullres, or one of your own in the plans")
+    model.add_argument(
+        "-c", metavar="CONFIGURATION", help="2d, 3d_lowres, 3d_fullres, 3d_cascade_fullres, or your own in the plans"
+    )
     model.add_argument("-tr", metavar="TRAINER")
     model.add_argument("-p", metavar="PLANS")
     model.add_argument(
@@ -77,6 +79,14 @@ def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--flag_below", type=float, metavar="DICE", help="name and mark cases with a lower expected Dice")
     group.add_argument("--continue_prediction", "--c", action="store_true", help="skip cases that are complete")
+    group.add_argument(
+        "-prev_stage_predictions",
+        "--prev_stage_predictions",
+        type=user_path,
+        metavar="FOLDER",
+        help="for the second stage of a cascade: what the first one predicted for these cases, with --save_samples; default: "
+        "the first stage is predicted too",
+    )
     group.add_argument("-num_parts", "--num_parts", type=int, default=1, help="split the cases over this many runs")
     group.add_argument("-part_id", "--part_id", type=int, default=0, help="index of this run, from 0")
     group.add_argument(
@@ -126,6 +136,7 @@ def _main(argv: Sequence[str] | None) -> None:
         fuse=args.fuse,
         flag_below=args.flag_below,
         continue_prediction=args.continue_prediction,
+        prev_stage_predictions=args.prev_stage_predictions,
         num_parts=args.num_parts,
         part_id=args.part_id,
         shared=args.shared,

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("Trains one fold of an nndiffseg model and validates it with the stochastic predictor.")
     parser.add_argument("dataset", help="id or name, such as 4 or Dataset004_Hippocampus")
-    parser.add_argument("configuration", help="2d, 3d_lowres or 3d_fullres, as the plans name them")
+    parser.add_argument("configuration", help="2d, 3d_lowres, 3d_fullres or 3d_cascade_fullres, as the plans name them")
     parser.add_argument(
         "fold",
         help="0 to 4, or all; all with --seed 1, 2, ... trains further members of an ensemble, which predict together with "

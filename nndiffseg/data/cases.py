@@ -22,10 +22,14 @@ from nndiffseg.errors import UserError
 
 @dataclass(frozen=True)
 class Case:
-    """One case to predict. Its id, the stem of its files' names, is part of the key of its noise."""
+    """One case to predict. Its id, the stem of its files' names, is part of the key of its noise.
+
+    ``previous``: what the stage before predicted, for the second stage of a cascade (:mod:`nndiffseg.data.stages`).
+    """
 
     id: str
     files: tuple[Path, ...]
+    previous: tuple[Path, ...] = ()
 
 
 def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
-from nndiffseg.data.cases import Case, preprocess, read_case
+from nndiffseg.data.cases import Case, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
@@ -23,6 +23,7 @@ from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.summary import case_summary
 from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
 from nndiffseg.inference.prediction import Prediction, array_of, without_slice_axis
+from nndiffseg.inference.stages import Stage, preprocess_stages
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
 
@@ -105,6 +106,14 @@ class CasePredictor(ABC):
     def tiles(self, data: np.ndarray | torch.Tensor) -> int:
         """How often ``on_tile`` will be called for this case, over all folds."""
 
+    def predict_stage(self, stage: Stage, case_id: str, *, on_tile: Callable[[], None] | None = None) -> CaseStatistics:
+        """As :meth:`predict_preprocessed`, of a case as :func:`~nndiffseg.inference.stages.read_stages` reads it."""
+        return self.predict_preprocessed(stage.data, case_id, on_tile=on_tile)
+
+    def tiles_of(self, stage: Stage) -> int:
+        """How often :meth:`predict_stage` will call ``on_tile``."""
+        return self.tiles(stage.data)
+
     def predict(
         self,
         image: np.ndarray | sitk.Image | Sequence[sitk.Image] | str | Path | Sequence[str | Path],
@@ -130,9 +139,9 @@ class CasePredictor(ABC):
         """
         check_fusion(fuse)
         data, properties, squeeze = self._read(image, spacing, case_id)
-        data, properties = preprocess(data, properties, self.plans, self.configuration_name, self.dataset_json)
-        statistics = self.predict_preprocessed(data, case_id)
-        geometry = CaseGeometry(properties, self.plans, self.configuration)
+        stage = preprocess_stages(data, properties, self.plans, self.configuration_name, self.dataset_json)
+        statistics = self.predict_stage(stage, case_id)
+        geometry = CaseGeometry(stage.properties, self.plans, self.configuration)
         segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True, fuse=fuse)
         assert probabilities is not None
         summary = case_summary(statistics, segmentation, geometry, self.dataset_json)

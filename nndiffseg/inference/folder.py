@@ -7,11 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
+from nndiffseg.data.cases import Case, check_headers, find_cases
 from nndiffseg.data.files import check_space, write_json
 from nndiffseg.data.listing import list_images
 from nndiffseg.data.memory import LittleMemoryError, little_memory_told
@@ -20,8 +19,10 @@ from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
 from nndiffseg.inference.case_predictor import CasePredictor
+from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
 from nndiffseg.inference.shared import predict_shared
+from nndiffseg.inference.stages import Stage, read_stages, with_previous
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
@@ -42,6 +43,7 @@ def predict_folder(
     save_probabilities: bool | Sequence[str] = False,
     fuse: str = "mean",
     continue_prediction: bool = False,
+    prev_stage_predictions: str | Path | None = None,
     flag_below: float | None = None,
     num_parts: int = 1,
     part_id: int = 0,
@@ -63,6 +65,8 @@ def predict_folder(
         save_samples: also write the samples' label maps.
         save_probabilities: see :class:`~nndiffseg.export.writer.ExportJob`.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
+        prev_stage_predictions: folder with what the first stage of a cascade predicted for the same cases, for its second one;
+            None to run the first stage too.
         flag_below: mark cases with a lower expected Dice in the report.
         continue_prediction: leave out cases all of whose files exist, made with these settings from these images.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
@@ -84,6 +88,8 @@ def predict_folder(
         print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
+    if (stage := predictor.configuration.previous_stage_name) is not None or prev_stage_predictions is not None:
+        own_cases = _after_stage(predictor, job, own_cases, stage, prev_stage_predictions)
     numbers = predictor.number_of_samples, len(predictor.folds)
     if shared and num_parts > 1:
         raise UserError("--shared divides the cases as they come; leave out -num_parts and -part_id.")
@@ -124,6 +130,33 @@ def _tell_missing(output: Path, ending: str, own_cases: Sequence[Case], every_ca
         print(f"{len(missing)} of {len(every_case)} cases are left to other parts: {', '.join(missing[:NAMED])}{more}.")
 
 
+def _after_stage(
+    predictor: CasePredictor, job: ExportJob, cases: Sequence[Case], stage: str | None, folder: str | Path | None
+) -> Sequence[Case]:
+    """Cases with what the stage before predicted; the settings of ``job`` then say where that comes from.
+
+    Raises:
+        UserError: there is no stage before, or its predictions or its model are missing.
+    """
+    if stage is None:
+        raise UserError(
+            f"{predictor.configuration_name} is no second stage of a cascade, so leave out -prev_stage_predictions."
+        )
+    if folder is None:
+        assert isinstance(predictor, Predictor)
+        print(f"First stage: {predictor.previous.origin['model']}.")
+        job.settings["previous_stage"] = {"stage": stage, "model_sha256": predictor.previous.model_key()}
+        return cases
+    cases = with_previous(cases, Path(folder).expanduser(), predictor.dataset_json, stage)
+    if any(len(case.previous) == 1 for case in cases):
+        print(
+            f"{folder} holds no samples of some cases, so that all samples there start from the segmentation and show nothing "
+            f"of the uncertainty of {stage}; predict it with --save_samples."
+        )
+    job.settings["previous_stage"] = {"stage": stage, "model_sha256": None}
+    return cases
+
+
 def _tell(bad: Mapping[str, str], number: int) -> None:
     """Raises UserError where cases are bad; case -> sentence, of so many cases."""
     if bad:
@@ -156,20 +189,20 @@ def _predict_cases(
     """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
     bad: dict[str, str] = {}
     arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
-    preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes, flags=FLAGS)
+    preprocessed = in_order(read_stages, arguments, preprocessing_processes, flags=FLAGS)
     with Backlog(export_processes, FLAGS, bad.update) as exports, closing(preprocessed):
         for case, result in zip(cases, preprocessed, strict=True):
-            data = statistics = None  # of the case before
+            stage = statistics = None  # of the case before
             try:
                 with little_memory_told(case.id, REMEDY):
-                    data, properties = result()
-                    statistics = _predict_with_bar(predictor, data, case.id, progress)
+                    stage = result()
+                    statistics = _predict_with_bar(predictor, stage, case.id, progress)
             except WorkerKilledError:
                 raise
             except UserError as error:
                 bad[case.id] = str(error)
                 continue
-            exports.add(_export, job, case.id, statistics, properties, {IMAGE: image_key(case)})
+            exports.add(_export, job, case.id, statistics, stage.properties, {IMAGE: image_key(case)})
     return bad
 
 
@@ -183,9 +216,9 @@ def _export(job: ExportJob, case_id: str, *arguments: Any) -> dict[str, str]:
     return {}
 
 
-def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
-    with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
-        statistics = predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
+def _predict_with_bar(predictor: CasePredictor, stage: Stage, case_id: str, progress: bool) -> Any:
+    with tqdm(total=predictor.tiles_of(stage), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
+        statistics = predictor.predict_stage(stage, case_id, on_tile=bar.update)
     if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
         raise UserError(
             f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "

@@ -20,8 +20,8 @@ IMAGE = "image_sha256"
 
 
 def image_key(case: Case) -> str:
-    """Hash of a case's images and of the spacing that stands beside them."""
-    return hash_of([hash_file(file) for file in with_side_files(list(case.files), label=False)])
+    """Hash of a case's images, of the spacing that stands beside them, and of what the stage before predicted."""
+    return hash_of([hash_file(file) for file in (*with_side_files(list(case.files), label=False), *case.previous)])
 
 
 def left_to_predict(job: ExportJob, cases: Sequence[Case], samples: int, folds: int) -> list[Case]:

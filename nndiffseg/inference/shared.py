@@ -87,7 +87,7 @@ def _report_once(claims: Claims, key: str, report: Callable[[], None]) -> None:
 def _key(job: ExportJob, case: Case) -> str:
     """What the files of a case follow from: settings, and images as they lie there now."""
     settings = {name: value for name, value in job.settings.items() if name not in FREE}
-    stamps = [_stamp(file) for file in with_side_files(list(case.files), label=False)]
+    stamps = [_stamp(file) for file in (*with_side_files(list(case.files), label=False), *case.previous)]
     return hash_of([settings, job.save_samples, sorted(job.probabilities), stamps])
 
 

@@ -39,6 +39,7 @@ from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
+from nndiffseg.training.stages import check_previous
 from nndiffseg.training.state import checkpoint_of, not_finite, restore
 
 
@@ -311,9 +312,16 @@ class DiffusionTrainer(EpochLoop):
         )
         restore(self, checkpoint)
 
+    def run_training(self) -> None:
+        if self.is_cascaded:
+            check_previous(self, {case for side in self.do_split() for case in side})
+        super().run_training()
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         from nndiffseg.training.validation import validate_fold
 
+        if self.is_cascaded:
+            check_previous(self, self.do_split()[1])
         validate_fold(self, save_probabilities)
 
     def predict_patch(self, network: Any, data: Tensor) -> tuple[Tensor, Tensor]:

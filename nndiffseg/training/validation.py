@@ -7,6 +7,9 @@
 3. The calibration fitted on all cases goes into the checkpoint and into ``calibration.json``. Fold ``all`` and its members have
    seen every case, so nothing is fitted on them.
 4. ``summary.json`` is nnU-Net's, ``uncertainty.json`` holds the rest.
+
+In a cascade the first stage's validation also writes what the second one starts from, and the second one's validation predicts
+with it as a prediction does (:mod:`nndiffseg.training.stages`).
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.fold_folder import sole_user
+from nndiffseg.training.stages import read_previous, write_next_stages
 from nndiffseg.training.summary import write_summary
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
@@ -68,6 +72,7 @@ class TrainedFold(Protocol):
     fold_name: str
     device: torch.device
     is_ddp: bool
+    is_cascaded: bool
     local_rank: int
     output_folder: str
     plans_manager: Any
@@ -161,7 +166,8 @@ def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
     for key in keys:
         trainer.print_to_log_file(f"predicting {key}")
         data, segmentation, _, properties = dataset.load_case(key)
-        parts = predictor.predict_parts(np.asarray(data[:]), key)
+        previous = read_previous(trainer, key) if trainer.is_cascaded else None
+        parts = predictor.predict_parts(np.asarray(data[:]), key, previous)
         label = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
         case = _Scored.of(trainer, key, parts, label, properties)
         write_table(_table(trainer, case), folder / FOLDER)
@@ -290,6 +296,7 @@ def _export(trainer: TrainedFold, predictor: Predictor, job: ExportJob, calibrat
         parts = restore_parts(job.output / PARTS / f"{case}.npz")
         statistics = predictor.statistics_of(parts, case, calibration)
         export_case(job, case, statistics, properties)
+        write_next_stages(trainer, case, statistics, properties, job.output / f"{case}{job.file_ending}")
 
 
 # ---- 3. and 4. calibration and evaluation -----------------------------------------------------------------------------

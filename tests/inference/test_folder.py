@@ -348,7 +348,7 @@ def test_a_case_that_does_not_fit_into_memory_or_is_not_finite_is_named_and_the_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["read_and_preprocess", "export_case"])
+@pytest.mark.parametrize("where", ["read_stages", "export_case"])
 def test_a_case_whose_reading_or_export_needs_too_much_memory_is_named_and_the_others_are_predicted(
     predictor, raw_images, tmp_path, monkeypatch, reference, where
 ):

@@ -38,7 +38,7 @@ class Predictor:
     def settings(self) -> dict:
         return {}
 
-    def predict_parts(self, data: np.ndarray, case: str) -> CaseParts:
+    def predict_parts(self, data: np.ndarray, case: str, previous: None) -> CaseParts:
         right, wrong = probabilities(truth()), probabilities(1 - truth())
         head, samples = (right, wrong) if HEAD_IS_RIGHT[case] else (wrong, right)
         labels = np.stack([truth()[0], truth()[0] * 0]).astype(np.uint8)
@@ -86,9 +86,10 @@ def trainer(tmp_path):
         fold_name="3",
         local_rank=0,
         is_ddp=False,
+        is_cascaded=False,
         output_folder=str(tmp_path),
         plans_manager=SimpleNamespace(plans={}, transpose_forward=[0, 1, 2]),
-        configuration_manager=None,
+        configuration_manager=SimpleNamespace(next_stage_names=None),
         configuration_name="3d_fullres",
         dataset_json={"labels": {"background": 0, "thing": 1}, "file_ending": ".nii.gz"},
         label_manager=labels,

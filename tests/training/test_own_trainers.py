@@ -6,13 +6,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from batchgeneratorsv2.transforms.noise.blank_rectangle import BlankRectangleTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.spatial.transpose import TransposeAxesTransform
+from nnunetv2.training.nnUNetTrainer.variants.benchmarking import nnUNetTrainerBenchmark_5epochs
 
 from nndiffseg import trainers
 from nndiffseg.cli import plan_and_preprocess, predict, train
@@ -73,6 +76,21 @@ def made(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return kept
 
     return make
+
+
+@pytest.fixture
+def trained(base: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Trains without a validation at the end; returns the trainer."""
+
+    def train_only(trainer: str, *words: str) -> Any:
+        kept: list[Any] = []
+        monkeypatch.setattr(
+            "nndiffseg.training.trainer.DiffusionTrainer.perform_actual_validation", lambda t, _: kept.append(t)
+        )
+        assert run(base, trainer, *words) == 0
+        return kept[0]
+
+    return train_only
 
 
 def transforms_of(loader: Any, kind: type) -> list[Any]:
@@ -155,8 +173,111 @@ def test_nnunets_variants_of_augmentation_mix_in(made: Callable[..., Any]) -> No
     trainer, loader = made("OwnNoDA")
     assert mirrored(trainer, loader) == () and not transforms_of(loader, SpatialTransform)
     assert list(loader.patch_size) == list(trainer.configuration_manager.patch_size)  # no margin to rotate in
-    assert transforms_of(made("OwnDA5")[1], TransposeAxesTransform) or transforms_of(made("OwnDA5")[1], SpatialTransform)
+    assert len(transforms_of(made("OwnDA5")[1], BlankRectangleTransform)) == 1
     (spatial,) = transforms_of(made("OwnDASegOrd0")[1], SpatialTransform)
     assert spatial.mode_seg == "nearest"
     assert mirrored(*made("OwnNoDummy2DDA")) == (0, 1, 2)
-    assert transforms_of(made("nnDiffSegTrainer")[1], SpatialTransform)
+    plain = made("nnDiffSegTrainer")[1]
+    (spatial,) = transforms_of(plain, SpatialTransform)
+    assert spatial.mode_seg != "nearest" and not transforms_of(plain, BlankRectangleTransform)
+
+
+SHORT = ("--epochs", "2", "--iterations_per_epoch", "2")
+
+
+def test_the_attributes_of_an_own_trainer_are_kept(
+    base: Path, trained: Callable[..., Any], made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"validation_step": 0, "save_latest": 0}
+    for name in calls:
+        method = getattr(trainers.nnDiffSegTrainer, name)
+
+        def counted(trainer: Any, *rest: Any, name: str = name, method: Callable[..., Any] = method) -> Any:
+            calls[name] += 1
+            return method(trainer, *rest)
+
+        monkeypatch.setattr(trainers.nnDiffSegTrainer, name, counted)
+    own = trained("OwnNumbers")
+    assert own.current_epoch == 2 and own.iteration == 6 and calls == {"validation_step": 10, "save_latest": 2}
+    (group,) = own.optimizer.param_groups
+    assert group["weight_decay"] == 0.02 and group["initial_lr" if "initial_lr" in group else "lr"] < 3e-4
+    assert own.initial_lr == 3e-4 and own.seed == 11
+    assert load_checkpoint(fold(base, "OwnNumbers") / "checkpoint_final.pth")["seed"] == 11
+    loader = own._plain_loaders()[0]
+    assert loader.oversample_foreground_percent == 1 and all(map(loader.get_do_oversample, range(loader.batch_size)))
+    assert made("OwnNumbers", "--epochs", "1", "--seed", "3")[0].seed == 3
+    plain, _ = made("nnDiffSegTrainer", *SHORT)
+    assert (plain.num_val_iterations_per_epoch, plain.oversample_foreground_percent, plain.seed) == (1, 0.33, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [("OwnDice", "MemoryEfficientSoftDiceLoss"), ("OwnCE", "RobustCrossEntropyLoss"), ("OwnTopk", "TopKLoss")],
+)
+def test_nnunets_losses_mix_in_as_that_of_the_segmentation(trained: Callable[..., Any], name: str, loss: str) -> None:
+    own = trained(name, *SHORT)
+    assert isinstance(own.loss, Losses) and type(own.loss.segmentation.full).__name__ == loss
+    assert type(own.loss.segmentation.deep).__name__ == "DeepSupervisionWrapper"
+    terms = {"deterministic", "reconstruction", "latent", "label", "jaccard"}
+    assert terms <= own._row["losses"].keys() and np.isfinite(own._row["losses"]["deterministic"])
+
+
+def test_nnunets_optimisers_and_schedules_mix_in(trained: Callable[..., Any], made: Callable[..., Any]) -> None:
+    own = trained("OwnAdam", *SHORT)
+    assert own.optimizer.param_groups[0]["amsgrad"] and own.initial_lr == 3e-4
+    rates = own.logger.local_logger.my_fantastic_logging["lrs"]
+    assert rates == pytest.approx([3e-4, 3e-4 * 0.5**0.9])  # nnU-Net's polynomial
+    own = trained("OwnCosAnneal", *SHORT)
+    assert isinstance(own.optimizer, torch.optim.SGD)
+    peak = own.initial_lr
+    assert own.logger.local_logger.my_fantastic_logging["lrs"] == pytest.approx([peak, peak / 2])
+    plain, _ = made("nnDiffSegTrainer")
+    assert isinstance(plain.optimizer, torch.optim.AdamW) and plain.lr_scheduler is None
+
+
+def test_without_deep_supervision_the_full_resolution_alone_is_trained(trained: Callable[..., Any]) -> None:
+    own = trained("OwnNoDeepSupervision", *SHORT)
+    batch = own.as_batch(next(own.dataloader_train))
+    assert [t.shape[2:] for t in batch.targets] == [batch.image.shape[2:]]
+    with torch.no_grad():
+        out = own.bare_network(batch.image, batch.onehot, deep_supervision=True, generator=batch.generator("noise"), seed=0)
+        logits, segmentation = [x.float() for x in out.logits], own.loss.segmentation
+        assert torch.equal(segmentation.deep(logits, batch.targets), segmentation.full(logits[0], batch.targets[0]))
+
+
+def test_probabilistic_oversampling_mixes_in(made: Callable[..., Any]) -> None:
+    trainer, loader = made("OwnOversampling")
+    assert trainer.oversample_foreground_percent == 0.33 and trainer.probabilistic_oversampling
+    assert loader.get_do_oversample == loader._probabilistic_oversampling
+    plain = made("nnDiffSegTrainer")[1]
+    assert plain.get_do_oversample != plain._probabilistic_oversampling
+
+
+def test_nnunets_benchmark_mixes_in(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wants a GPU, whose name and presence it is told here."""
+    gpu = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "none")
+    backends = SimpleNamespace(cudnn=SimpleNamespace(version=lambda: 0))
+    fake = SimpleNamespace(cuda=gpu, backends=backends, device=torch.device, __version__=torch.__version__)
+    monkeypatch.setattr(nnUNetTrainerBenchmark_5epochs, "torch", fake)
+    assert run(base, "OwnBenchmark", "--iterations_per_epoch", "1") == 0
+    (result,) = json.loads((fold(base, "OwnBenchmark") / "benchmark_result.json").read_text()).values()
+    assert 0 < result["fastest_epoch"] < 600
+    assert not list(fold(base, "OwnBenchmark").glob("*.pth")) and not (fold(base, "OwnBenchmark") / "validation").exists()
+
+
+def test_batch_normalisation_is_a_setting_of_the_plans(base: Path, made: Callable[..., Any]) -> None:
+    file = base / "preprocessed" / DATASET / f"{PLANS}.json"
+    before = file.read_text()
+    plans = json.loads(before)
+    architecture = json.loads(json.dumps(plans["configurations"]["3d_fullres"]["architecture"]))
+    architecture["arch_kwargs"] |= {"norm_op": "torch.nn.BatchNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True}}
+    plans["configurations"]["batchnorm"] = {"inherits_from": "3d_fullres", "architecture": architecture}
+    file.write_text(json.dumps(plans))
+    try:
+        trainer, _ = made("nnDiffSegTrainer", configuration="batchnorm")
+    finally:
+        file.write_text(before)
+    assert any(isinstance(m, torch.nn.BatchNorm3d) for m in trainer.bare_network.image_network.modules())
+    trainer.on_train_start()
+    terms = trainer.train_step(next(trainer.dataloader_train))
+    assert np.isfinite(terms["total"])

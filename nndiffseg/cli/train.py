@@ -243,11 +243,18 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
     Raises:
         UserError: there is no such trainer, or it does not train a diffusion model.
     """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     import nndiffseg.trainers as own
     from nndiffseg.inference.model_folder import trainer_by_name
     from nndiffseg.training.trainer import DiffusionTrainer
 
     trainer = trainer_by_name(name)
+    if isinstance(trainer, type) and issubclass(trainer, nnUNetTrainer) and not issubclass(trainer, DiffusionTrainer):
+        raise UserError(
+            f"{name} trains no diffusion; train it with nnUNetv2_train and calibrate it with nndiffseg_calibrate, or choose "
+            f"one of {', '.join(own.__all__)} with -tr."
+        )
     if not (isinstance(trainer, type) and issubclass(trainer, DiffusionTrainer)):
         raise UserError(f"There is no nndiffseg trainer {name}; choose one of {', '.join(own.__all__)} with -tr.")
     return trainer

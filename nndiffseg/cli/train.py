@@ -290,9 +290,10 @@ def go_on(trainer: DiffusionTrainer, seed: int | None) -> None:
         return
     asked = trainer.mirror_axes
     trainer.load_checkpoint(str(file))
-    if asked not in (None, trainer.mirror_axes):
+    trained = tuple(trainer.inference_allowed_mirroring_axes or ())
+    if asked not in (None, trained):
         raise UserError(
-            f"The training in {file.parent} mirrors along {in_words(trainer.mirror_axes or ())}, not along {in_words(asked)}; "
+            f"The training in {file.parent} mirrors along {in_words(trained)}, not along {in_words(asked)}; "
             "leave out --mirror_axes and --disable_mirroring to go on with it, or leave out --c to begin anew."
         )
     if seed not in (None, trainer.seed):

@@ -71,7 +71,9 @@ class Prediction:
         file = Path(file).expanduser()
         if file.is_dir():
             raise UserError(f"{file} is a folder; give the name of a file.")
-        segmentation, properties = _three_axes(self.segmentation), self.properties | _geometry(like, self.segmentation.shape)
+        segmentation, properties = _three_axes(self.segmentation), self.properties
+        if like is not None:
+            properties = {"spacing": self.properties["spacing"], **_geometry(like, self.segmentation.shape)}
         flat = self.segmentation.ndim == 2 or is_flat(segmentation.shape, properties["spacing"])
         ending = check_label_file(file, properties, flat)
         stem = file.name[: -len(ending)]
@@ -100,14 +102,12 @@ def _three_axes(values: np.ndarray) -> np.ndarray:
     return values[None] if values.ndim == 2 else values
 
 
-def _geometry(like: str | Path | sitk.Image | None, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The properties of an image that a prediction ``(*shape)`` is to be written like; none without one.
+def _geometry(like: str | Path | sitk.Image, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The properties of an image that a prediction ``(*shape)`` is to be written like.
 
     Raises:
         UserError: it cannot be read, or lies on another grid.
     """
-    if like is None:
-        return {}
     image: Any = like
     if not isinstance(like, sitk.Image):
         image = sitk.ImageFileReader()

@@ -30,6 +30,7 @@ def checkpoint_of(trainer: Any) -> dict[str, Any]:
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "mirror_axes": trainer.mirror_axes,
         "nndiffseg_version": nndiffseg.__version__,
         "method": trainer.method.name,
         "options": trainer.method.options.to_plan(),
@@ -95,8 +96,9 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     key, dimensions = "inference_allowed_mirroring_axes", len(trainer.configuration_manager.patch_size)
-    axes = mirror_axes({key: checkpoint[key]}, dimensions, "to go on from")
-    trainer.mirror_axes, trainer.inference_allowed_mirroring_axes = axes, axes or None
+    trainer.inference_allowed_mirroring_axes = mirror_axes({key: checkpoint[key]}, dimensions, "to go on from") or None
+    asked = checkpoint.get("mirror_axes")
+    trainer.mirror_axes = None if asked is None else mirror_axes({key: asked}, dimensions, "to go on from")
     trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
     trainer.batches_left_out = checkpoint.get("batches_left_out", 0)
     trainer._epoch_terms = checkpoint["epoch_terms"]

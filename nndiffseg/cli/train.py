@@ -49,6 +49,14 @@ def _parser() -> Parser:
         metavar="NAME=VALUE",
         help="an option of the method, such as steps=4; may be given several times",
     )
+    parser.add_argument(
+        "--mirror_axes",
+        nargs="+",
+        type=int,
+        metavar="AXIS",
+        help="mirror patches, and images in predictions, along these axes alone, such as 0 1; nnU-Net's order, from 0",
+    )
+    parser.add_argument("--disable_mirroring", action="store_true", help="mirror neither patches nor images in predictions")
     add_training_flags(parser, "1000")
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
@@ -94,7 +102,8 @@ def _main(argv: Sequence[str] | None) -> None:
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
     trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
     set_budget(trainer, args, epochs=trainer.num_epochs)
-    trainer.disable_checkpointing = args.disable_checkpointing
+    trainer.disable_checkpointing |= args.disable_checkpointing
+    _set_mirroring(trainer, args)
     _load(trainer, args)
     if not args.val:
         trainer.run_training()
@@ -109,9 +118,18 @@ def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
     if args.iterations_per_epoch is not None:
         trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or epochs
-    trainer.minutes, trainer.seed = args.minutes, args.seed or 0
-    trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
+    if args.seed is not None:
+        trainer.seed = args.seed
+    if args.minutes is not None:
+        trainer.minutes, trainer.bound_by_time_only = args.minutes, args.epochs is None
     trainer.show_progress = not args.disable_progress_bar
+
+
+def _set_mirroring(trainer: DiffusionTrainer, args: Any) -> None:
+    from nndiffseg.training.mirroring import asked_axes
+
+    dimensions = len(trainer.configuration_manager.patch_size)
+    trainer.mirror_axes = asked_axes(args.mirror_axes, args.disable_mirroring, dimensions)
 
 
 def fold_of(text: str) -> Any:
@@ -147,6 +165,8 @@ def _check_stages(args: Any) -> None:
         raise UserError("--c continues a training and --val only validates; give one of them.")
     if args.val_best and args.disable_checkpointing:
         raise UserError("--val_best needs the checkpoints that --disable_checkpointing does not write; leave one of them out.")
+    if args.val and (args.mirror_axes is not None or args.disable_mirroring):
+        raise UserError("--val mirrors as the training did; leave out --mirror_axes and --disable_mirroring.")
     if args.pretrained_weights and (args.c or args.val):
         raise UserError("-pretrained_weights begins a training; leave out --c and --val.")
 
@@ -223,11 +243,18 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
     Raises:
         UserError: there is no such trainer, or it does not train a diffusion model.
     """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     import nndiffseg.trainers as own
     from nndiffseg.inference.model_folder import trainer_by_name
     from nndiffseg.training.trainer import DiffusionTrainer
 
     trainer = trainer_by_name(name)
+    if isinstance(trainer, type) and issubclass(trainer, nnUNetTrainer) and not issubclass(trainer, DiffusionTrainer):
+        raise UserError(
+            f"{name} trains no diffusion; train it with nnUNetv2_train and calibrate it with nndiffseg_calibrate, or choose "
+            f"one of {', '.join(own.__all__)} with -tr."
+        )
     if not (isinstance(trainer, type) and issubclass(trainer, DiffusionTrainer)):
         raise UserError(f"There is no nndiffseg trainer {name}; choose one of {', '.join(own.__all__)} with -tr.")
     return trainer
@@ -255,12 +282,20 @@ def go_on(trainer: DiffusionTrainer, seed: int | None) -> None:
         UserError: the training has another seed, or its newest checkpoint cannot be read.
     """
     from nndiffseg.training.fold_folder import newest_checkpoint
+    from nndiffseg.training.mirroring import in_words
 
     file = newest_checkpoint(trainer.output_folder)
     if file is None:
         trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
         return
+    asked = trainer.mirror_axes
     trainer.load_checkpoint(str(file))
+    trained = tuple(trainer.inference_allowed_mirroring_axes or ())
+    if asked not in (None, trained):
+        raise UserError(
+            f"The training in {file.parent} mirrors along {in_words(trained)}, not along {in_words(asked)}; "
+            "leave out --mirror_axes and --disable_mirroring to go on with it, or leave out --c to begin anew."
+        )
     if seed not in (None, trainer.seed):
         raise UserError(
             f"The training in {file.parent} has the seed {trainer.seed}, not {seed}; leave out --seed to go on with it, or "

@@ -7,10 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
-from nndiffseg.data.cases import Case, check_headers, find_cases
+from nndiffseg.data.cases import Case, Files, Inputs, cases_of, cases_of_files, check_headers
 from nndiffseg.data.files import check_space, write_json
 from nndiffseg.data.listing import list_images
 from nndiffseg.data.memory import LittleMemoryError, little_memory_told
@@ -18,7 +17,8 @@ from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
-from nndiffseg.inference.case_predictor import CasePredictor
+from nndiffseg.inference.case_predictor import CasePredictor, check_finite_answer
+from nndiffseg.inference.prediction import Prediction
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
 from nndiffseg.inference.shared import predict_shared
@@ -36,7 +36,7 @@ REMEDY = f"give fewer --samples and {FLAGS}"
 
 def predict_folder(
     predictor: CasePredictor,
-    input_folder: str | Path,
+    inputs: Inputs,
     output_folder: str | Path,
     *,
     save_samples: bool = False,
@@ -53,14 +53,15 @@ def predict_folder(
     progress: bool = True,
     verbose: bool = False,
 ) -> list[str]:
-    """Predicts every case of a folder.
+    """Predicts every case of a folder, or cases whose files are named one by one.
 
     A case's files appear together, the segmentation last, so a killed run leaves whole cases only. Bad headers stop
     the run before it starts; a case whose voxels turn out to be bad is left out, and named in the error at the end.
 
     Args:
         predictor: the model and how to sample.
-        input_folder: images named ``CASE_0000.nii.gz`` (the dataset's file ending).
+        inputs: a folder of images named ``CASE_0000.nii.gz`` (the dataset's file ending); or for each case its files
+            (:func:`~nndiffseg.data.cases.cases_of_files`).
         output_folder: made where it does not exist; docs/reference/files.md says what it will hold.
         save_samples: also write the samples' label maps.
         save_probabilities: see :class:`~nndiffseg.export.writer.ExportJob`.
@@ -81,11 +82,13 @@ def predict_folder(
         UserError: bad input (see above), where the other cases are complete then; or ``continue_prediction`` of another
             model or other settings.
     """
-    input_folder, output = Path(input_folder).expanduser(), Path(output_folder).expanduser()
+    output = Path(output_folder).expanduser()
     check_fusion(fuse)
-    every_case = find_cases(input_folder, predictor.dataset_json)
-    if (remark := list_images(input_folder, predictor.dataset_json["file_ending"]).remark()) is not None:
-        print(remark)
+    every_case = cases_of(inputs, predictor.dataset_json)
+    if isinstance(inputs, (str, Path)):
+        listing = list_images(Path(inputs).expanduser(), predictor.dataset_json["file_ending"])
+        if (remark := listing.remark()) is not None:
+            print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
     if (stage := predictor.configuration.previous_stage_name) is not None or prev_stage_predictions is not None:
@@ -95,7 +98,7 @@ def predict_folder(
         raise UserError("--shared divides the cases as they come; leave out -num_parts and -part_id.")
     cases = left_to_predict(job, own_cases, *numbers) if continue_prediction and not shared else own_cases
     check_headers(cases)
-    _prepare_output(output, input_folder, predictor, job)
+    _prepare_output(output, every_case, predictor, job)
     if verbose:
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
 
@@ -155,6 +158,33 @@ def _after_stage(
         )
     job.settings["previous_stage"] = {"stage": stage, "model_sha256": None}
     return cases
+
+
+def predict_files(
+    predictor: CasePredictor,
+    files: Files,
+    output_folder: str | Path | None = None,
+    **options: Any,
+) -> list[str] | list[Prediction]:
+    """Predicts cases whose files are named one by one, such as ``[[ct_1, pet_1], [ct_2, pet_2]]``.
+
+    Args:
+        predictor: the model and how to sample.
+        files: see :func:`~nndiffseg.data.cases.cases_of_files`.
+        output_folder: what :func:`predict_folder` writes; without one, nothing is written.
+        options: of :func:`predict_folder`; without a folder, of :meth:`CasePredictor.predict`.
+
+    Returns:
+        Ids of the cases in the folder; without one, all predictions, which stay in memory.
+
+    Raises:
+        UserError: bad input.
+    """
+    if output_folder is not None:
+        return predict_folder(predictor, files, output_folder, **options)
+    cases = cases_of_files(files, predictor.dataset_json)
+    check_headers(cases)
+    return [predictor.predict(case.files, case_id=case.id, **options) for case in cases]
 
 
 def _tell(bad: Mapping[str, str], number: int) -> None:
@@ -219,19 +249,16 @@ def _export(job: ExportJob, case_id: str, *arguments: Any) -> dict[str, str]:
 def _predict_with_bar(predictor: CasePredictor, stage: Stage, case_id: str, progress: bool) -> Any:
     with tqdm(total=predictor.tiles_of(stage), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
         statistics = predictor.predict_stage(stage, case_id, on_tile=bar.update)
-    if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
-        raise UserError(
-            f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "
-            "intensities, or train the model again."
-        )
+    check_finite_answer(statistics, case_id)
     return statistics
 
 
-def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, job: ExportJob) -> None:
+def _prepare_output(output: Path, cases: Sequence[Case], predictor: CasePredictor, job: ExportJob) -> None:
     """The three files beside the segmentations that nnU-Net's evaluation and post-processing read."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; give a folder for the output with -o.")
-    if output.resolve() == input_folder.resolve():
+    folders = {str(file.parent): file.parent.resolve() for case in cases for file in case.files}
+    if output.resolve() in folders.values():
         raise UserError("Input and output are the same folder; give another one for the output with -o.")
     check_space(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -239,7 +266,7 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
     write_json(predictor.plans.plans, output / "plans.json")
     write_json(
         {
-            "input_folder": str(input_folder),
+            "input_folder": ", ".join(folders),
             "output_folder": str(output),
             "save_samples": job.save_samples,
             "save_probabilities": job.save_probabilities,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ class Predictor(CasePredictor):
         step_size: float = 0.5,
         mirroring: bool = True,
         precision: str | None = None,
+        perform_everything_on_device: bool = True,
     ) -> Predictor:
         """Loads a model folder, as ``nndiffseg_train`` writes it.
 
@@ -97,12 +100,14 @@ class Predictor(CasePredictor):
             step_size: largest step between tiles, as a fraction of the patch.
             mirroring: mirror the image for some of the samples, along the axes that the training allowed.
             precision: ``"bfloat16"``, ``"float16"``, ``"float32"`` or None for the device's best.
+            perform_everything_on_device: False keeps what grows with the image in the computer's memory, not the GPU's.
 
         Raises:
             UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
         """
         model = load_model(model_folder, folds, checkpoint)
         options = _options(model, samples, steps, sampler, seed, step_size, mirroring, precision)
+        options = replace(options, sums_on_device=perform_everything_on_device)
         origin = {"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint}
 
         def load_previous() -> Predictor:
@@ -119,6 +124,7 @@ class Predictor(CasePredictor):
                 step_size=step_size,
                 mirroring=mirroring,
                 precision=precision,
+                perform_everything_on_device=perform_everything_on_device,
             )
             check_stages(first.model, model, folder)
             return first
@@ -273,6 +279,26 @@ class Predictor(CasePredictor):
         stage = self.configuration.previous_stage_name
         return case_id if stage is None else f"{case_id} after {stage}"
 
+    def remark(self) -> str | None:
+        ways = len(self.options.flips())
+        seen = min((n for n in self._trained_samples(self.options.samples) if n), default=ways)
+        if seen >= ways:  # without a trained sample the head's map is that of all mirrorings
+            return None
+        counts = itertools.count(self.number_of_samples)
+        enough = next(n for n in counts if all(drawn in (0, *range(ways, n + 1)) for drawn in self._trained_samples(n)))
+        what = "the image is not mirrored" if seen == 1 else f"only {seen} of {ways} mirrorings are used"
+        of = " of each fold" if len(self.folds) > 1 else ""
+        return (
+            f"Mirroring is spread over the samples{of}: with --samples {self.options.samples} {what}, where nnU-Net averages "
+            f"all {ways}; --samples {enough} uses all."
+        )
+
+    def _trained_samples(self, samples: int) -> list[int]:
+        """How many of so many samples each fold draws by its diffusion, not by the coherent sampler."""
+        folds = self.model.folds
+        members = [samples_of_fold(samples, index, len(folds)) for index in range(len(folds))]
+        return [len(m) - len(coherent_members(m, self._share(fold))) for m, fold in zip(members, folds, strict=True)]
+
     def _share(self, fold: LoadedFold) -> float:
         """Of coherent samples; none where the caller asked for a sampler or its steps."""
         asked = self.options.sampler is not None or self.options.steps is not None
@@ -298,12 +324,8 @@ class Predictor(CasePredictor):
 
     def tiles(self, data: np.ndarray | torch.Tensor, starts: int = 0) -> int:
         """As of :class:`CasePredictor`; ``starts`` is the number of the stage before's samples."""
-        folds = len(self.model.folds)
-        sampler, tensor, tiles = self._sampler(self.model.folds[0].network), torch.as_tensor(data), 0
-        for index, fold in enumerate(self.model.folds):
-            members = samples_of_fold(self.options.samples, index, folds)
-            tiles += sampler.tiles(tensor, len(members) - len(coherent_members(members, self._share(fold))), starts)
-        return tiles
+        sampler, tensor = self._sampler(self.model.folds[0].network), torch.as_tensor(data)
+        return sum(sampler.tiles(tensor, drawn, starts) for drawn in self._trained_samples(self.options.samples))
 
     def tiles_of(self, stage: Stage) -> int:
         if stage.before is None:

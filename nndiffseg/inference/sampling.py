@@ -29,6 +29,7 @@ class SamplingOptions:
         mirror_axes: spatial axes of the patch along which test-time mirroring is allowed; empty for none.
         precision: see :func:`~nndiffseg.nn.precision.autocast_for`.
         memory: bytes for activations; None for the device's default.
+        sums_on_device: maps and sums of a case may stay on a GPU with the network; False keeps them on the CPU.
     """
 
     samples: int = 16
@@ -39,6 +40,7 @@ class SamplingOptions:
     mirror_axes: tuple[int, ...] = ()
     precision: str | None = None
     memory: int | None = None
+    sums_on_device: bool = True
 
     def flips(self) -> list[tuple[int, ...]]:
         """All combinations of the mirrored axes, the unmirrored image first."""

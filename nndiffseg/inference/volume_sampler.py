@@ -94,8 +94,8 @@ class VolumeSampler:
         return Frame.around(data.shape[-len(self.patch) :], self.patch, self.multiple)
 
     def sums_device(self, data: Tensor) -> torch.device:
-        """Where maps and sums of this case are kept: with the network if they fit easily, else on the CPU."""
-        if self.device.type != "cuda":
+        """Where maps and sums of this case are kept: with the network if they may and fit easily, else on the CPU."""
+        if self.device.type != "cuda" or not self.options.sums_on_device:
             return torch.device("cpu")
         channels = 4 * self.label_manager.num_segmentation_heads + 32
         fits = 4 * channels * math.prod(self._frame(data).padded) <= self.memory

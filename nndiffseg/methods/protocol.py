@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic.dataclasses import dataclass as record
@@ -130,11 +131,18 @@ class SegmentationLoss(NamedTuple):
 
     Attributes:
         deep: with deep supervision ``(list of logits, list of targets) -> scalar``.
-        full: at full resolution ``(logits, target) -> scalar``.
+        full: at full resolution ``(logits, target) -> scalar``, a module.
     """
 
     deep: Callable[[list[Tensor], list[Tensor]], Tensor]
-    full: Callable[[Tensor, Tensor], Tensor]
+    full: Any
+
+    @classmethod
+    def of(cls, loss: Any) -> SegmentationLoss:
+        """Of what nnU-Net's trainers build: a loss, in a ``DeepSupervisionWrapper`` unless they train without it."""
+        if isinstance(loss, DeepSupervisionWrapper):
+            return cls(loss, loss.loss)
+        return cls(lambda logits, targets: loss(logits[0], targets[0]), loss)
 
 
 class Batch(NamedTuple):

@@ -109,9 +109,10 @@ class EpochLoop(nnUNetTrainer):
             leave=False,
         ) as bar:
             while self.iteration < end and self.budget.progress(self.iteration) < 1:
-                rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                if self.lr_scheduler is None:
+                    rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate
                 for name, value in self.train_step(self._next_batch()).items():
                     self._epoch_terms.setdefault(name, []).append(value)
                 self.iteration += 1
@@ -155,7 +156,11 @@ class EpochLoop(nnUNetTrainer):
         assert self.budget is not None
         self.network.train()
         first = self.current_epoch * self.num_iterations_per_epoch  # also where a resumed training enters the epoch later
-        rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
+        if self.lr_scheduler is not None:  # an own trainer's
+            self.lr_scheduler.step(self.current_epoch)
+            rate = float(self.optimizer.param_groups[0]["lr"])
+        else:
+            rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._log("lrs", rate)

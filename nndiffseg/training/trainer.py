@@ -37,6 +37,7 @@ from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget
 from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
+from nndiffseg.training.mirroring import check_mirroring
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
 from nndiffseg.training.stages import check_previous
@@ -84,6 +85,8 @@ class DiffusionTrainer(EpochLoop):
         self.initial_lr, self.weight_decay = self.method.recipe[:2]
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.workers: int | None = None
+        self.mirror_axes: tuple[int, ...] | None = None  # of the patch, as nnU-Net counts them; None for the trainer's own
+        self._own_val_iterations: int | None = None
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the calibration that the validation fits
         self.calibration = Calibration()  # until a validation fits it
 
@@ -98,6 +101,19 @@ class DiffusionTrainer(EpochLoop):
         super().initialize()
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network, self.method.recipe.average)
+        if not isinstance(own := self.loss, Losses):  # such as nnUNetTrainerDiceLoss's, mixed into an own trainer
+            torch.manual_seed(seed_of(self.seed, self.fold, "losses"))
+            self.loss = self.method.losses(lambda **_: SegmentationLoss.of(own)).to(self.device)
+
+    @property
+    def num_val_iterations_per_epoch(self) -> int:
+        """An own trainer's, or a tenth of the training's: a time budget must not be spent on patches for validation."""
+        own = self._own_val_iterations
+        return max(1, min(50, self.num_iterations_per_epoch // 10)) if own is None else own
+
+    @num_val_iterations_per_epoch.setter
+    def num_val_iterations_per_epoch(self, number: int) -> None:
+        self._own_val_iterations = number
 
     @property
     def bare_network(self) -> Any:
@@ -122,9 +138,9 @@ class DiffusionTrainer(EpochLoop):
 
     def _segmentation_loss(self, ce: float = 1.0, dice: float = 1.0) -> SegmentationLoss:
         """nnU-Net's loss with other weights of its two terms."""
-        deep = super()._build_loss()
-        deep.loss.weight_ce, deep.loss.weight_dice = ce, dice
-        return SegmentationLoss(deep, deep.loss)
+        loss = SegmentationLoss.of(super()._build_loss())
+        loss.full.weight_ce, loss.full.weight_dice = ce, dice
+        return loss
 
     def _do_i_compile(self) -> bool:
         # nnU-Net compiles by default and its users switch it off; here it is opt-in.
@@ -155,6 +171,13 @@ class DiffusionTrainer(EpochLoop):
             batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
         )
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's, but for the axes of mirroring where they were asked for."""
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.mirror_axes is not None:
+            axes = self.inference_allowed_mirroring_axes = self.mirror_axes or None
+        return *others, axes
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's folds, or fewer where there are few cases.
 
@@ -182,11 +205,10 @@ class DiffusionTrainer(EpochLoop):
                 del os.environ["nnUNet_n_proc_DA"]
             else:
                 os.environ["nnUNet_n_proc_DA"] = before
+        check_mirroring(type(self).__name__, self.mirror_axes, self.inference_allowed_mirroring_axes)
         return train.data_loader, val.data_loader
 
     def on_train_start(self) -> None:
-        # A time budget must not be spent on validation patches that a long training would not notice.
-        self.num_val_iterations_per_epoch = max(1, min(50, self.num_iterations_per_epoch // 10))
         super().on_train_start()
         epochs = None if self.bound_by_time_only else self.num_epochs
         self.budget = Budget(epochs, self.num_iterations_per_epoch, self.minutes, self._spent)
@@ -262,10 +284,8 @@ class DiffusionTrainer(EpochLoop):
         return True
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
-        return (
-            batch["data"].to(self.device, non_blocking=True),
-            [t.to(self.device, non_blocking=True) for t in batch["target"]],
-        )
+        targets = batch["target"] if self.enable_deep_supervision else [batch["target"]]
+        return batch["data"].to(self.device, non_blocking=True), [t.to(self.device, non_blocking=True) for t in targets]
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from nndiffseg.methods.protocol import Method
     from nndiffseg.training.trainer import DiffusionTrainer
 
@@ -50,6 +53,14 @@ def _parser() -> Parser:
         help="an option of the method, such as steps=4; may be given several times",
     )
     add_training_flags(parser, "1000")
+    parser.add_argument(
+        "-num_gpus",
+        "--num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train in N processes that share each batch, one for each GPU, or with -device cpu on the processors",
+    )
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints, for quick tests")
@@ -90,9 +101,24 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)
+    from nndiffseg.training.launch import check_devices, in_group, launch, member
+
+    device = device_from(args)
+    if args.num_gpus > 1 and not in_group():
+        check_devices(device.type, args.num_gpus)
+        launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus)
+        return
+    with member(device):
+        _train(args, fold, plans, dataset_json, trainer_class, device)
+
+
+def _train(
+    args: Any, fold: Any, plans: dict, dataset_json: dict, trainer_class: type[DiffusionTrainer], device: torch.device
+) -> None:
+    """In this process, alone or with others."""
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device)
     set_budget(trainer, args, epochs=trainer.num_epochs)
     trainer.disable_checkpointing = args.disable_checkpointing
     _load(trainer, args)
@@ -134,6 +160,7 @@ def check_numbers(args: Any) -> None:
         UserError: one is not positive.
     """
     for flag, value in (
+        ("-num_gpus", getattr(args, "num_gpus", None)),
         ("--epochs", args.epochs),
         ("--iterations_per_epoch", args.iterations_per_epoch),
         ("--minutes", args.minutes),

@@ -9,6 +9,7 @@ from nndiffseg.methods.latent.scores import KernelDistances, energy_distances, j
 from nndiffseg.methods.latent.spread_control import SpreadControl
 from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
 from nndiffseg.nn.heads import Heads
+from nndiffseg.nn.ranks import item_mean
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
 LATENT_SCALES = (1, 2, 4, 0)
@@ -54,7 +55,7 @@ class LatentLosses(Losses):
         label = energy_distances(p, batch.onehot, LABEL_SCALES)
         jaccard = jaccard_distances(p[:, :, first:], foreground)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
-        share = foreground.amax(1).mean().clamp_min(0.01)
+        share = item_mean(foreground.amax(1).flatten()).clamp_min(0.01)
         head = {} if self.frozen else {"deterministic": self.segmentation.deep([x.float() for x in out.logits], batch.targets)}
         return {
             **head,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,21 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
 
 
 def _main(argv: Sequence[str] | None) -> None:
+    if not _in_group():
+        return _train(argv)
+    from nndiffseg.training.launch import member
+
+    with member() as join:
+        _train(argv, join)
+
+
+def _in_group() -> bool:
+    """Whether this process is one of several that train together, started by torchrun or by ``-num_gpus``."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def _train(argv: Sequence[str] | None, join: Callable[[torch.device], None] | None = None) -> None:
+    """Trains in this process, in others that it starts, or with others after ``join``."""
     args = _parser().parse_args(argv)
     check_numbers(args)
     _check_stages(args)
@@ -101,21 +117,13 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)
-    from nndiffseg.training.launch import check_devices, in_group, launch, member
-
     device = device_from(args)
-    if args.num_gpus > 1 and not in_group():
-        check_devices(device.type, args.num_gpus)
-        launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus)
-        return
-    with member(device):
-        _train(args, fold, plans, dataset_json, trainer_class, device)
+    if join is not None:
+        join(device)
+    elif args.num_gpus > 1:
+        from nndiffseg.training.launch import launch
 
-
-def _train(
-    args: Any, fold: Any, plans: dict, dataset_json: dict, trainer_class: type[DiffusionTrainer], device: torch.device
-) -> None:
-    """In this process, alone or with others."""
+        return launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus, device)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
     trainer = trainer_class(plans, args.configuration, fold, dataset_json, device)

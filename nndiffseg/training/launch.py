@@ -1,7 +1,7 @@
 """One training in several processes: started by ``-num_gpus``, or by ``torchrun`` also on several computers.
 
-Both give every process the variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Where one of
-them ends, all end: the first to end says why and notes its exit code in the store under that address, and the others, whose
+Both give every process the variables ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``. Where one
+of them fails, all end: the first says why and notes its exit code in the store under that address, and the others, whose
 connections break, end with the same code and say nothing.
 """
 
@@ -38,45 +38,43 @@ ASKING = 5.0
 BROKEN = ("Connection closed by peer", "Connection reset", "Broken pipe", "gloo", "NCCL")
 
 
-def in_group() -> bool:
-    """Whether this process was started as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-
-
 # ---- the processes ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def member(device: torch.device) -> Iterator[None]:
-    """Joins the others within the block, in a process that was started as one of several; else nothing happens.
+def member() -> Iterator[Callable[[torch.device], None]]:
+    """The work of a process that was started as one of several.
+
+    It yields a function that joins the others with a device. They train on GPUs of their own, or all on processors.
 
     Raises:
         UserError: this computer has fewer GPUs than processes.
         SystemExit: another process ended; with its exit code.
     """
-    if not in_group():
-        yield
-        return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if int(os.environ["RANK"]) > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process prints
         os.environ["nnUNet_wandb_enabled"] = "0"
     warnings.filterwarnings("ignore", message=".*GradScaler is enabled, but CUDA is not available")  # nnU-Net's, not ours
     store, rank, number = next(rendezvous("env://"))
     notes = Notes(store)
-    try:
+
+    def join(device: torch.device) -> None:
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        check_devices(device.type, local + 1)
         if device.type == "cuda":
-            check_devices(device.type, local + 1)
             torch.cuda.set_device(local)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=number)
-        yield
+
+    try:
+        yield join
     except BaseException as error:
         last = _last_words(error, notes)
         if last is error:
             raise
         raise last from None
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_devices(device: str, number: int) -> None:
@@ -84,8 +82,8 @@ def check_devices(device: str, number: int) -> None:
     Raises:
         UserError: fewer than ``number`` devices of this type.
     """
-    if device == "mps" and number > 1:
-        raise UserError("Several processes train with -device cuda or cpu, not mps; leave out -num_gpus.")
+    if device == "mps":
+        raise UserError("Several processes train with -device cuda or cpu, not mps; give one of them, or leave out -num_gpus.")
     if device == "cuda" and torch.cuda.device_count() < number:
         raise UserError(
             f"{number} processes on this computer need as many GPUs, and it has {torch.cuda.device_count()}; give a smaller "
@@ -143,15 +141,16 @@ def _code_of(error: BaseException) -> int:
 # ---- who starts them --------------------------------------------------------------------------------------------------
 
 
-def launch(main: Main, argv: Sequence[str], number: int) -> None:
+def launch(main: Main, argv: Sequence[str], number: int, device: torch.device) -> None:
     """Runs ``main(argv)`` in so many processes on this computer.
 
     SIGTERM and SIGUSR1 are passed on to them.
 
     Raises:
-        UserError: one was killed, or the port in ``MASTER_PORT`` cannot be used.
+        UserError: there are fewer devices, one process was killed, or the port in ``MASTER_PORT`` cannot be used.
         SystemExit: they ended with an exit code other than 0.
     """
+    check_devices(device.type, number)
     store = _store()
     notes = Notes(store)
     threads = str(max(1, (os.cpu_count() or 1) // number))

@@ -57,7 +57,7 @@ class EpochLoop(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.ranks = Ranks()
         if self.is_ddp:  # nnU-Net takes the GPU with the number of the process, which others may be on another computer
-            index = int(os.environ.get("LOCAL_RANK", self.local_rank))
+            index = int(os.environ.get("LOCAL_RANK", str(self.local_rank)))
             self.device = torch.device("cuda", index) if device.type == "cuda" else device
         self.minutes: float | None = None
         self.bound_by_time_only = False

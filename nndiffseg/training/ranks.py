@@ -34,7 +34,7 @@ class Ranks:
     def __init__(self) -> None:
         self.number = processes()
         self.index = dist.get_rank() if self.number > 1 else 0
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.number > 1 else None
+        self._group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.number > 1 else None
 
     @property
     def first(self) -> bool:
@@ -77,6 +77,15 @@ class Ranks:
         return {
             name: s.numpy().reshape(a.shape) if a.ndim else float(s) for (name, a), s in zip(arrays.items(), sums, strict=True)
         }
+
+
+def check_batch(items: int) -> None:
+    """
+    Raises:
+        UserError: there are more processes than items in a batch.
+    """
+    if processes() > items:
+        raise UserError(f"{processes()} processes cannot share a batch of {items}; train with -num_gpus {items} or fewer.")
 
 
 def shared(network: nn.Module, device: torch.device) -> nn.Module:

@@ -41,7 +41,7 @@ from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
-from nndiffseg.training.ranks import shared
+from nndiffseg.training.ranks import check_batch, shared
 from nndiffseg.training.shared_batches import SharedBatches
 from nndiffseg.training.state import checkpoint_of, not_finite, restore
 
@@ -69,6 +69,7 @@ class DiffusionTrainer(EpochLoop):
         check_plans(plans, "The plans")  # stock nnU-Net makes trainers too
         check_fold(fold)
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
+        check_batch(int(PlansManager(plans).get_configuration(configuration).batch_size))
         super().__init__(plans, configuration, fold, dataset_json, device)  # the fold's name becomes a folder's
         self.fold_name, self.fold = str(fold), split_of(fold)
         self.seed = member_seed(fold) or 0
@@ -99,16 +100,12 @@ class DiffusionTrainer(EpochLoop):
         cases = [*train, *val]
         check_settings(base, self.plans_manager.plans, self.configuration_name, cases)  # before networks are built
         check_raw_unchanged(base, self.configuration_manager.data_identifier, cases)
-        if self.ranks.number > self.configuration_manager.batch_size:
-            raise UserError(
-                f"{self.ranks.number} processes cannot share a batch of {self.configuration_manager.batch_size}; train with "
-                f"-num_gpus {self.configuration_manager.batch_size} or fewer."
-            )
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
         self.is_ddp = False  # nnU-Net would change the batch, the loss and the network in its own way
         super().initialize()
         self.is_ddp = self.ranks.number > 1
-        self.network = shared(self.network, self.device) if self.is_ddp else self.network
+        if self.is_ddp:
+            self.network = shared(self.network, self.device)
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network, self.method.recipe.average)
 

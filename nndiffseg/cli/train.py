@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
+from nndiffseg.cli.common import (
+    Parser,
+    add_device_flag,
+    add_folder_flags,
+    device_from,
+    folders_from,
+    pick_device,
+    run,
+    user_path,
+)
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import member_of
 from nndiffseg.data.plans_schema import check_plans
@@ -117,13 +126,14 @@ def _train(argv: Sequence[str] | None, join: Callable[[torch.device], None] | No
     folders = folders_from(args)
     plans, dataset_json = _plans(folders, args)
     trainer_class = find_trainer(args.tr)
+    if args.num_gpus > 1 and join is None:
+        from nndiffseg.training.launch import launch
+
+        device = pick_device(args.device, quiet=True)
+        return launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus, device)
     device = device_from(args)
     if join is not None:
         join(device)
-    elif args.num_gpus > 1:
-        from nndiffseg.training.launch import launch
-
-        return launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus, device)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
     trainer = trainer_class(plans, args.configuration, fold, dataset_json, device)

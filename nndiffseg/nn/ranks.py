@@ -61,7 +61,7 @@ def moments(x: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def average_gradients(module: torch.nn.Module) -> None:
-    """Averages the gradients over all processes, for a module without DistributedDataParallel."""
+    """Averages the gradients over all processes; the same parameters must have one in each."""
     if processes() == 1:
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]

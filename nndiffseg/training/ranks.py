@@ -88,10 +88,11 @@ def check_batch(items: int) -> None:
         raise UserError(f"{processes()} processes cannot share a batch of {items}; train with -num_gpus {items} or fewer.")
 
 
-def shared(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with gradients that are averaged over all processes.
+def alike(network: nn.Module, losses: nn.Module, device: torch.device) -> nn.Module:
+    """The network as the first process has it, with batch norms over the items of all; the losses as the first has them.
 
-    Its buffers need no copies of the first process's: what changes them in training is computed over all items.
+    Gradients are averaged after each backward pass (:func:`nndiffseg.nn.ranks.average_gradients`). DistributedDataParallel
+    sends them during the pass, but gives gradients of zero to parameters that have none, which the optimiser would then decay.
 
     Raises:
         UserError: it has batch norms, which torch cannot share on processors.
@@ -100,6 +101,7 @@ def shared(network: nn.Module, device: torch.device) -> nn.Module:
         if device.type != "cuda":
             raise UserError("Plans with batch norms cannot be trained by several processes on the CPU; leave out -num_gpus.")
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    ids = [device] if device.type == "cuda" else None
-    # The layer of the coarsest logits has no loss, and some methods' options leave others out.
-    return nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False, find_unused_parameters=True)
+    for module in (network, losses):
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+    return network

@@ -31,6 +31,7 @@ from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
+from nndiffseg.nn.ranks import average_gradients
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log
@@ -41,7 +42,7 @@ from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
-from nndiffseg.training.ranks import check_batch, shared
+from nndiffseg.training.ranks import alike, check_batch
 from nndiffseg.training.shared_batches import SharedBatches
 from nndiffseg.training.state import checkpoint_of, not_finite, restore
 
@@ -105,7 +106,7 @@ class DiffusionTrainer(EpochLoop):
         super().initialize()
         self.is_ddp = self.ranks.number > 1
         if self.is_ddp:
-            self.network = shared(self.network, self.device)
+            self.network = alike(self.network, self.loss, self.device)
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network, self.method.recipe.average)
 
@@ -264,6 +265,7 @@ class DiffusionTrainer(EpochLoop):
         """
         scaler = self.grad_scaler
         (total if scaler is None else scaler.scale(total)).backward()
+        average_gradients(self.network)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.method.recipe.clipping)

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
+from nndiffseg.cli.common import (
+    Parser,
+    add_device_flag,
+    add_folder_flags,
+    device_from,
+    folders_from,
+    pick_device,
+    run,
+    user_path,
+)
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import member_of
 from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from nndiffseg.methods.protocol import Method
     from nndiffseg.training.trainer import DiffusionTrainer
 
@@ -58,6 +71,14 @@ def _parser() -> Parser:
     )
     parser.add_argument("--disable_mirroring", action="store_true", help="mirror neither patches nor images in predictions")
     add_training_flags(parser, "1000")
+    parser.add_argument(
+        "-num_gpus",
+        "--num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train in N processes that share each batch, one for each GPU, or with -device cpu on the processors",
+    )
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints, for quick tests")
@@ -91,6 +112,21 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
 
 
 def _main(argv: Sequence[str] | None) -> None:
+    if not _in_group():
+        return _train(argv)
+    from nndiffseg.training.launch import member
+
+    with member() as join:
+        _train(argv, join)
+
+
+def _in_group() -> bool:
+    """Whether this process is one of several that train together, started by torchrun or by ``-num_gpus``."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def _train(argv: Sequence[str] | None, join: Callable[[torch.device], None] | None = None) -> None:
+    """Trains in this process, in others that it starts, or with others after ``join``."""
     args = _parser().parse_args(argv)
     check_numbers(args)
     _check_stages(args)
@@ -98,9 +134,17 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     plans, dataset_json = read_plans(folders, args)
     trainer_class = find_trainer(args.tr)
+    if args.num_gpus > 1 and join is None:
+        from nndiffseg.training.launch import launch
+
+        device = pick_device(args.device, quiet=True)
+        return launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus, device)
+    device = device_from(args)
+    if join is not None:
+        join(device)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device)
     set_budget(trainer, args, epochs=trainer.num_epochs)
     trainer.disable_checkpointing |= args.disable_checkpointing
     _set_mirroring(trainer, args)
@@ -152,6 +196,7 @@ def check_numbers(args: Any) -> None:
         UserError: one is not positive.
     """
     for flag, value in (
+        ("-num_gpus", getattr(args, "num_gpus", None)),
         ("--epochs", args.epochs),
         ("--iterations_per_epoch", args.iterations_per_epoch),
         ("--minutes", args.minutes),

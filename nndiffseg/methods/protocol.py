@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.data.schema import CONFIG, to_json, validated
 from nndiffseg.data.seeds import seed_of
+from nndiffseg.diffusion.items import ItemGenerator, Part
 from nndiffseg.errors import UserError
 from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
 from nndiffseg.nn.annotated import shares
@@ -154,8 +155,9 @@ class Batch(NamedTuple):
             label as nnU-Net's losses know it, regions with a channel more.
         onehot: true label ``(B, heads, *patch)``, float; ignored voxels hold the network's own segmentation.
         progress: share of the training that is done, in [0, 1].
-        key: what all randomness of this step is a function of: seed, fold, rank and iteration.
+        key: what all randomness of this step is a function of: seed, fold and iteration; the last is the iteration.
         annotated: voxels that have a label, bool ``(B, 1, *patch)``; None in datasets without an ignore label.
+        part: which items of a batch these are that several processes share; None for all.
     """
 
     image: Tensor
@@ -164,6 +166,7 @@ class Batch(NamedTuple):
     progress: float
     key: tuple[object, ...]
     annotated: Tensor | None = None
+    part: Part | None = None
 
     def weights(self, grid: Sequence[int]) -> Tensor | None:
         """How much each cell of a grid over the patch counts in a loss, ``(B, 1, *grid)``; None for all alike."""
@@ -175,8 +178,17 @@ class Batch(NamedTuple):
         return seed_of(*place, purpose, iteration)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the CPU, so that every device sees the same noise; another one for each purpose."""
-        return torch.Generator().manual_seed(self.seed(purpose))
+        """A generator on the CPU, so that every device sees the same noise; another one for each purpose.
+
+        Draw from it with :mod:`nndiffseg.diffusion.items`, so that an item's noise does not depend on the processes' number.
+        """
+        generator = torch.Generator() if self.part is None else ItemGenerator(self.part)
+        return generator.manual_seed(self.seed(purpose))
+
+    @property
+    def weight(self) -> float:
+        """Of means over these items, see :attr:`nndiffseg.diffusion.items.Part.weight`."""
+        return 1.0 if self.part is None else self.part.weight
 
 
 class Recipe(NamedTuple):

@@ -41,17 +41,19 @@ class IndexedBatches(Dataset):
         return next(self.loader)
 
 
-def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
-    """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
+def batches_from(
+    loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool, step: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Endless batches ``start, start + step, ...``; ``workers`` 0 makes them in this process."""
     dataset = IndexedBatches(loader, seed)
     return iter(
         DataLoader(
             dataset,
             batch_size=None,
-            sampler=itertools.count(start),
+            sampler=itertools.count(start, step),
             num_workers=workers,
             pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=max(1, 4 // step) if workers else None,
         )
     )
 

@@ -121,6 +121,7 @@ def not_finite(trainer: Any, what: str, batch: dict) -> UserError:
     if sound and trainer.iteration > 0:
         trainer.batches_left_out += 1
         trainer.save_latest()
+        trainer.ranks.wait()  # until the first process has saved it
         again = "go on from the last sound state and another batch with --c"
     else:
         again = "go on with --c, or begin anew with --seed 1 if it happens again"

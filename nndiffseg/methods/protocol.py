@@ -215,7 +215,7 @@ class Losses(nn.Module):
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """One training pass: all terms, to be summed.
 
-        ``network`` may be wrapped (DistributedDataParallel), so only its ``forward`` may be called.
+        ``network`` may be wrapped (torch.compile), so only its ``forward`` may be called.
         """
         raise NotImplementedError
 
@@ -298,6 +298,5 @@ class Method(ABC):
 
 
 def unwrapped(network: Any) -> Any:
-    """The network without the wrappers of DistributedDataParallel and torch.compile."""
-    network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    """The network without the wrapper of torch.compile."""
     return getattr(network, "_orig_mod", network)

@@ -129,7 +129,7 @@ class DiffusionTrainer(EpochLoop):
 
     @property
     def bare_network(self) -> Any:
-        """The network without the wrappers of DistributedDataParallel and torch.compile."""
+        """The network without the wrapper of torch.compile."""
         return unwrapped(self.network)
 
     @classmethod

@@ -14,6 +14,7 @@ from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.nn.heads import Heads
 from nndiffseg.training import validation
 from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.ranks import Ranks
 from nndiffseg.uncertainty.statistics import CaseParts
 
 SHAPE = (4, 6, 5)
@@ -84,9 +85,8 @@ def trainer(tmp_path):
         calibration=Calibration(),
         validated_checkpoint="checkpoint_final.pth",
         fold_name="3",
-        local_rank=0,
-        is_ddp=False,
         is_cascaded=False,
+        ranks=Ranks(),
         output_folder=str(tmp_path),
         plans_manager=SimpleNamespace(plans={}, transpose_forward=[0, 1, 2]),
         configuration_manager=SimpleNamespace(next_stage_names=None),

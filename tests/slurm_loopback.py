@@ -102,8 +102,7 @@ def slurm_loopback(folder: Path) -> Iterator[Slurm]:
         _wait_until_idle(slurm)
         yield slurm
     finally:
-        with contextlib.suppress(OSError):
-            subprocess.run(["scancel", "-u", getpass.getuser()], env=environment, check=False, capture_output=True)
+        _end_jobs(environment)
         for process in reversed(started):
             process.terminate()
             try:
@@ -111,6 +110,16 @@ def slurm_loopback(folder: Path) -> Iterator[Slurm]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """So that none outlives the daemons."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        subprocess.run(["scancel", "-u", getpass.getuser()], env=environment, check=False, capture_output=True, timeout=60)
+        if not subprocess.run(["squeue", "-h"], env=environment, check=False, capture_output=True, timeout=60).stdout:
+            return
+        time.sleep(1)
 
 
 def _wait_until_idle(slurm: Slurm) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ OPTIONS = ("--samples", "6", "-device", "cpu", "--disable_progress_bar", "-step_
 def world(make_dataset: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> CascadeWorld:
     made = make_world(make_dataset, tmp_path_factory.mktemp("cascade"), preprocess=False, cases=2, shape=(20, 26, 22))
     write_models(made)
+    (made.root / "in").mkdir()
+    shutil.copy(made.images / "case_000_0000.nii.gz", made.root / "in")
     return made
 
 
@@ -39,7 +41,8 @@ def first(world: CascadeWorld) -> Path:
     """What the first stage predicted of the images, with samples."""
     out = world.root / "first"
     assert (
-        main(["-i", str(world.images), "-o", str(out), "-c", FIRST, "-d", "901", "--save_samples", *OPTIONS, *world.flags]) == 0
+        main(["-i", str(world.root / "in"), "-o", str(out), "-c", FIRST, "-d", "901", "--save_samples", *OPTIONS, *world.flags])
+        == 0
     )
     return out
 
@@ -49,14 +52,18 @@ def alone(world: CascadeWorld) -> Path:
     """What the second stage predicted without being given anything."""
     out = world.root / "alone"
     assert (
-        main(["-i", str(world.images), "-o", str(out), "-c", SECOND, "-d", "901", "--save_samples", *OPTIONS, *world.flags])
+        main(
+            ["-i", str(world.root / "in"), "-o", str(out), "-c", SECOND, "-d", "901", "--save_samples", *OPTIONS, *world.flags]
+        )
         == 0
     )
     return out
 
 
 def second(world: CascadeWorld, out: Path, *flags: str) -> int:
-    return main(["-i", str(world.images), "-o", str(out), "-m", str(world.model(SECOND)), "--save_samples", *OPTIONS, *flags])
+    return main(
+        ["-i", str(world.root / "in"), "-o", str(out), "-m", str(world.model(SECOND)), "--save_samples", *OPTIONS, *flags]
+    )
 
 
 def array(file: Path) -> np.ndarray:
@@ -73,15 +80,15 @@ def change(file: Path, change: Callable[[sitk.Image], sitk.Image]) -> None:
     sitk.WriteImage(change(sitk.ReadImage(str(file))), str(file))
 
 
-def images_of(folder: Path) -> Iterator[Path]:
-    return (file.relative_to(folder) for file in sorted(folder.rglob("*.nii.gz")))
+def images_of(folder: Path) -> list[Path]:
+    return [file.relative_to(folder) for file in sorted(folder.rglob("*.nii.gz"))]
 
 
 def test_the_first_stages_files_and_the_first_stage_itself_give_the_same(world: CascadeWorld, first: Path, alone: Path) -> None:
     out = world.root / "given"
     assert second(world, out, "-prev_stage_predictions", str(first)) == 0
-    names = list(images_of(alone))
-    assert len(names) == 2 * (1 + 3 + 6) and names == list(images_of(out))
+    names = images_of(alone)
+    assert len(names) == 1 + 3 + 6 and names == images_of(out)
     for name in names:
         assert (array(alone / name) == array(out / name)).all(), name
     settings = [
@@ -97,7 +104,7 @@ def predictor(world: CascadeWorld) -> Predictor:
 
 def given(predictor: Predictor, world: CascadeWorld, folder: Path) -> Stage:
     """The first case, with what the first stage predicted in a folder."""
-    case, _ = find_cases(world.images, predictor.dataset_json)
+    (case,) = find_cases(world.root / "in", predictor.dataset_json)
     (case,) = with_previous([case], folder, predictor.dataset_json, FIRST)
     return read_stages(case, predictor.plans.plans, SECOND, predictor.dataset_json)
 
@@ -124,13 +131,13 @@ def test_a_changed_prediction_of_the_first_stage_is_predicted_again(world: Casca
     folder, out = tmp_path / "first", tmp_path / "out"
     shutil.copytree(first, folder)
     shutil.rmtree(folder / "samples")
-    flags = ("-prev_stage_predictions", str(folder), "-num_parts", "2", "-part_id", "1", "--continue_prediction")
+    flags = ("-prev_stage_predictions", str(folder), "--continue_prediction")
     assert second(world, out, *flags) == 0
     assert "all samples there start from the segmentation" in capsys.readouterr().out
-    change(folder / "case_001.nii.gz", lambda image: image * 0)
+    change(folder / "case_000.nii.gz", lambda image: image * 0)
     assert second(world, out, *flags) == 0
     text = capsys.readouterr().out
-    assert "predicted again: case_001." in text and "1 cases predicted" in text
+    assert "predicted again: case_000." in text and "1 cases predicted" in text
     assert second(world, out, *flags[2:]) == 2
     assert "previous_stage" in capsys.readouterr().err
 
@@ -165,7 +172,7 @@ def test_python_runs_both_stages(world: CascadeWorld, alone: Path, predictor: Pr
 
 
 def test_the_bar_counts_the_tiles_of_both_stages(world: CascadeWorld, first: Path, predictor: Predictor) -> None:
-    (case, _), plans = find_cases(world.images, predictor.dataset_json), predictor.plans.plans
+    (case,), plans = find_cases(world.root / "in", predictor.dataset_json), predictor.plans.plans
     for stage in (given(predictor, world, first), read_stages(case, plans, SECOND, predictor.dataset_json)):
         calls: list[int] = []
         predictor.predict_stage(stage, "case_000", on_tile=lambda calls=calls: calls.append(1))
@@ -217,8 +224,8 @@ def test_labels_above_255_are_maps_too() -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no such folder": (lambda folder: shutil.rmtree(folder), "There is no folder"),
     "a case is missing": (
-        lambda folder: (folder / "case_001.nii.gz").unlink(),
-        "holds no prediction of 3d_lowres for 1 of 2 cases, such as case_001",
+        lambda folder: (folder / "case_000.nii.gz").unlink(),
+        "holds no prediction of 3d_lowres for 1 of 1 cases, such as case_000",
     ),
     "another grid": (lambda folder: change(folder / "case_000.nii.gz", lambda image: image[2:]), "differ in geometry"),
     "no label": (
@@ -241,7 +248,7 @@ def test_bad_predictions_of_the_first_stage_are_told(world, first, tmp_path, cap
 
 
 def test_a_missing_first_stage_is_told(world, tmp_path, capsys) -> None:
-    arguments = ["-i", str(world.images), "-o", str(tmp_path / "out"), *OPTIONS]
+    arguments = ["-i", str(world.root / "in"), "-o", str(tmp_path / "out"), *OPTIONS]
     moved = tmp_path / world.model(SECOND).name
     shutil.copytree(world.model(SECOND), moved)
     assert main([*arguments, "-m", str(moved)]) == 2
@@ -260,6 +267,6 @@ def test_a_missing_first_stage_is_told(world, tmp_path, capsys) -> None:
 
 
 def test_predictions_of_a_first_stage_are_refused_by_what_is_no_second_one(world, first, tmp_path, capsys) -> None:
-    arguments = ["-i", str(world.images), "-o", str(tmp_path / "out"), "-m", str(world.model(FIRST)), *OPTIONS]
+    arguments = ["-i", str(world.root / "in"), "-o", str(tmp_path / "out"), "-m", str(world.model(FIRST)), *OPTIONS]
     assert main([*arguments, "-prev_stage_predictions", str(first)]) == 2
     assert "3d_lowres is no second stage of a cascade" in capsys.readouterr().err

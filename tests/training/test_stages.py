@@ -38,9 +38,7 @@ def run(world: CascadeWorld, configuration: str, fold: str, *flags: str) -> int:
 def trainer_of(world: CascadeWorld, fold: int | str = 0, trainer: type = nnDiffSegTrainer):
     plans = json.loads((world.preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
     content = json.loads((world.preprocessed / "dataset.json").read_text())
-    made = trainer(plans, SECOND, fold, content, torch.device("cpu"))
-    made.dataset_class = None
-    return made
+    return trainer(plans, SECOND, fold, content, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

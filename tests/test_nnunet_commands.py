@@ -44,12 +44,19 @@ def base(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., P
     base = tmp_path_factory.mktemp("nnunet")
     make_dataset(base / "raw", splits=True)
     with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
         patch.setenv("nnUNet_n_proc_DA", "0")
         assert plan(base) == 0
         for fold in ("0", "1"):
             words = ["901", CONFIGURATION, fold, "-p", PLANS, "--epochs", "1", "--iterations_per_epoch", "2", "--npz"]
             assert train.main([*words, "-device", "cpu", "--disable_progress_bar", *folders(base)]) == 0
     return base
+
+
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """They take longer than these trainings."""
+    patch.setattr("nndiffseg.training.epoch_log.plot", lambda _: None)
+    patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
 
 
 def folders(base: Path) -> list[str]:
@@ -327,6 +334,7 @@ class Run:
 @pytest.fixture
 def short(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """One iteration of a training without its validation; returns the trainer."""
+    without_pictures(monkeypatch)
 
     def run(*words: str) -> Any:
         kept: list[Any] = []

@@ -41,6 +41,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., P
 def _ext_trainer(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("nnUNet_extTrainer", str(base / "trainers"))
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr("nndiffseg.training.epoch_log.plot", lambda _: None)  # pictures take longer than the training
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
 
 
 def _folders(base: Path) -> list[str]:
@@ -123,7 +125,7 @@ def test_every_trainer_mirrors_along_the_axes_that_are_asked_for(made: Callable[
 
 
 def test_axes_of_mirroring_are_kept_in_the_checkpoint_when_going_on_and_in_predictions(
-    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = ("--iterations_per_epoch", "2", "--epochs")
     assert run(base, "nnDiffSegTrainer", "--mirror_axes", "0", "1", *short, "1") == 0
@@ -138,6 +140,7 @@ def test_axes_of_mirroring_are_kept_in_the_checkpoint_when_going_on_and_in_predi
     settings = json.loads(next((file.parent / "validation" / "uncertainty").glob("*.json")).read_text())["settings"]
     assert settings["mirror_axes"] == [0, 1]
     words = ["-i", str(base / "raw" / DATASET / "imagesTr"), "-o", str(tmp_path), "-m", str(file.parents[1])]
+    monkeypatch.setattr("nndiffseg.inference.folder._write_report", lambda *_: None)
     assert predict.main([*words, "--samples", "2", "-num_parts", "4", "-device", "cpu", "--disable_progress_bar"]) == 0
     settings = json.loads((tmp_path / "uncertainty" / "case_000.json").read_text())["settings"]
     assert settings["mirror_axes"] == [0, 1]

@@ -44,6 +44,7 @@ class EpochLoop(nnUNetTrainer):
     """
 
     current_epoch: int
+    lr_scheduler: Any = None
     _best_ema: float | None
 
     def __init__(

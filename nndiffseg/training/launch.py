@@ -7,6 +7,7 @@ connections break, end with the same code and say nothing.
 
 from __future__ import annotations
 
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -162,8 +163,9 @@ def launch(main: Main, argv: Sequence[str], number: int, device: torch.device) -
         "TORCHELASTIC_RESTART_COUNT": "0",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
     }
+    method = multiprocessing.get_start_method()
     with noticed("SIGTERM", "SIGUSR1") as asked:
-        context = start_processes(_run, (main, list(argv), group), number, join=False, start_method="spawn")
+        context = start_processes(_run, (main, list(argv), group, method), number, join=False, start_method="spawn")
         try:
             code = _until_one_fails(context.processes, asked)
             killed = code < 0 and notes.claim(2)
@@ -186,7 +188,8 @@ def _store() -> dist.TCPStore:
         raise UserError(f"The port {given} in MASTER_PORT cannot be used; unset it, and a free one is found.") from None
 
 
-def _run(rank: int, main: Main, argv: list[str], group: dict[str, str]) -> None:
+def _run(rank: int, main: Main, argv: list[str], group: dict[str, str], method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)  # of loaders, which a spawned process would spawn
     os.environ.update(group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
     try:
         code = main(argv)

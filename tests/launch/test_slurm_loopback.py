@@ -53,11 +53,10 @@ def test_five_folds_are_trained_interrupted_queued_again_and_reported_by_one_com
         assert f"5 folds as job {array}, then" in submitted.stdout
         again = subprocess.run(command, env=slurm.environment, capture_output=True, text=True, check=False)
         assert again.returncode == 2 and "still queued or running" in again.stderr
-        wait_for(lambda: trains(0))
+        wait_for(lambda: trains(0) and trains(1))
+        slurm("scontrol", "requeue", f"{array}_1")  # as after the failure of a node
         # What Slurm sends before the time limit. The task queues itself again meanwhile, so scancel may say that it cannot.
         subprocess.run(["scancel", "--signal=USR2", f"{array}_0"], env=slurm.environment, capture_output=True, check=False)
-        wait_for(lambda: trains(1))
-        slurm("scontrol", "requeue", f"{array}_1")  # as after the failure of a node
         wait_for(
             lambda: slurm("squeue", "-h", "-t", "all", "-j", after, "-o", "%T") not in ("PENDING", "RUNNING", "COMPLETING")
         )

@@ -52,6 +52,7 @@ class FoldTask:
     start: tuple[str, ...] = ()
     probabilities: bool = False
     _process: subprocess.Popen | None = field(default=None, repr=False, compare=False)
+    _told: bool = field(default=False, repr=False, compare=False)
 
     def state(self) -> FoldState:
         return fold_state(self.folder, probabilities=self.probabilities)
@@ -110,7 +111,9 @@ class FoldTask:
 
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError, ChildProcessError):  # it has just ended
-                os.kill(self._process.pid, signal.SIGUSR1)
+                if not self._told:  # Slurm may send its signal again meanwhile, and a second one could cut off the first's work
+                    self._told = True
+                    os.kill(self._process.pid, signal.SIGUSR1)
                 # Popen.wait would wait for the lock that the interrupted poll() may hold.
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(replace(self, _process=None))
+        return DelayedSubmission(replace(self, _process=None, _told=False))

@@ -23,6 +23,7 @@ TRAINING = """
 import signal, sys, time
 def stop(number, _):
     print(f"error: stopped by {signal.Signals(number).name}.", flush=True)
+    time.sleep(0.3)
     sys.exit(75)
 signal.signal(signal.SIGUSR1, stop)
 signal.signal(signal.SIGTERM, stop)
@@ -124,7 +125,10 @@ def test_the_command_is_what_is_left_to_do(tmp_path: Path) -> None:
 def test_before_the_time_limit_the_training_saves_its_state_and_is_queued_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As submitit does it: in a signal handler, while the main thread waits. Slurm sends the signal to the training, too."""
+    """As submitit does it: in a signal handler, while the main thread waits.
+
+    Slurm sends its signal to the training, too, and scancel sends it again until the job ends.
+    """
     made, queued = running(tmp_path, monkeypatch, TRAINING), []
 
     def handler(*_) -> None:
@@ -137,6 +141,8 @@ def test_before_the_time_limit_the_training_saves_its_state_and_is_queued_again(
         lambda: os.kill(made._process.pid, signal.SIGUSR2),
         lambda: time.sleep(0.2),
         lambda: os.kill(os.getpid(), signal.SIGUSR2),
+        lambda: time.sleep(0.1),
+        lambda: os.kill(os.getpid(), signal.SIGUSR2),
     )
     try:
         with pytest.raises(SystemExit):
@@ -145,7 +151,7 @@ def test_before_the_time_limit_the_training_saves_its_state_and_is_queued_again(
         signal.signal(signal.SIGUSR2, before)
         thread.join()
     assert made.log.read_text() == "ready\nerror: stopped by SIGUSR1.\n"
-    assert queued[0].function == made and queued[0].function._process is None
+    assert queued[0].function == made and queued[0].function._process is None and not queued[0].function._told
 
 
 def test_a_stopped_command_stops_its_training_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """Times nnU-Net and nndiffseg side by side on one configuration: training step, prediction, parts, peak memory.
 
-Used by :mod:`benchmarks.versus_nnunet` (``--speed_only``). How it is made fair: both run in one process on the same
-tensors with the same plans (so the same image network, patch and batch); every round times all tasks in turn, so
-that a slow spell of the machine hits all of them; ratios are medians over rounds of the ratio within a round. Each side is
-what its users run: nnU-Net's own ``train_step`` and sliding-window predictor, nndiffseg's own ``train_step`` and
-:class:`~nndiffseg.inference.predictor.Predictor`, with fusion, entropy and label maps, which nnU-Net's time does not
-include. Stock nnU-Net computes in float32 on a CPU, nndiffseg in bfloat16 where the processor has it; ``same_precision``
-repeats all ratios with nnU-Net put into bfloat16 too. On a busy machine ``processor_time``, the same ratios of the seconds
-that processors spent on each side, says more than the wall clock.
+    python -m benchmarks.speed --dataset 4 --configuration 3d_fullres --planner S
+
+Needs plans, or raw data to make them from, and no training. How it is made fair: both run in one process on the same tensors
+with the same plans (so the same image network, patch and batch); every round times all tasks in turn, so that a slow spell of
+the machine hits all of them; ratios are medians over rounds of the ratio within a round. Each side is what its users run:
+nnU-Net's own ``train_step`` and sliding-window predictor, nndiffseg's own ``train_step`` and
+:class:`~nndiffseg.inference.predictor.Predictor`, with fusion, entropy and label maps, which nnU-Net's time does not include.
+Stock nnU-Net computes in float32 on a CPU, nndiffseg in bfloat16 where the processor has it; ``same_precision`` repeats all
+ratios with nnU-Net put into bfloat16 too. On a busy machine ``processor_time``, the same ratios of the seconds that
+processors spent on each side, says more than the wall clock.
 """
 
 from __future__ import annotations
@@ -20,7 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.common import report
+from benchmarks.compare.flags import add_result_flags
+from benchmarks.compare.planning import PLANNERS, dataset_name, planned
 from benchmarks.pair import Pair, Times, in_own_process, rounds
+from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, choose, folders_from, pick_device, run
+from nndiffseg.uncertainty.evaluation_table import number
 
 SAMPLES = (1, 4, 16, 64)
 
@@ -253,3 +260,47 @@ def _precisions(device: torch.device) -> dict[str, str]:
     from nndiffseg.nn.precision import default_precision
 
     return {"nnunet": "float32" if device.type == "cpu" else "float16", "nndiffseg": default_precision(device)}
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    return run(_main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    parser = Parser("Times nnU-Net and nndiffseg side by side on one configuration.", prog="python -m benchmarks.speed")
+    parser.add_argument("--dataset", required=True, help="id or name, such as 4 or Dataset004_Hippocampus")
+    parser.add_argument("--configuration", default="3d_fullres", help="default: %(default)s")
+    parser.add_argument("--planner", default="M", metavar="S|M|L", help="size of the plans (default: %(default)s)")
+    add_folder_flags(parser)
+    add_result_flags(parser, per_case=False)
+    add_device_flag(parser)
+    args = parser.parse_args(argv)
+    choose("planner", args.planner, list(PLANNERS))
+    folders = folders_from(args)
+    dataset = dataset_name(folders, args.dataset)
+    plans, dataset_json = planned(folders, dataset, args.planner, args.configuration)
+    device = pick_device(args.device)
+    from benchmarks import speed_table
+
+    result = compare(plans, args.configuration, dataset_json, device)
+    chosen = plans["configurations"][args.configuration]
+    setup = {"dataset": dataset, "configuration": args.configuration, "planner": args.planner}
+    sizes = {name: chosen[name] for name in ("patch_size", "batch_size")}
+    report(
+        args.name or f"speed_{dataset}_{args.configuration}_{args.planner}_{device.type}",
+        speed_table.table(result),
+        [f"{dataset}, {args.configuration}, planner {args.planner}, {device.type}", "seconds", "in nnU-Net's", "peak GB"],
+        {**setup, **sizes, **result},
+    )
+    for key in ("prediction_ratio_16", "sample_ratio", "training_ratio", "memory_ratio"):
+        words = {"same_precision": "with nnU-Net in the same precision", "processor_time": "in processor time"}
+        more = [f"{text} {result[kind][key]:.3f}" for kind, text in words.items() if key in result[kind]]
+        print(f"{key}: {number(result[key])}" + (f" ({', '.join(more)})" if more else ""))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -11,7 +11,7 @@ if (_root := Path(__file__).resolve().parents[1]).joinpath("trainers", "nnDiffSe
     __path__.append(str(_root))
 
 __version__ = "0.2.0"
-__all__ = ["Predictor", "__version__", "predict_folder"]
+__all__ = ["Predictor", "__version__", "predict_files", "predict_folder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,8 +20,8 @@ def __getattr__(name: str) -> Any:
         from nndiffseg.inference.predictor import Predictor
 
         return Predictor
-    if name == "predict_folder":
-        from nndiffseg.inference.folder import predict_folder
+    if name in ("predict_files", "predict_folder"):
+        from nndiffseg.inference import folder
 
-        return predict_folder
+        return getattr(folder, name)
     raise AttributeError(f"module 'nndiffseg' has no attribute {name!r}")

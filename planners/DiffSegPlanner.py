@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from nndiffseg.data.dataset_json import channel_names, structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.errors import UserError
 from nndiffseg.methods import METHODS
+from nndiffseg.planning import cascade
 from nndiffseg.planning.cost import Architecture
 from nndiffseg.planning.decisions import Size, expected_overhead
 from nndiffseg.planning.labels import Label, load_labels
 from nndiffseg.planning.memory import add_entries
-from nndiffseg.planning.plans_file import check_plans_name, custom_configurations, drop_cascade, keep_data_apart
-from nndiffseg.planning.section import WIDTH, decide
+from nndiffseg.planning.plans_file import check_plans_name, custom_configurations, keep_data_apart
+from nndiffseg.planning.section import WIDTH, Section, decide
 
 #: the trainer that patch and batch of the plans are made for
 FLAGSHIP = "nnDiffSegTrainer"
@@ -86,6 +88,7 @@ class DiffSegPlanner(ResEncUNetPlanner):
         self.heads, self.regions = int(labels.num_segmentation_heads), bool(labels.has_regions)
         self.ignore: int | None = labels.ignore_label
         self.channels, self.structures = len(names), structures_of(self.dataset_json)
+        self.foreground_labels = len(labels.foreground_labels)  # channels of a segmentation as the input of a next stage
         self.report = ""
         self._architectures: dict[str, Architecture] = {}
 
@@ -101,9 +104,13 @@ class DiffSegPlanner(ResEncUNetPlanner):
         if (copy := self.preprocessed_folder / "dataset.json").is_file():
             copy.chmod(copy.stat().st_mode | 0o200)
         plans = super().plan_experiment()
-        notes = drop_cascade(plans)
-        labels = self._load_labels(plans["transpose_forward"])
-        notes += [self._add_diffusion(name, plan, labels) for name, plan in sorted(plans["configurations"].items())]
+        labels, sections = self._load_labels(plans["transpose_forward"]), {}
+        notes = []
+        for name, plan in sorted((n, c) for n, c in plans["configurations"].items() if n != cascade.NAME):
+            sections[name], note = self._add_diffusion(name, plan, labels)
+            notes.append(note)
+        if cascade.NAME in plans["configurations"]:
+            notes.append(self._add_cascade(plans, sections))
         recursive_fix_for_json_export(plans)
         notes += self._fit_methods(plans)
         keep_data_apart(plans, self.preprocessed_folder)
@@ -199,13 +206,24 @@ class DiffSegPlanner(ResEncUNetPlanner):
             raise UserError(f"No training label of {self.dataset_name} holds any structure; check labelsTr.")
         return labels
 
-    def _add_diffusion(self, name: str, plan: dict[str, Any], labels: list[Label]) -> str:
+    def _add_diffusion(self, name: str, plan: dict[str, Any], labels: list[Label]) -> tuple[Section, str]:
         arch = self._architecture(plan)
         gb = self._image_network_gb(arch, plan["batch_size"])
         section = decide(arch, plan["spacing"], labels, self.structures, self.size)
         plan["diffusion"] = section.to_plan(self.regions, gb, self.latent)
         unit = "pixels" if issubclass(self.determine_reader_writer(), NaturalImage2DIO) else "mm"
-        return section.report(name, plan["batch_size"], unit, gb, self.latent)
+        return section, section.report(name, plan["batch_size"], unit, gb, self.latent)
+
+    def _add_cascade(self, plans: dict[str, Any], sections: Mapping[str, Section]) -> str:
+        parent = sections[plans["configurations"][cascade.NAME]["inherits_from"]]
+        target = float(self.UNet_vram_target_GB)
+        planned = cascade.plan_cascade(plans, parent, self.channels, self.foreground_labels, target, self._image_network_gb)
+        diffusion = planned.section.to_plan(self.regions, planned.image_network_gb, self.latent)
+        plans["configurations"][cascade.NAME] = {**planned.configuration, "diffusion": diffusion}
+        return planned.note
+
+    def _input_channels(self, name: str) -> int:
+        return self.channels + (self.foreground_labels if name == cascade.NAME else 0)
 
     def _fit_methods(self, plans: dict[str, Any]) -> list[str]:
         """Gives each other method a patch and batch with which it fits the target, where memory is scarce."""
@@ -214,5 +232,5 @@ class DiffSegPlanner(ResEncUNetPlanner):
         return [
             textwrap.fill(note, WIDTH, subsequent_indent="    ")
             for name in sorted(plans["configurations"])
-            for note in add_entries(methods, plans, name, self.channels, self.heads, target)
+            for note in add_entries(methods, plans, name, self._input_channels(name), self.heads, target)
         ]

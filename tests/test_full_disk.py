@@ -31,7 +31,21 @@ from command_world import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SIZE = 256 * 2**20
-EVALUATE = Command("evaluate", (*("-i", "BASE/out", "-r", f"BASE/raw/{DATASET}/labelsTr"), "--disable_progress_bar"))
+OWN_MODEL = f"BASE/{MODEL}/fold_0/validation"
+EVALUATE = Command(
+    "evaluate",
+    (
+        *("-i", OWN_MODEL, "-r", f"BASE/raw/{DATASET}/labelsTr", "-djfile", f"BASE/raw/{DATASET}/dataset.json"),
+        *("-o", "BASE/evaluation", "--disable_progress_bar"),
+    ),
+)
+DEMO = Command(
+    "demo",
+    (
+        *("--output", "BASE/demo", "--minutes", "0.1", "--cases", "8", "--test_cases", "2", "--samples", "2"),
+        *("-device", "cpu", "-num_threads", "1"),
+    ),
+)
 EXPORT = Command("export", (f"BASE/{MODEL}", "BASE/model.zip", "--overwrite"))
 DATA, RESULTS, OUT = Path("preprocessed"), Path("results"), Path("out")
 STAGES = {
@@ -41,6 +55,7 @@ STAGES = {
     "prediction": Stage(PREDICT, (OUT,)),
     "calibration": Stage(CALIBRATE, (STOCK,), (MODEL,)),
     "attaching": Stage(ATTACH, (ATTACHED, DATA), (MODEL,)),
+    "evaluation": Stage(EVALUATE, (Path("evaluation"),)),
     "export": Stage(EXPORT, (Path("model.zip"),)),
 }
 #: of what a command writes, so much fits
@@ -99,3 +114,18 @@ def test_a_full_disk_is_one_sentence_and_the_command_goes_on_when_there_is_space
     code, text = finish(stage.command, base, *stage.command.again)
     assert code == 0, text
     assert differences(contents(base, stage), wanted.contents) == []
+
+
+def test_a_full_disk_ends_the_demo_in_one_sentence_at_every_stage(disk: Path) -> None:
+    """Its training is bounded by time, so that no two runs have the same result; the whole demo runs when there is space."""
+    kept, base = int(0.95 * SIZE), disk
+    for left in (0, 100_000, 2_000_000, 4_000_000, 8_000_000):
+        ballast = fill(disk, left)
+        code, text = finish(DEMO, base)
+        check_sentence(code, text)
+        assert not list((disk / "demo").rglob("*.tmp"))
+        ballast.unlink()
+    assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize > kept // 2
+    code, text = finish(DEMO, base)
+    assert code == 0, text
+    assert (disk / "demo" / "report.html").is_file()

@@ -13,6 +13,7 @@ from benchmarks.common import write_per_case
 from benchmarks.compare import table
 from benchmarks.compare.data import Data
 from benchmarks.compare.flags import Budget, add_result_flags, check_positive, passed_on
+from benchmarks.compare.pooling import Interval
 from benchmarks.compare.processes import clock_name, run_module
 from benchmarks.compare.trainers import Entry, class_name
 from nndiffseg.uncertainty.evaluation_table import number
@@ -27,12 +28,14 @@ class Row:
         training, prediction: what they took, see :mod:`benchmarks.compare.training` and
             :mod:`benchmarks.compare.predictions`.
         seconds_per_case: median.
+        difference: of the Dice to the first row, with its interval over groups of cases; None in that row.
     """
 
     metrics: dict[str, float | None]
     training: dict[str, Any]
     prediction: dict[str, Any]
     seconds_per_case: float
+    difference: Interval | None = None
 
     def cell(self, column: str) -> str:
         """Text of one of :data:`COLUMNS`."""
@@ -45,6 +48,7 @@ class Row:
 #: heads of columns -> metric and digits; where a dataset has one structure, there is no mean over structures
 COLUMNS = {
     "Dice": ("Dice, mean", 4),
+    "IoU": ("IoU, mean", 4),
     "determ.": ("Dice: deterministic part", 4),
     "mean of s.": ("Dice: mean of samples", 4),
     "one s.": ("Dice: one sample", 4),
@@ -60,6 +64,7 @@ COLUMNS = {
     "AUROC": ("AUROC of uncertainty for errors", 3),
 }
 COSTS = {
+    "Dice - first": lambda row: "" if row.difference is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*row.difference),
     "s/case": lambda row: number(row.seconds_per_case, 2),
     "GB": lambda row: number(row.prediction.get("peak_gpu_gb") or row.prediction.get("peak_gb"), 2),
     "M param.": lambda row: number(row.prediction["parameters"] / 1e6, 2),
@@ -125,10 +130,13 @@ def evaluate(args: argparse.Namespace, data: Data, entries: Mapping[str, Entry])
     comparison = Comparison([Side(k, k, (Source(data, e),)) for k, e in entries.items()], options, args.tolerance)
     comparison.fit()
     cases = {case: comparison.evaluate(case) for case in data.cases}
-    summary = table.summary(table.metrics(list(data.structures), list(cases.values())))
+    first = next(iter(entries))
+    found = table.metrics(list(data.structures), list(cases.values()), first)
+    summary = table.summary(found)
+    (dice,) = (m.differences for m in found if m.name in ("Dice, mean", *_only("Dice", data)))
     if len(data.structures) == 1:  # the structure is the mean
         (only,) = data.structures
-        summary |= {f"{m}, mean": summary[f"{m}, {only}"] for m in ("Dice", "NSD", *table.POOLED)}
+        summary |= {f"{m}, mean": summary[f"{m}, {only}"] for m in ("Dice", "IoU", "NSD", *table.POOLED)}
     write_per_case(args.per_case, table.by_case(cases))
     return {
         key: Row(
@@ -136,9 +144,15 @@ def evaluate(args: argparse.Namespace, data: Data, entries: Mapping[str, Entry])
             finished_training(entry.of(data).fold_folder(class_name(entry.trainer))) or {},
             about(data, entry, options),
             float(np.median([c.sides[key].seconds for c in cases.values()])),
+            Interval(-dice[key].value, -dice[key].high, -dice[key].low) if key in dice else None,
         )
         for key, entry in entries.items()
     }
+
+
+def _only(metric: str, data: Data) -> list[str]:
+    """Name of a metric of the only structure; nothing where there are several."""
+    return [f"{metric}, {name}" for name in data.structures] if len(data.structures) == 1 else []
 
 
 def plainly(rows: Mapping[str, Row]) -> dict[str, Any]:
@@ -149,4 +163,5 @@ def plainly(rows: Mapping[str, Row]) -> dict[str, Any]:
         "costs": {
             key: {**row.training, **row.prediction, "seconds_per_case": row.seconds_per_case} for key, row in rows.items()
         },
+        "dice_minus_first": {k: [round(v, 5) for v in row.difference] for k, row in rows.items() if row.difference is not None},
     }

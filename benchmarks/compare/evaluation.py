@@ -66,7 +66,6 @@ class Side:
         head_alone: only the deterministic part of the model counts; samples are then independent per-voxel draws from it.
         coherent: the deterministic part alone, of an ensemble the mean, with samples of the coherent sampler
             (:mod:`nndiffseg.diffusion.coherent`).
-        steps: also predict with these numbers of sampling steps, for the mean of the samples.
     """
 
     name: str
@@ -74,7 +73,6 @@ class Side:
     sources: tuple[Source, ...]
     head_alone: bool = False
     coherent: bool = False
-    steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,9 +80,9 @@ class SideMetrics:
     """Metrics of one case and side.
 
     Attributes:
-        dice, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is absent
-            from both.
-        parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one), ``steps_N``.
+        dice, iou, nsd: of the segmentation, per structure, mean over annotations ``(K,)``; NaN where the structure is
+            absent from both.
+        parts: the same Dice of a side's parts: ``head``, ``samples`` (their mean), ``sample`` (a single one).
         plain, scaled, isotonic: probabilities as they come, with the fitted temperature, and with isotonic regression.
         errors: of the segmentation, against the entropy.
         agreement: of the samples; those of an ensemble are its members.
@@ -92,6 +90,7 @@ class SideMetrics:
     """
 
     dice: NDArray[np.float64]
+    iou: NDArray[np.float64]
     nsd: NDArray[np.float64]
     parts: dict[str, NDArray[np.float64]]
     plain: Reliability
@@ -144,8 +143,7 @@ class Comparison:
         """Predicts what is not in the cache yet."""
         for side in self.sides:
             for source in side.sources:
-                for steps in (None, *side.steps):
-                    predictions.predict_missing(source.data, source.entry, replace(self.options, steps=steps), device)
+                predictions.predict_missing(source.data, source.entry, self.options, device)
 
     def prediction(self, side: Side, case: str) -> CasePrediction:
         """A side's prediction of a case."""
@@ -241,8 +239,9 @@ class Comparison:
         uncertainty = np.asarray(entropy(p, regions=self.regions))
         return SideMetrics(
             self._dice([hard], references),
+            self._iou(hard, references),
             self._nsd(hard, references, spacing),
-            self._parts(side, case, found, references),
+            self._parts(found, references),
             reliability(p[self.foreground], frequency, region),
             reliability(scaled[self.foreground], frequency, region),
             reliability(isotonic[self.foreground], frequency, region),
@@ -257,21 +256,21 @@ class Comparison:
             found.seconds,
         )
 
-    def _parts(self, side: Side, case: str, found: CasePrediction, references: NDArray) -> dict[str, NDArray[np.float64]]:
-        parts = {
+    def _parts(self, found: CasePrediction, references: NDArray) -> dict[str, NDArray[np.float64]]:
+        return {
             "head": self._dice([labels_of(self.data, found.deterministic)], references),
             "samples": self._dice([labels_of(self.data, found.sampled)], references),
             "sample": self._dice(found.labels, references),
         }
-        for steps in side.steps:
-            source = side.sources[0]
-            other = predictions.load(source.data, source.entry, replace(self.options, steps=steps), case)
-            parts[f"steps_{steps}"] = self._dice([labels_of(self.data, other.sampled)], references)
-        return parts
 
     def _dice(self, labels: Iterable[NDArray], references: NDArray) -> NDArray[np.float64]:
         """Mean over all pairs of a label map and an annotation ``(K,)``."""
         return nanmean_rows(np.stack([dice_of(p, r, list(self.data.structures.values())) for p in labels for r in references]))
+
+    def _iou(self, labels: NDArray, references: NDArray) -> NDArray[np.float64]:
+        """Mean over the annotations of D / (2 - D), with the Dice D of each ``(K,)``."""
+        each = np.stack([dice_of(labels, r, list(self.data.structures.values())) for r in references])
+        return nanmean_rows(each / (2 - each))
 
     def _nsd(self, labels: NDArray, references: NDArray, spacing: Sequence[float]) -> NDArray[np.float64]:
         if is_flat(references.shape[1:], spacing):

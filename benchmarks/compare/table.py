@@ -72,6 +72,7 @@ def metrics(structures: Sequence[str], cases: Sequence[CaseMetrics], base: str |
 
     found: list[Metric] = []
     found += _by_structure("Dice", structures, over_cases(lambda m: m.dice), base)
+    found += _by_structure("IoU", structures, over_cases(lambda m: m.iou), base)
     found += _by_structure("NSD", structures, over_cases(lambda m: m.nsd), base)
     for part in {p: None for s in sides for p in cases[0].sides[s].parts}:
         present = [s for s in sides if part in cases[0].sides[s].parts]
@@ -93,7 +94,7 @@ def metrics(structures: Sequence[str], cases: Sequence[CaseMetrics], base: str |
 
 def part_words(part: str) -> str:
     """``samples`` -> ``mean of samples``."""
-    return PARTS.get(part) or f"mean of samples, {part.removeprefix('steps_')} steps"
+    return PARTS[part]
 
 
 def _by_structure(words: str, structures: Sequence[str], found: Mapping[str, NDArray], base: str | None) -> list[Metric]:
@@ -158,6 +159,7 @@ def by_case(cases: Mapping[str, CaseMetrics]) -> dict[str, Any]:
     def of_side(m: SideMetrics) -> dict[str, Any]:
         return {
             "dice": [rounded(v) for v in m.dice],
+            "iou": [rounded(v) for v in m.iou],
             "nsd": [rounded(v) for v in m.nsd],
             "parts": {part: [rounded(v) for v in values] for part, values in m.parts.items()},
             "agreement": {k: rounded(v) for k, v in m.agreement._asdict().items()},

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from nndiffseg.data.folders import Folders, configure_folders
 from nndiffseg.data.memory import TOO_LITTLE, is_out_of_memory
@@ -35,15 +37,20 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 
     Returns:
         0 on success; 2 on a :class:`UserError`, a wrong flag, a full disk, want of memory or a missing permission, each after
-        one line ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted. Any other
-        exception is a bug and keeps its traceback.
+        one line ``error: ...`` on stderr; 75 when stopped by SIGTERM or SIGUSR1; 130 when interrupted; 141, without a word,
+        when whoever reads the output went away (``| head``). Any other exception is a bug and keeps its traceback.
     """
     try:
         with raised("SIGTERM"):
             body(argv)
+            sys.stdout.flush()  # what is left may meet a closed pipe or a full disk, too
     except UserError as error:
         return _fail(str(error))
     except SystemExit as stop:  # argparse, after --help
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        if _has_no_reader(sys.stdout):
+            return _end_quietly()
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else _fail(str(stop.code))
     except Stopped as stopped:
         _fail(str(stopped))
@@ -53,6 +60,8 @@ def run(body: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         _fail("interrupted.")
         return 130
     except (OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and (_has_no_reader(sys.stdout) or _has_no_reader(sys.stderr)):
+            return _end_quietly()
         sentence = _sentence_for_system_error(error)
         if sentence is None:
             raise
@@ -71,6 +80,30 @@ def _ignore_interrupts() -> None:
     command = program.name.startswith("nndiffseg_") or program.parts[-3:-1] == ("nndiffseg", "cli")
     if command and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more. A broken pipe may also be that of a worker process."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    try:
+        poll.register(stream.fileno(), 0)
+    except (OSError, ValueError, AttributeError):  # in a notebook or a test there is no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _end_quietly() -> int:
+    """As a command ends by SIGPIPE; what could not be written is dropped, or Python would complain about it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        if _has_no_reader(stream):
+            _drop_output(stream)
+    return 128 + 13
+
+
+def _drop_output(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def user_path(text: str) -> Path:
@@ -93,7 +126,7 @@ def _fail(sentence: str) -> int:
     try:
         sys.stdout.flush()
     except OSError:  # its disk is full; the flush at the end of the process would fail too, and change the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output(sys.stdout)
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     return 2
 

@@ -39,6 +39,8 @@ def _main(argv: Sequence[str] | None) -> None:
     args = _parser().parse_args(argv)
     check_output(args.out, args.overwrite)
     # torch and nnU-Net take seconds to load, so wrong flags are told before.
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     from nndiffseg.data.folds import member_seed
     from nndiffseg.data.model_json import read_model_json
     from nndiffseg.export.stock_copy import stock_names
@@ -62,6 +64,9 @@ def _main(argv: Sequence[str] | None) -> None:
     packed = write_zip(args.out, _announced(entries, names))
     _say_what_next(args.out, packed)
     flags = _flags(names, folds, checkpoints)
+    before = PlansManager(plans).get_configuration(names.configuration).previous_stage_name
+    if before is not None:
+        print(f"It is the second stage of a cascade, which needs the model of {before} beside it; pack that one, too.")
     if args.nnunet or (found.stock and not is_calibrated(args.model, folds, checkpoints[0])):
         print(f"Predict: nnUNetv2_predict -i in/ -o out/ {flags}")
     else:

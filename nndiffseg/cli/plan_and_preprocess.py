@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nndiffseg.data.preprocessing import Preprocessed
 
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres")
+#: uses the data of 3d_fullres
+CASCADE = "3d_cascade_fullres"
 LATENTS = ("planned", "paper")
 #: below this many bytes of images, starting worker processes takes longer than the work
 SMALL_DATASET = 60_000_000
@@ -113,7 +115,7 @@ def _main(argv: Sequence[str] | None) -> None:
     folders = folders_from(args)
     datasets = [folders.dataset(d) for d in args.d]  # all of them, before any work starts
     for dataset in datasets:
-        known = [*CONFIGURATIONS, *_custom(folders.preprocessed / dataset, args)]
+        known = [*CONFIGURATIONS, CASCADE, *_custom(folders.preprocessed / dataset, args)]
         for configuration in args.c or []:
             choose("configuration", configuration, known)
     for dataset in datasets:
@@ -124,7 +126,7 @@ def _custom(preprocessed: Path, args: argparse.Namespace) -> list[str]:
     """Configurations that a user added to the plans that are made again."""
     from nndiffseg.planning.plans_file import custom_configurations
 
-    if not set(args.c or []) - set(CONFIGURATIONS):
+    if not set(args.c or []) - {*CONFIGURATIONS, CASCADE}:
         return []
     size = find_planner(args.pl).size
     return list(custom_configurations(preprocessed / f"{args.overwrite_plans_name or size.plans_name}.json"))
@@ -217,6 +219,9 @@ def _preprocess(
                 planned = ", ".join(plans["configurations"])
                 print(f"{configuration}: not planned for this dataset (planned: {planned}).")
             continue
+        if configuration == CASCADE:
+            configuration = "3d_fullres"
+            print(f"{CASCADE}: has the data of {configuration}.")
         done = preprocessing.preprocess_configuration(
             cases,
             dataset_json,

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
+from nndiffseg.cli.common import (
+    Parser,
+    add_device_flag,
+    add_folder_flags,
+    device_from,
+    folders_from,
+    pick_device,
+    run,
+    user_path,
+)
 from nndiffseg.data.files import read_json
 from nndiffseg.data.folds import member_of
 from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from nndiffseg.methods.protocol import Method
     from nndiffseg.training.trainer import DiffusionTrainer
 
@@ -27,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser("Trains one fold of an nndiffseg model and validates it with the stochastic predictor.")
     parser.add_argument("dataset", help="id or name, such as 4 or Dataset004_Hippocampus")
-    parser.add_argument("configuration", help="2d, 3d_lowres or 3d_fullres, as the plans name them")
+    parser.add_argument("configuration", help="2d, 3d_lowres, 3d_fullres or 3d_cascade_fullres, as the plans name them")
     parser.add_argument(
         "fold",
         help="0 to 4, or all; all with --seed 1, 2, ... trains further members of an ensemble, which predict together with "
@@ -49,7 +62,23 @@ def _parser() -> Parser:
         metavar="NAME=VALUE",
         help="an option of the method, such as steps=4; may be given several times",
     )
+    parser.add_argument(
+        "--mirror_axes",
+        nargs="+",
+        type=int,
+        metavar="AXIS",
+        help="mirror patches, and images in predictions, along these axes alone, such as 0 1; nnU-Net's order, from 0",
+    )
+    parser.add_argument("--disable_mirroring", action="store_true", help="mirror neither patches nor images in predictions")
     add_training_flags(parser, "1000")
+    parser.add_argument(
+        "-num_gpus",
+        "--num_gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train in N processes that share each batch, one for each GPU, or with -device cpu on the processors",
+    )
     parser.add_argument("--val", action="store_true", help="only validate the trained fold")
     parser.add_argument("--val_best", action="store_true", help="validate checkpoint_best instead of the final one")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoints, for quick tests")
@@ -83,18 +112,42 @@ def add_training_flags(parser: Parser, epochs: str) -> None:
 
 
 def _main(argv: Sequence[str] | None) -> None:
+    if not _in_group():
+        return _train(argv)
+    from nndiffseg.training.launch import member
+
+    with member() as join:
+        _train(argv, join)
+
+
+def _in_group() -> bool:
+    """Whether this process is one of several that train together, started by torchrun or by ``-num_gpus``."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def _train(argv: Sequence[str] | None, join: Callable[[torch.device], None] | None = None) -> None:
+    """Trains in this process, in others that it starts, or with others after ``join``."""
     args = _parser().parse_args(argv)
     check_numbers(args)
     _check_stages(args)
     fold: Any = member_of(fold_of(args.fold), args.seed)
     folders = folders_from(args)
-    plans, dataset_json = _plans(folders, args)
+    plans, dataset_json = read_plans(folders, args)
     trainer_class = find_trainer(args.tr)
+    if args.num_gpus > 1 and join is None:
+        from nndiffseg.training.launch import launch
+
+        device = pick_device(args.device, quiet=True)
+        return launch(main, sys.argv[1:] if argv is None else argv, args.num_gpus, device)
+    device = device_from(args)
+    if join is not None:
+        join(device)
     plans["continue_training"] = args.c
     set_options(plans, args.configuration, trainer_class.method_class, args.option)
-    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device_from(args))
+    trainer = trainer_class(plans, args.configuration, fold, dataset_json, device)
     set_budget(trainer, args, epochs=trainer.num_epochs)
-    trainer.disable_checkpointing = args.disable_checkpointing
+    trainer.disable_checkpointing |= args.disable_checkpointing
+    _set_mirroring(trainer, args)
     _load(trainer, args)
     if not args.val:
         trainer.run_training()
@@ -109,9 +162,18 @@ def set_budget(trainer: DiffusionTrainer, args: Any, *, epochs: int) -> None:
     if args.iterations_per_epoch is not None:
         trainer.num_iterations_per_epoch = args.iterations_per_epoch
     trainer.num_epochs = args.epochs or epochs
-    trainer.minutes, trainer.seed = args.minutes, args.seed or 0
-    trainer.bound_by_time_only = args.minutes is not None and args.epochs is None
+    if args.seed is not None:
+        trainer.seed = args.seed
+    if args.minutes is not None:
+        trainer.minutes, trainer.bound_by_time_only = args.minutes, args.epochs is None
     trainer.show_progress = not args.disable_progress_bar
+
+
+def _set_mirroring(trainer: DiffusionTrainer, args: Any) -> None:
+    from nndiffseg.training.mirroring import asked_axes
+
+    dimensions = len(trainer.configuration_manager.patch_size)
+    trainer.mirror_axes = asked_axes(args.mirror_axes, args.disable_mirroring, dimensions)
 
 
 def fold_of(text: str) -> Any:
@@ -134,6 +196,7 @@ def check_numbers(args: Any) -> None:
         UserError: one is not positive.
     """
     for flag, value in (
+        ("-num_gpus", getattr(args, "num_gpus", None)),
         ("--epochs", args.epochs),
         ("--iterations_per_epoch", args.iterations_per_epoch),
         ("--minutes", args.minutes),
@@ -147,6 +210,8 @@ def _check_stages(args: Any) -> None:
         raise UserError("--c continues a training and --val only validates; give one of them.")
     if args.val_best and args.disable_checkpointing:
         raise UserError("--val_best needs the checkpoints that --disable_checkpointing does not write; leave one of them out.")
+    if args.val and (args.mirror_axes is not None or args.disable_mirroring):
+        raise UserError("--val mirrors as the training did; leave out --mirror_axes and --disable_mirroring.")
     if args.pretrained_weights and (args.c or args.val):
         raise UserError("-pretrained_weights begins a training; leave out --c and --val.")
 
@@ -188,8 +253,8 @@ def resolved(plans: dict, configuration: str) -> dict[str, Any]:
     return PlansManager(plans).get_configuration(configuration).configuration
 
 
-def _plans(folders: Any, args: Any) -> tuple[dict, dict]:
-    """Reads plans and dataset.json.
+def read_plans(folders: Any, args: Any) -> tuple[dict, dict]:
+    """Reads plans and dataset.json; ``args`` has the dataset, the configuration and the plans ``p``.
 
     Raises:
         UserError: no such dataset, plans or configuration, preprocessed data is missing, the plans name what no planner
@@ -223,11 +288,18 @@ def find_trainer(name: str) -> type[DiffusionTrainer]:
     Raises:
         UserError: there is no such trainer, or it does not train a diffusion model.
     """
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     import nndiffseg.trainers as own
     from nndiffseg.inference.model_folder import trainer_by_name
     from nndiffseg.training.trainer import DiffusionTrainer
 
     trainer = trainer_by_name(name)
+    if isinstance(trainer, type) and issubclass(trainer, nnUNetTrainer) and not issubclass(trainer, DiffusionTrainer):
+        raise UserError(
+            f"{name} trains no diffusion; train it with nnUNetv2_train and calibrate it with nndiffseg_calibrate, or choose "
+            f"one of {', '.join(own.__all__)} with -tr."
+        )
     if not (isinstance(trainer, type) and issubclass(trainer, DiffusionTrainer)):
         raise UserError(f"There is no nndiffseg trainer {name}; choose one of {', '.join(own.__all__)} with -tr.")
     return trainer
@@ -255,12 +327,20 @@ def go_on(trainer: DiffusionTrainer, seed: int | None) -> None:
         UserError: the training has another seed, or its newest checkpoint cannot be read.
     """
     from nndiffseg.training.fold_folder import newest_checkpoint
+    from nndiffseg.training.mirroring import in_words
 
     file = newest_checkpoint(trainer.output_folder)
     if file is None:
         trainer.print_to_log_file("There is no checkpoint to continue from, so the training starts anew.")
         return
+    asked = trainer.mirror_axes
     trainer.load_checkpoint(str(file))
+    trained = tuple(trainer.inference_allowed_mirroring_axes or ())
+    if asked not in (None, trained):
+        raise UserError(
+            f"The training in {file.parent} mirrors along {in_words(trained)}, not along {in_words(asked)}; "
+            "leave out --mirror_axes and --disable_mirroring to go on with it, or leave out --c to begin anew."
+        )
     if seed not in (None, trainer.seed):
         raise UserError(
             f"The training in {file.parent} has the seed {trainer.seed}, not {seed}; leave out --seed to go on with it, or "

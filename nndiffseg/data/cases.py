@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,35 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.data.file_kind import READ_ERRORS, refusal
 from nndiffseg.data.images import geometry_mismatch, read_image
-from nndiffseg.data.listing import list_images
+from nndiffseg.data.listing import check_beside_tiff, list_images
+from nndiffseg.data.names import check_case_id
 from nndiffseg.data.nifti import nifti_image
+from nndiffseg.data.normalization import preprocessor_of
 from nndiffseg.errors import UserError
+
+#: the files of several cases, in the order of the model's channels; of a model with one channel a file may stand alone
+Files = Sequence[str | Path | Sequence[str | Path]]
+#: a folder of images, or files
+Inputs = str | Path | Files
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case to predict. Its id, the stem of its files' names, is part of the key of its noise."""
+    """One case to predict. Its id, the stem of its files' names, is part of the key of its noise.
+
+    ``previous``: what the stage before predicted, for the second stage of a cascade (:mod:`nndiffseg.data.stages`).
+    """
 
     id: str
     files: tuple[Path, ...]
+    previous: tuple[Path, ...] = ()
+
+
+def cases_of(inputs: Inputs, dataset_json: dict[str, Any]) -> list[Case]:
+    """The cases of a folder (:func:`find_cases`), or those whose files are named one by one (:func:`cases_of_files`)."""
+    if isinstance(inputs, (str, Path)):
+        return find_cases(Path(inputs).expanduser(), dataset_json)
+    return cases_of_files(inputs, dataset_json)
 
 
 def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
@@ -45,6 +64,47 @@ def find_cases(folder: str | Path, dataset_json: dict[str, Any]) -> list[Case]:
     for case in cases:
         _check_channels(case, found[case.id], len(channel_names(dataset_json)), ending)
     return cases
+
+
+def cases_of_files(groups: Files, dataset_json: dict[str, Any]) -> list[Case]:
+    """Cases whose files were named one by one.
+
+    Args:
+        groups: of each case its files in the order of the model's channels, or the only one. A case is called as the first of
+            its files, without the channel number.
+        dataset_json: of the model.
+
+    Raises:
+        UserError: a file is missing or ends otherwise than the model's images, a case has a channel too few or too many, or
+            two cases would be called the same.
+    """
+    ending, channels = dataset_json["file_ending"], len(channel_names(dataset_json))
+    cases: dict[str, Case] = {}
+    for group in groups:
+        files = [Path(f).expanduser() for f in ([group] if isinstance(group, (str, Path)) else group)]
+        if not files:
+            raise UserError("A case without files cannot be predicted; give the files of its channels.")
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"There is no file {file}; give images that exist, or one folder of them.")
+            if not file.name.endswith(ending):
+                raise UserError(f"{file} does not end in {ending}, as the images of this model do; convert it first.")
+        stems = [file.name[: -len(ending)] for file in files]
+        name = re.sub(r"_\d{4}$", "", stems[0])
+        check_case_id(name, str(files[0]))
+        check_beside_tiff(name, ending, str(files[0]))
+        if name in cases:
+            raise UserError(f"{files[0]} and {cases[name].files[0]} would both be called {name}; rename one of them.")
+        if len(files) != channels and not (len(files) == 1 and _channels_in_file(files[0]) > 1):
+            raise UserError(f"The case {name} has {len(files)} files, but the model was trained with {channels} channels.")
+        if {re.sub(r"_\d{4}$", "_", stem) for stem in stems} == {f"{name}_"}:
+            for channel, stem in enumerate(stems):
+                if stem != f"{name}_{channel:04d}":
+                    raise UserError(f"The case {name} needs {name}_{channel:04d}{ending} where {stem}{ending} stands.")
+        cases[name] = Case(name, tuple(files))
+    if not cases:
+        raise UserError("There are no files to predict; give those of one case at least.")
+    return list(cases.values())
 
 
 def _check_channels(case: Case, files: dict[int, Path], channels: int, ending: str) -> None:
@@ -130,7 +190,7 @@ def preprocess(
     if not data.any():
         raise UserError("All voxels of the image are 0; there is nothing to segment.")
     manager = plans.get_configuration(configuration)
-    preprocessor = manager.preprocessor_class(verbose=False)
+    preprocessor = preprocessor_of(manager)
     data, _, properties = preprocessor.run_case_npy(data, None, properties, plans, manager, dataset_json)
     return np.ascontiguousarray(data, dtype=np.float32), properties
 

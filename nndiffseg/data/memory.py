@@ -10,6 +10,9 @@ from nndiffseg.errors import UserError
 
 #: what a sentence about it begins with
 TOO_LITTLE = "There is too little memory"
+#: what oneDNN, which computes torch's convolutions on a processor, says of it; of a convolution that it does not have it says
+#: "could not create a primitive descriptor"
+ONEDNN = ("could not create a primitive", "could not execute a primitive", "could not create a memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -19,7 +22,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or _is_of_gpu(error):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and (("alloc" in text and "memory" in text) or "bad_alloc" in text)
+    of_onednn = text.startswith(ONEDNN) and "descriptor" not in text
+    return isinstance(error, RuntimeError) and (("alloc" in text and "memory" in text) or "bad_alloc" in text or of_onednn)
 
 
 def _is_of_gpu(error: BaseException) -> bool:

@@ -3,7 +3,8 @@
 nnU-Net imports whatever its plans name: the network, its layers, preprocessor, resampling, reader, normalisation. A plans
 file is data and may come from anybody, and ``"nonlin": "subprocess.Popen"`` with arguments is a command. So every name is
 compared with those that the planners of nnU-Net 2.8.1 and of nndiffseg can write, or that a user may put in their place,
-before anything looks for it. The comparison itself imports nothing.
+before anything looks for it. Classes of the user's own are found in the text of the user's files
+(:mod:`nndiffseg.data.own_classes`). The comparison itself imports nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nndiffseg.data import own_classes
 from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 
@@ -84,7 +86,7 @@ def check_plan_names(plans: Any, where: str) -> None:
     if not isinstance(plans, dict) or not isinstance(configurations, dict):
         raise UserError(f"{where} must hold a JSON object with configurations; {REMEDY}.")
     for key, allowed in PLAN_NAMES.items():
-        if key in plans:
+        if key in plans and not (allowed is READERS and _is_own_reader(plans[key])):
             _check(plans[key], allowed, key, where)
     for key in FOLDER_NAMES & plans.keys():
         if not is_plain_name(plans[key]):
@@ -132,10 +134,10 @@ def check_reader(dataset_json: Mapping[str, Any], where: str = "dataset.json") -
     """Checks the reader that dataset.json may ask for.
 
     Raises:
-        UserError: it is none of nnU-Net's.
+        UserError: it is none of nnU-Net's, nor one that the user has added to nnU-Net.
     """
     name = dataset_json.get("overwrite_image_reader_writer", "None")
-    if not isinstance(name, str) or name not in READERS | {"None"}:
+    if not isinstance(name, str) or (name not in READERS | {"None"} and not _is_own_reader(name)):
         raise UserError(f"{where} asks for the unknown reader {_shown(name)}; leave overwrite_image_reader_writer out.")
 
 
@@ -157,9 +159,22 @@ def _check_configuration(configuration: Any, where: str, of: str) -> None:
         if not isinstance(schemes, (list, tuple)):
             raise _refusal(schemes, f"normalization_schemes{of}", where)
         for scheme in schemes:
-            _check(scheme, NORMALIZATIONS, f"normalization_schemes{of}", where)
+            if not (is_identifier(scheme) and _is_own_normalization(scheme)):
+                _check(scheme, NORMALIZATIONS, f"normalization_schemes{of}", where)
     if "architecture" in configuration:
         check_architecture(configuration["architecture"], where, of)
+
+
+def _is_own_normalization(name: str) -> bool:
+    """Whether the user has put a class of this name where normalisations are looked for."""
+    return name not in NORMALIZATIONS and (
+        own_classes.stands_in_nnunet(name, own_classes.NORMALIZATIONS) or own_classes.stands_in_own_folder(name)
+    )
+
+
+def _is_own_reader(name: Any) -> bool:
+    """Whether the user has put a class of this name into nnU-Net's package, the only place where nnU-Net looks for readers."""
+    return is_identifier(name) and name not in READERS and own_classes.stands_in_nnunet(name, own_classes.READERS)
 
 
 def _check_inheritance(name: str, configurations: Mapping[str, Any], where: str) -> None:

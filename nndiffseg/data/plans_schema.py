@@ -253,7 +253,8 @@ def check_plans(plans: Any, where: str) -> None:
         axes = len(configuration.patch_size)
         architecture = configuration.architecture
         network = architecture.arch_kwargs if architecture else _checked(OldNetwork, values, where, of).arguments(axes)
-        if problem := configuration.problem() or network.problem(configuration.patch_size) or _needs(configuration, whole):
+        problem = configuration.problem() or network.problem(configuration.patch_size) or _needs(configuration, whole)
+        if problem := problem or _stages(name, configuration, whole.configurations):
             raise UserError(f"{where} must not have {problem}{of}; {REMEDY}.")
 
 
@@ -262,6 +263,19 @@ def _needs(configuration: Configuration, plans: Plans) -> str | None:
     for channel, scheme in enumerate(configuration.normalization_schemes):
         if scheme == "CTNormalization" and str(channel) not in known:
             return f"CTNormalization without the intensities of channel {channel}"
+    return None
+
+
+def _stages(name: str, configuration: Configuration, configurations: Mapping[str, Any]) -> str | None:
+    """What is wrong with the stages before this one of a cascade, whose names become those of folders."""
+    before, visited = configuration.previous_stage, {name}
+    while before is not None:
+        if not isinstance(before, str) or before not in configurations:
+            return f"the previous_stage {ascii(before)[:60]}, which is no configuration,"
+        if before in visited:
+            return "a previous_stage that leads back"
+        visited.add(before)
+        before = _inherited(configurations, before).get("previous_stage")
     return None
 
 

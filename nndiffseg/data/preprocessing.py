@@ -28,6 +28,7 @@ from nndiffseg.data.files import full_disk_told, read_json, write_atomically, wr
 from nndiffseg.data.images import read_image
 from nndiffseg.data.listing import TIFF, side_file
 from nndiffseg.data.memory import is_out_of_memory, little_memory_told
+from nndiffseg.data.normalization import preprocessor_of
 from nndiffseg.data.parallel import map_cases
 from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.data.records import (
@@ -279,7 +280,7 @@ def _preprocess_case(
 ) -> None:
     plans_manager = PlansManager(plans)
     configuration_manager = plans_manager.get_configuration(configuration)
-    preprocessor = configuration_manager.preprocessor_class(verbose=verbose)
+    preprocessor = preprocessor_of(configuration_manager, verbose=verbose)
     quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     reader = plans_manager.image_reader_writer_class()
     told = little_memory_told(case.name, FEWER)

@@ -167,10 +167,30 @@ def cases_of_fold(preprocessed: Path, fold: int | str, known: Sequence[str]) -> 
         UserError: there are no cases, the folds do not fit them (:func:`read_splits`), or there is no such fold.
     """
     names = sorted(known)
+    if fold == "all" and names:
+        return names, list(names)
+    folds, file = all_folds(preprocessed, names), preprocessed / SPLITS
+    if not 0 <= int(fold) < len(folds):
+        few = f"0 to {len(folds) - 1}" if len(folds) > 1 else "0"
+        raise UserError(
+            f"There is no fold {fold}, {file} has {len(folds)}: {few}; choose one of them, or all, or write more into the file."
+        )
+    return folds[int(fold)]["train"], folds[int(fold)]["val"]
+
+
+def all_folds(preprocessed: Path, known: Sequence[str]) -> list[Fold]:
+    """The folds of preprocessed cases; a missing ``splits_final.json`` is written.
+
+    Args:
+        preprocessed: the dataset's preprocessed folder.
+        known: names of the preprocessed cases.
+
+    Raises:
+        UserError: there are no cases, one is too few for folds, or the folds do not fit them (:func:`read_splits`).
+    """
+    names = sorted(known)
     if not names:
         raise UserError(f"{preprocessed} holds no preprocessed cases; run nndiffseg_plan_and_preprocess.")
-    if fold == "all":
-        return names, list(names)
     file, groups = preprocessed / SPLITS, read_groups(preprocessed)
     if file.is_file():
         folds = read_splits(file, names, groups)
@@ -179,9 +199,4 @@ def cases_of_fold(preprocessed: Path, fold: int | str, known: Sequence[str]) -> 
         _write(Records(preprocessed), file, folds, [])
     if not folds:
         raise UserError(f"{len(names)} case is too few for folds; train the fold all, or write a splits_final.json.")
-    if not 0 <= int(fold) < len(folds):
-        few = f"0 to {len(folds) - 1}" if len(folds) > 1 else "0"
-        raise UserError(
-            f"There is no fold {fold}, {file} has {len(folds)}: {few}; choose one of them, or all, or write more into the file."
-        )
-    return folds[int(fold)]["train"], folds[int(fold)]["val"]
+    return folds

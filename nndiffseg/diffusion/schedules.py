@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nndiffseg.diffusion.items import drawn
+
 
 class Schedule(ABC):
     """alpha and sigma as functions of time; alpha^2 + sigma^2 = 1."""
@@ -99,8 +101,8 @@ def add_noise(schedule: Schedule, z0: Tensor, noise: Tensor, t: Tensor) -> Tenso
 
 
 def normal_like(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of ``z``, drawn on the CPU: every device gets the same."""
-    return torch.randn(z.shape, generator=generator).to(z)
+    """Standard normal noise like ``z`` ``(B, ...)``, its dtype and device; drawn on the CPU: every device gets the same."""
+    return drawn(lambda n: torch.randn((n, *z.shape[1:]), generator=generator), len(z), generator).to(z)
 
 
 def timesteps(steps: int) -> Tensor:
@@ -130,4 +132,4 @@ def training_times(batch: int, generator: torch.Generator | None = None, steps: 
         ``(batch,)`` float32.
     """
     first = torch.randint(0, steps, (1,), generator=generator)
-    return (1 + (first + torch.arange(batch) * steps // batch) % steps) / steps
+    return drawn(lambda n: (1 + (first + torch.arange(n) * steps // n) % steps) / steps, batch, generator)

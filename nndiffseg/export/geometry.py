@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import insert_crop_into_image
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, insert_crop_into_image
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -77,6 +78,14 @@ class CaseGeometry:
         shape = self.properties["shape_after_cropping_and_before_resampling"]
         resampled = self.configuration.resampling_fn_seg(labels[None], shape, *self._spacings())
         return self._restore(np.asarray(resampled).astype(labels.dtype, copy=False))[0]
+
+    def labels_to_grid(self, labels: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+        """One label map ``(*image)`` -> on the preprocessed grid of this shape, as nnU-Net preprocesses labels."""
+        grid, image = self._spacings()
+        window = bounding_box_to_slice(self.properties["bbox_used_for_cropping"])
+        cropped = labels.transpose(self.plans.transpose_forward)[window]
+        resampled = self.configuration.resampling_fn_seg(cropped[None], tuple(shape), image, grid)
+        return np.ascontiguousarray(np.asarray(resampled)[0], dtype=labels.dtype)
 
     def segmentation(
         self, statistics: CaseStatistics, dataset_json: dict[str, Any], *, with_probabilities: bool, fuse: str = "mean"

@@ -1,4 +1,4 @@
-"""Uncertainty maps as NIfTI files in the image's geometry, whatever the image's own format."""
+"""Arrays as files in the image's geometry: uncertainty maps as NIfTI, whatever the image's own format, and label maps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+
+from nndiffseg.errors import UserError
 
 #: steps of a probability in a file
 LEVELS = 255
+NIFTI = (".nii.gz", ".nii")
+TIFF = (".tif", ".tiff")
+#: ends of names that a label map can be written to, the longest first
+LABEL_ENDINGS = (*NIFTI, ".nrrd", ".mha", ".gipl", *TIFF, ".png", ".bmp")
 
 
 def write_map(values: np.ndarray, file: Path, properties: dict[str, Any], two_dimensional: bool) -> None:
@@ -44,6 +52,38 @@ def write_probability(values: np.ndarray, file: Path, properties: dict[str, Any]
     image.header.set_slope_inter(1 / LEVELS, 0)
     nibabel.save(image, file)
     plain.unlink()
+
+
+def write_labels(values: np.ndarray, file: Path, properties: dict[str, Any], two_dimensional: bool) -> None:
+    """Writes a label map in the image's geometry, in the format that the file's name asks for; TIFF's spacing beside it.
+
+    Args:
+        values: labels ``(*image)``, three axes in the order of nnU-Net's readers.
+        file: one that :func:`check_label_file` allows.
+        properties: as the reader of the image gave them.
+        two_dimensional: the image is 2D.
+    """
+    values = values.astype(np.uint8 if values.max(initial=0) < 255 else np.uint16, copy=False)  # as nnU-Net
+    if two_dimensional and file.name.endswith((".png", ".bmp", *TIFF)):
+        NaturalImage2DIO().write_seg(values, str(file), properties)
+    elif file.name.endswith(TIFF):
+        Tiff3DIO().write_seg(values, str(file), {"spacing": [float(s) for s in properties["spacing"]]})
+    else:
+        _write(values, file, properties, two_dimensional)
+
+
+def check_label_file(file: Path, properties: dict[str, Any], two_dimensional: bool) -> str:
+    """The ending of a file for :func:`write_labels`.
+
+    Raises:
+        UserError: this image's labels cannot be written in the format that the name asks for.
+    """
+    ending = next((e for e in LABEL_ENDINGS if file.name.endswith(e) and file.name != e), None)
+    if ending is None:
+        raise UserError(f"{file} is no name of a segmentation; let it end in one of {', '.join(LABEL_ENDINGS)}.")
+    if (ending in (".png", ".bmp") and not two_dimensional) or (ending not in NIFTI and "nibabel_stuff" in properties):
+        raise UserError(f"This image's geometry does not fit into {ending}; write {file.name[: -len(ending)]}.nii.gz.")
+    return ending
 
 
 def _write(values: np.ndarray, file: Path, properties: dict[str, Any], two_dimensional: bool) -> None:

@@ -66,6 +66,16 @@ def case_summary(
     return summary
 
 
+def case_record(case_id: str, summary: dict[str, Any], statistics: CaseStatistics, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON of a case holds: its :func:`case_summary`, and how it came about."""
+    return {
+        "case": case_id,
+        **summary,
+        "calibration": [c.to_json() for c in statistics.calibrations],
+        "settings": settings,
+    }
+
+
 def _quantiles(calibrations: Sequence[Calibration], structures: int) -> list[float | None]:
     """Of each structure the largest of the folds' conformal quantiles; None where a fold has none."""
     columns = zip(*(c.volume_quantiles or (None,) * structures for c in calibrations), strict=True)

@@ -21,7 +21,7 @@ from nndiffseg.data.names import is_plain_name
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.maps import write_map, write_probability
-from nndiffseg.export.summary import case_summary
+from nndiffseg.export.summary import case_record, case_summary
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
 MAPS = ("total", "aleatoric", "epistemic")
@@ -154,9 +154,8 @@ def _write_case(
         restored = geometry.maps_to_image(values.numpy()[None])[0]
         write_map(restored, stage / "uncertainty" / f"{case_id}_{kind}.nii.gz", properties, geometry.is_2d)
     summary = case_summary(statistics, segmentation, geometry, job.dataset_json)
-    calibration = [c.to_json() for c in statistics.calibrations]
-    summary = {"case": case_id, **summary, "calibration": calibration, "settings": job.settings, **record}
-    write_json(summary, stage / "uncertainty" / f"{case_id}.json")
+    written = case_record(case_id, summary, statistics, job.settings) | record
+    write_json(written, stage / "uncertainty" / f"{case_id}.json")
     if job.save_samples:
         for n, labels in enumerate(statistics.labels):
             name = sample_name(case_id, n, job.file_ending)

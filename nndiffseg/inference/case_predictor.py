@@ -15,14 +15,15 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
-from nndiffseg.data.cases import Case, preprocess, read_case
+from nndiffseg.data.cases import Case, read_case
 from nndiffseg.data.dataset_json import channel_names
 from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.staple import check_fusion
-from nndiffseg.export.summary import case_summary
+from nndiffseg.export.summary import case_record, case_summary
 from nndiffseg.inference.coherent import draw_coherent, finest_edge, grid_spacing
-from nndiffseg.inference.prediction import Prediction, array_of, without_slice_axis
+from nndiffseg.inference.prediction import Prediction, array_of, blank_image, geometry_of, without_slice_axis
+from nndiffseg.inference.stages import Stage, preprocess_stages
 from nndiffseg.uncertainty.statistics import CaseStatistics
 
 
@@ -74,6 +75,10 @@ class CasePredictor(ABC):
     def model_key(self) -> str:
         """Hash of the weights and calibrations of all folds."""
 
+    def remark(self) -> str | None:
+        """One sentence about what these settings leave out, or None."""
+        return None
+
     def _common_settings(self) -> dict[str, Any]:
         """The part of :meth:`settings` that does not depend on how samples are drawn."""
         return {
@@ -105,6 +110,14 @@ class CasePredictor(ABC):
     def tiles(self, data: np.ndarray | torch.Tensor) -> int:
         """How often ``on_tile`` will be called for this case, over all folds."""
 
+    def predict_stage(self, stage: Stage, case_id: str, *, on_tile: Callable[[], None] | None = None) -> CaseStatistics:
+        """As :meth:`predict_preprocessed`, of a case as :func:`~nndiffseg.inference.stages.read_stages` reads it."""
+        return self.predict_preprocessed(stage.data, case_id, on_tile=on_tile)
+
+    def tiles_of(self, stage: Stage) -> int:
+        """How often :meth:`predict_stage` will call ``on_tile``."""
+        return self.tiles(stage.data)
+
     def predict(
         self,
         image: np.ndarray | sitk.Image | Sequence[sitk.Image] | str | Path | Sequence[str | Path],
@@ -129,10 +142,11 @@ class CasePredictor(ABC):
             UserError: wrong number of channels or axes, NaN or infinite voxels, unreadable files.
         """
         check_fusion(fuse)
-        data, properties, squeeze = self._read(image, spacing, case_id)
-        data, properties = preprocess(data, properties, self.plans, self.configuration_name, self.dataset_json)
-        statistics = self.predict_preprocessed(data, case_id)
-        geometry = CaseGeometry(properties, self.plans, self.configuration)
+        data, where, squeeze = self._read(image, spacing, case_id)
+        stage = preprocess_stages(data, where, self.plans, self.configuration_name, self.dataset_json)
+        statistics = self.predict_stage(stage, case_id)
+        check_finite_answer(statistics, case_id)
+        geometry = CaseGeometry(stage.properties, self.plans, self.configuration)
         segmentation, probabilities = geometry.segmentation(statistics, self.dataset_json, with_probabilities=True, fuse=fuse)
         assert probabilities is not None
         summary = case_summary(statistics, segmentation, geometry, self.dataset_json)
@@ -147,6 +161,8 @@ class CasePredictor(ABC):
             summary["structures"],
             summary["expected_dice"],
             samples,
+            {key: geometry.properties[key] for key in ("spacing", "sitk_stuff", "nibabel_stuff") if key in geometry.properties},
+            case_record(case_id, summary, statistics, {**self.settings(), "fuse": fuse}),
         )
         return without_slice_axis(prediction) if squeeze else prediction
 
@@ -159,6 +175,8 @@ class CasePredictor(ABC):
                 self.plans.image_reader_writer_class(), Case(case_id, tuple(Path(p) for p in parts)), channels
             )
             return data, properties, False
+        if any(isinstance(p, (list, tuple)) for p in parts):
+            raise UserError("predict takes one case; give the files of several cases to nndiffseg.predict_files.")
         if not isinstance(image, np.ndarray) and all(isinstance(p, sitk.Image) for p in parts):
             image, spacing = array_of(parts)
         data = np.asarray(image, dtype=np.float32)
@@ -173,9 +191,11 @@ class CasePredictor(ABC):
             raise UserError(f"The spacing {tuple(spacing)} needs one positive number per spatial axis of {data.shape}.")
         if invalid := int((~np.isfinite(data)).sum()):
             raise UserError(f"The image holds {invalid} NaN or infinite voxels; replace them by a valid intensity.")
+        spacing = [float(s) for s in spacing]
+        where = geometry_of(parts[0]) if isinstance(parts[0], sitk.Image) else geometry_of(blank_image(spacing))
         if data.ndim == 4:
-            return data, {"spacing": [float(s) for s in spacing]}, False
-        return data[:, None], {"spacing": [999.0 * max(spacing), *(float(s) for s in spacing)]}, True
+            return data, {"spacing": spacing, **where}, False
+        return data[:, None], {"spacing": [999.0 * max(spacing), *spacing], **where}, True
 
     def draw_coherent(
         self, probabilities: torch.Tensor, case_id: str, samples: Sequence[int], calibration: Calibration, labels: np.ndarray
@@ -204,6 +224,19 @@ def device_or_best(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(device)
+
+
+def check_finite_answer(statistics: CaseStatistics, case_id: str) -> None:
+    """Checks what a network answered.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
+        raise UserError(
+            f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "
+            "intensities, or train the model again."
+        )
 
 
 def check_numbers(samples: int | None, steps: int | None, step_size: float) -> None:

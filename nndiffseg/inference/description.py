@@ -110,6 +110,7 @@ def _plan(plans: Json, configuration: str) -> Json:
         "network": str(architecture.get("network_class_name", section.get("UNet_class_name"))).split(".")[-1],
         "features_per_stage": _mapping(architecture.get("arch_kwargs")).get("features_per_stage"),
         "latent": {key: settings.get(key) for key in LATENT} if settings else None,
+        **{key: section[key] for key in ("previous_stage", "next_stage") if key in section},
     }
 
 

@@ -7,11 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from nndiffseg.data.cases import Case, check_headers, find_cases, read_and_preprocess
+from nndiffseg.data.cases import Case, Files, Inputs, cases_of, cases_of_files, check_headers
 from nndiffseg.data.files import check_space, write_json
 from nndiffseg.data.listing import list_images
 from nndiffseg.data.memory import LittleMemoryError, little_memory_told
@@ -19,47 +17,61 @@ from nndiffseg.data.parallel import Backlog, WorkerKilledError, in_order
 from nndiffseg.errors import UserError
 from nndiffseg.export.staple import check_fusion
 from nndiffseg.export.writer import ExportJob, export_case, remove_staging
-from nndiffseg.inference.case_predictor import CasePredictor
+from nndiffseg.inference.case_predictor import CasePredictor, check_finite_answer
+from nndiffseg.inference.prediction import Prediction
+from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.resume import IMAGE, image_key, left_to_predict
+from nndiffseg.inference.shared import predict_shared
+from nndiffseg.inference.stages import Stage, read_stages, with_previous
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
+#: cases that a run claims at a time, for each process that preprocesses
+SHARED_BATCH = 1
+#: so many names are printed
+NAMED = 10
 #: for a case that even the smallest chunks leave too little memory for
 REMEDY = f"give fewer --samples and {FLAGS}"
 
 
 def predict_folder(
     predictor: CasePredictor,
-    input_folder: str | Path,
+    inputs: Inputs,
     output_folder: str | Path,
     *,
     save_samples: bool = False,
     save_probabilities: bool | Sequence[str] = False,
     fuse: str = "mean",
     continue_prediction: bool = False,
+    prev_stage_predictions: str | Path | None = None,
     flag_below: float | None = None,
     num_parts: int = 1,
     part_id: int = 0,
+    shared: bool = False,
     preprocessing_processes: int = 1,
     export_processes: int = 1,
     progress: bool = True,
     verbose: bool = False,
 ) -> list[str]:
-    """Predicts every case of a folder.
+    """Predicts every case of a folder, or cases whose files are named one by one.
 
     A case's files appear together, the segmentation last, so a killed run leaves whole cases only. Bad headers stop
     the run before it starts; a case whose voxels turn out to be bad is left out, and named in the error at the end.
 
     Args:
         predictor: the model and how to sample.
-        input_folder: images named ``CASE_0000.nii.gz`` (the dataset's file ending).
+        inputs: a folder of images named ``CASE_0000.nii.gz`` (the dataset's file ending); or for each case its files
+            (:func:`~nndiffseg.data.cases.cases_of_files`).
         output_folder: made where it does not exist; docs/reference/files.md says what it will hold.
         save_samples: also write the samples' label maps.
         save_probabilities: see :class:`~nndiffseg.export.writer.ExportJob`.
         fuse: how samples become the segmentation, ``mean`` or ``staple`` (:mod:`nndiffseg.export.staple`).
+        prev_stage_predictions: folder with what the first stage of a cascade predicted for the same cases, for its second one;
+            None to run the first stage too.
         flag_below: mark cases with a lower expected Dice in the report.
         continue_prediction: leave out cases all of whose files exist, made with these settings from these images.
         num_parts, part_id: predict every ``num_parts``-th case from ``part_id`` on.
+        shared: divide the cases with other runs into the same output, as they come (:mod:`nndiffseg.inference.shared`).
         preprocessing_processes, export_processes: worker processes; 0 or 1 works in this process.
         progress, verbose: show a progress bar; say which cases there are.
 
@@ -70,26 +82,109 @@ def predict_folder(
         UserError: bad input (see above), where the other cases are complete then; or ``continue_prediction`` of another
             model or other settings.
     """
-    input_folder, output = Path(input_folder).expanduser(), Path(output_folder).expanduser()
+    output = Path(output_folder).expanduser()
     check_fusion(fuse)
-    every_case = find_cases(input_folder, predictor.dataset_json)
-    if (remark := list_images(input_folder, predictor.dataset_json["file_ending"]).remark()) is not None:
-        print(remark)
+    every_case = cases_of(inputs, predictor.dataset_json)
+    if isinstance(inputs, (str, Path)):
+        listing = list_images(Path(inputs).expanduser(), predictor.dataset_json["file_ending"])
+        if (remark := listing.remark()) is not None:
+            print(remark)
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
+    if (stage := predictor.configuration.previous_stage_name) is not None or prev_stage_predictions is not None:
+        own_cases = _after_stage(predictor, job, own_cases, stage, prev_stage_predictions)
     numbers = predictor.number_of_samples, len(predictor.folds)
-    cases = left_to_predict(job, own_cases, *numbers) if continue_prediction else own_cases
+    if shared and num_parts > 1:
+        raise UserError("--shared divides the cases as they come; leave out -num_parts and -part_id.")
+    cases = left_to_predict(job, own_cases, *numbers) if continue_prediction and not shared else own_cases
     check_headers(cases)
-    _prepare_output(output, input_folder, predictor, job)
+    _prepare_output(output, every_case, predictor, job)
     if verbose:
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
-    try:
-        bad = _predict_cases(predictor, job, cases, preprocessing_processes, export_processes, progress)
-    finally:
-        remove_staging(output, [case.id for case in own_cases])
-    _write_report(output, predictor, every_case, flag_below, progress)
-    _tell(bad, len(cases))
-    return [case.id for case in cases]
+
+    def predict(some: Sequence[Case]) -> dict[str, str]:
+        try:
+            return _predict_cases(predictor, job, some, preprocessing_processes, export_processes, progress)
+        finally:
+            if not shared:  # other runs write in the same folder
+                remove_staging(output, [case.id for case in some])
+
+    def report() -> None:
+        remove_staging(output)
+        _write_report(output, predictor, every_case, flag_below, progress)
+
+    if shared:
+        batch = SHARED_BATCH * max(1, preprocessing_processes)
+        done, bad = predict_shared(job, cases, numbers, batch, predict, report)
+    else:
+        done, bad = [case.id for case in cases], predict(cases)
+        report()
+        _tell_missing(output, predictor.dataset_json["file_ending"], own_cases, every_case)
+    _tell(bad, len(done))
+    return done
+
+
+def _tell_missing(output: Path, ending: str, own_cases: Sequence[Case], every_case: Sequence[Case]) -> None:
+    """Names the cases that other parts have still to predict."""
+    own = {case.id for case in own_cases}
+    missing = [c.id for c in every_case if c.id not in own and not (output / f"{c.id}{ending}").is_file()]
+    if missing:
+        more = ", ..." if len(missing) > NAMED else ""
+        print(f"{len(missing)} of {len(every_case)} cases are left to other parts: {', '.join(missing[:NAMED])}{more}.")
+
+
+def _after_stage(
+    predictor: CasePredictor, job: ExportJob, cases: Sequence[Case], stage: str | None, folder: str | Path | None
+) -> Sequence[Case]:
+    """Cases with what the stage before predicted; the settings of ``job`` then say where that comes from.
+
+    Raises:
+        UserError: there is no stage before, or its predictions or its model are missing.
+    """
+    if stage is None:
+        raise UserError(
+            f"{predictor.configuration_name} is no second stage of a cascade, so leave out -prev_stage_predictions."
+        )
+    if folder is None:
+        assert isinstance(predictor, Predictor)
+        print(f"First stage: {predictor.previous.origin['model']}.")
+        job.settings["previous_stage"] = {"stage": stage, "model_sha256": predictor.previous.model_key()}
+        return cases
+    cases = with_previous(cases, Path(folder).expanduser(), predictor.dataset_json, stage)
+    if any(len(case.previous) == 1 for case in cases):
+        print(
+            f"{folder} holds no samples of some cases, so that all samples there start from the segmentation and show nothing "
+            f"of the uncertainty of {stage}; predict it with --save_samples."
+        )
+    job.settings["previous_stage"] = {"stage": stage, "model_sha256": None}
+    return cases
+
+
+def predict_files(
+    predictor: CasePredictor,
+    files: Files,
+    output_folder: str | Path | None = None,
+    **options: Any,
+) -> list[str] | list[Prediction]:
+    """Predicts cases whose files are named one by one, such as ``[[ct_1, pet_1], [ct_2, pet_2]]``.
+
+    Args:
+        predictor: the model and how to sample.
+        files: see :func:`~nndiffseg.data.cases.cases_of_files`.
+        output_folder: what :func:`predict_folder` writes; without one, nothing is written.
+        options: of :func:`predict_folder`; without a folder, of :meth:`CasePredictor.predict`.
+
+    Returns:
+        Ids of the cases in the folder; without one, all predictions, which stay in memory.
+
+    Raises:
+        UserError: bad input.
+    """
+    if output_folder is not None:
+        return predict_folder(predictor, files, output_folder, **options)
+    cases = cases_of_files(files, predictor.dataset_json)
+    check_headers(cases)
+    return [predictor.predict(case.files, case_id=case.id, **options) for case in cases]
 
 
 def _tell(bad: Mapping[str, str], number: int) -> None:
@@ -124,20 +219,20 @@ def _predict_cases(
     """Reads, predicts and exports the cases; returns what is wrong with those that were left out."""
     bad: dict[str, str] = {}
     arguments = [(case, job.plans, job.configuration, job.dataset_json) for case in cases]
-    preprocessed = in_order(read_and_preprocess, arguments, preprocessing_processes, flags=FLAGS)
+    preprocessed = in_order(read_stages, arguments, preprocessing_processes, flags=FLAGS)
     with Backlog(export_processes, FLAGS, bad.update) as exports, closing(preprocessed):
         for case, result in zip(cases, preprocessed, strict=True):
-            data = statistics = None  # of the case before
+            stage = statistics = None  # of the case before
             try:
                 with little_memory_told(case.id, REMEDY):
-                    data, properties = result()
-                    statistics = _predict_with_bar(predictor, data, case.id, progress)
+                    stage = result()
+                    statistics = _predict_with_bar(predictor, stage, case.id, progress)
             except WorkerKilledError:
                 raise
             except UserError as error:
                 bad[case.id] = str(error)
                 continue
-            exports.add(_export, job, case.id, statistics, properties, {IMAGE: image_key(case)})
+            exports.add(_export, job, case.id, statistics, stage.properties, {IMAGE: image_key(case)})
     return bad
 
 
@@ -151,22 +246,19 @@ def _export(job: ExportJob, case_id: str, *arguments: Any) -> dict[str, str]:
     return {}
 
 
-def _predict_with_bar(predictor: CasePredictor, data: np.ndarray, case_id: str, progress: bool) -> Any:
-    with tqdm(total=predictor.tiles(data), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
-        statistics = predictor.predict_preprocessed(data, case_id, on_tile=bar.update)
-    if not all(torch.isfinite(values).all() for values in statistics.maps.values()):
-        raise UserError(
-            f"The network's answer to {case_id} is not finite, so there is no segmentation of it; look at the image's "
-            "intensities, or train the model again."
-        )
+def _predict_with_bar(predictor: CasePredictor, stage: Stage, case_id: str, progress: bool) -> Any:
+    with tqdm(total=predictor.tiles_of(stage), desc=case_id, disable=not progress, dynamic_ncols=True) as bar:
+        statistics = predictor.predict_stage(stage, case_id, on_tile=bar.update)
+    check_finite_answer(statistics, case_id)
     return statistics
 
 
-def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, job: ExportJob) -> None:
+def _prepare_output(output: Path, cases: Sequence[Case], predictor: CasePredictor, job: ExportJob) -> None:
     """The three files beside the segmentations that nnU-Net's evaluation and post-processing read."""
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; give a folder for the output with -o.")
-    if output.resolve() == input_folder.resolve():
+    folders = {str(file.parent): file.parent.resolve() for case in cases for file in case.files}
+    if output.resolve() in folders.values():
         raise UserError("Input and output are the same folder; give another one for the output with -o.")
     check_space(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -174,7 +266,7 @@ def _prepare_output(output: Path, input_folder: Path, predictor: CasePredictor, 
     write_json(predictor.plans.plans, output / "plans.json")
     write_json(
         {
-            "input_folder": str(input_folder),
+            "input_folder": ", ".join(folders),
             "output_folder": str(output),
             "save_samples": job.save_samples,
             "save_probabilities": job.save_probabilities,

@@ -20,6 +20,7 @@ from nndiffseg.data.folds import check_fold, fold_files, holds_out
 from nndiffseg.data.model_json import read_model_json
 from nndiffseg.data.plan_names import is_identifier
 from nndiffseg.data.plans_schema import check_plans
+from nndiffseg.data.records import preprocessing_settings
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Method, MethodPlan
 
@@ -230,6 +231,40 @@ def load_model(
     )
 
 
+def folder_of_previous(folder: Path, model: LoadedModel) -> Path:
+    """The model folder of the stage before, beside that of a cascade's second stage.
+
+    Raises:
+        UserError: there is none.
+    """
+    stage = model.plans.get_configuration(model.configuration).previous_stage_name
+    before = folder.resolve().parent / f"{model.trainer}__{model.plans.plans_name}__{stage}"
+    if not before.is_dir():
+        raise UserError(
+            f"{folder} is the second stage of a cascade, and its first one is not in {before}; put that model there, train it "
+            f"with nndiffseg_train, or give what it predicted with -prev_stage_predictions."
+        )
+    return before
+
+
+def check_stages(first: LoadedModel, second: LoadedModel, folder: Path) -> None:
+    """Checks that both stages of a cascade are of the same images and labels; ``folder`` is the first one's.
+
+    Raises:
+        UserError: they are not.
+    """
+    stage = first.configuration
+    one, two = (
+        (preprocessing_settings(m.plans.plans, m.plans.get_configuration(stage).configuration), m.dataset_json["labels"])
+        for m in (first, second)
+    )
+    if one != two:
+        raise UserError(
+            f"The model in {folder} has other labels, or preprocesses {stage} otherwise, than the plans of the second stage "
+            "say; train both stages with the same plans."
+        )
+
+
 def _network(method: Method, checkpoint: dict[str, Any], file: Path) -> Any:
     try:
         network = method.network()
@@ -278,8 +313,6 @@ def _method(plans: PlansManager, checkpoint: dict[str, Any], dataset_json: dict[
     if configuration not in plans.available_configurations:
         raise UserError(f"The plans in {folder} have no configuration {configuration}; the model folder is mixed up.")
     manager = plans.get_configuration(configuration)
-    if manager.previous_stage_name is not None:
-        raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
     trainer_class = trainer_by_name(trainer)
     if trainer_class is None:
         raise UserError(

@@ -20,8 +20,8 @@ IMAGE = "image_sha256"
 
 
 def image_key(case: Case) -> str:
-    """Hash of a case's images and of the spacing that stands beside them."""
-    return hash_of([hash_file(file) for file in with_side_files(list(case.files), label=False)])
+    """Hash of a case's images, of the spacing that stands beside them, and of what the stage before predicted."""
+    return hash_of([hash_file(file) for file in (*with_side_files(list(case.files), label=False), *case.previous)])
 
 
 def left_to_predict(job: ExportJob, cases: Sequence[Case], samples: int, folds: int) -> list[Case]:
@@ -60,6 +60,6 @@ def _check_settings(content: Any, now: Mapping[str, Any], file: Path) -> None:
                 "another model or calibration" if name == "model_sha256" else f"{name} {before.get(name)}, not {now.get(name)}"
             )
             raise UserError(
-                f"{file} says that the case was predicted with {what}; give the same ones, or predict all cases anew without "
-                "--continue_prediction."
+                f"{file} says that the case was predicted with {what}; give the same ones, or predict all cases anew, without "
+                "--continue_prediction or into another folder."
             )

@@ -29,6 +29,7 @@ class SamplingOptions:
         mirror_axes: spatial axes of the patch along which test-time mirroring is allowed; empty for none.
         precision: see :func:`~nndiffseg.nn.precision.autocast_for`.
         memory: bytes for activations; None for the device's default.
+        sums_on_device: maps and sums of a case may stay on a GPU with the network; False keeps them on the CPU.
     """
 
     samples: int = 16
@@ -39,10 +40,49 @@ class SamplingOptions:
     mirror_axes: tuple[int, ...] = ()
     precision: str | None = None
     memory: int | None = None
+    sums_on_device: bool = True
 
     def flips(self) -> list[tuple[int, ...]]:
         """All combinations of the mirrored axes, the unmirrored image first."""
         return [c for n in range(len(self.mirror_axes) + 1) for c in combinations(self.mirror_axes, n)]
+
+    def passes(self, samples: Sequence[int], starts: int = 0) -> list[Pass]:
+        """The passes of the image network for a fold's samples.
+
+        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only. Without
+        any samples all are used for the head's map, as nnU-Net averages it.
+
+        With samples of the stage before, the head sees that stage's segmentation, and every one of those samples is seen by one
+        more pass, each mirrored in another way, from which samples are drawn.
+
+        Args:
+            samples: global indices.
+            starts: number of the stage before's samples.
+        """
+        every = self.flips()
+        flips = every[: len(samples)] if samples else every
+        if not starts:
+            return [Pass(flip, 0, list(samples[f :: len(flips)]), 1 / len(flips)) for f, flip in enumerate(flips)]
+        head = [Pass(flip, 0, [], 1 / len(flips)) for flip in flips]
+        used = min(starts, len(samples))
+        return head + [Pass(every[k % len(every)], 1 + k, list(samples[k::used]), 0.0) for k in range(used)]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of the image network over a case.
+
+    Attributes:
+        flip: mirrored axes of the image.
+        start: which label map of the stage before it sees (:meth:`~nndiffseg.inference.stages.PreviousStage.start`).
+        samples: that are drawn from it.
+        share: of its logits in the head's map.
+    """
+
+    flip: tuple[int, ...]
+    start: int
+    samples: list[int]
+    share: float
 
 
 def samples_of_fold(samples: int, fold: int, folds: int) -> list[int]:

@@ -81,7 +81,8 @@ def load_stock_model(
         folder, folds, checkpoint: see :func:`~nndiffseg.inference.model_folder.open_folder`.
 
     Raises:
-        UserError: something is missing or damaged, the model is a cascade, or its network is not the planned one.
+        UserError: something is missing or damaged, the model is the second stage of a cascade, or its network is not the planned
+            one.
     """
     files = open_folder(folder, folds, checkpoint)
     loaded, first = [], None
@@ -96,7 +97,10 @@ def load_stock_model(
     plans = PlansManager(files.plans)
     manager = plans.get_configuration(configuration)
     if manager.previous_stage_name is not None:
-        raise UserError(f"{folder} is a cascade, which nndiffseg does not predict; choose another configuration.")
+        raise UserError(
+            f"{folder} is the second stage of a cascade of stock nnU-Net, which nndiffseg neither calibrates nor predicts; use "
+            "nnUNetv2_predict, or choose another model."
+        )
     channels = determine_num_input_channels(plans, manager, files.dataset_json)
     heads = plans.get_label_manager(files.dataset_json).num_segmentation_heads
     network = planned_network(manager.configuration["architecture"], channels, heads, initialise=False)

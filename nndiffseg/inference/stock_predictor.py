@@ -51,6 +51,7 @@ class StockPredictor(CasePredictor):
         seed: int = 0,
         step_size: float = 0.5,
         mirroring: bool = True,
+        perform_everything_on_device: bool = True,
         origin: dict[str, Any] | None = None,
     ):
         """``origin`` (model folder, checkpoint) is recorded with the results."""
@@ -63,7 +64,7 @@ class StockPredictor(CasePredictor):
             self.nnunet = nnUNetPredictor(
                 tile_step_size=step_size,
                 use_mirroring=mirroring,
-                perform_everything_on_device=device.type == "cuda",
+                perform_everything_on_device=device.type == "cuda" and perform_everything_on_device,
                 device=device,
                 allow_tqdm=False,
             )
@@ -84,6 +85,7 @@ class StockPredictor(CasePredictor):
         seed: int = 0,
         step_size: float = 0.5,
         mirroring: bool = True,
+        perform_everything_on_device: bool = True,
     ) -> StockPredictor:
         """Loads a calibrated model folder.
 
@@ -93,7 +95,7 @@ class StockPredictor(CasePredictor):
             checkpoint: file name in the fold's folder.
             device: ``"cuda"``, ``"cpu"``, ``"mps"`` or None for the best there is.
             samples: None for :data:`SAMPLES`.
-            seed, step_size, mirroring: as for :class:`~nndiffseg.inference.predictor.Predictor`.
+            seed, step_size, mirroring, perform_everything_on_device: as for :class:`~nndiffseg.inference.predictor.Predictor`.
 
         Raises:
             UserError: the model is incomplete, cannot be read, or was not calibrated; or a number is out of range.
@@ -113,6 +115,7 @@ class StockPredictor(CasePredictor):
             seed=seed,
             step_size=step_size,
             mirroring=mirroring,
+            perform_everything_on_device=perform_everything_on_device,
             origin={"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint},
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.inference.sampling import SamplingOptions, Window, in_chunks
+from nndiffseg.inference.stages import PreviousStage
 from nndiffseg.nn.heads import Heads
 from nndiffseg.nn.precision import DTYPES, autocast_for, default_precision
 from nndiffseg.nn.sample_network import SampleNetwork
@@ -79,27 +80,22 @@ class VolumeSampler:
         """Whether ``data`` ``(C, *spatial)`` is a volume for a 2D configuration."""
         return data.ndim - 1 == len(self.patch) + 1
 
-    def tiles(self, data: Tensor, samples: int) -> int:
-        """Number of calls of ``on_tile`` that :meth:`run` will make for a fold with this many samples."""
+    def tiles(self, data: Tensor, samples: int, starts: int = 0) -> int:
+        """Number of calls of ``on_tile`` that :meth:`run` will make for so many samples of a fold and of the stage before."""
         frame = self._frame(data)
         per_image = math.prod(
             len(tile_starts(n, p, self.options.step_size, m))
             for n, p, m in zip(frame.padded, self.patch, self.multiple, strict=True)
         )
         batches = math.ceil(data.shape[1] / self.slice_batch) if self.is_sliced(data) else 1
-        return per_image * batches * len(self._flips(samples))
-
-    def _flips(self, samples: int) -> list[tuple[int, ...]]:
-        """One for each sample at most; all of them where only the head's map is wanted, as nnU-Net averages it."""
-        flips = self.options.flips()
-        return flips[:samples] if samples else flips
+        return per_image * batches * len(self.options.passes(range(samples), starts))
 
     def _frame(self, data: Tensor) -> Frame:
         return Frame.around(data.shape[-len(self.patch) :], self.patch, self.multiple)
 
     def sums_device(self, data: Tensor) -> torch.device:
-        """Where maps and sums of this case are kept: with the network if they fit easily, else on the CPU."""
-        if self.device.type != "cuda":
+        """Where maps and sums of this case are kept: with the network if they may and fit easily, else on the CPU."""
+        if self.device.type != "cuda" or not self.options.sums_on_device:
             return torch.device("cpu")
         channels = 4 * self.label_manager.num_segmentation_heads + 32
         fits = 4 * channels * math.prod(self._frame(data).padded) <= self.memory
@@ -108,11 +104,16 @@ class VolumeSampler:
     # ---- the work -------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def run(self, data: Tensor, case_id: str, samples: Sequence[int], sums: Sums, labels: np.ndarray) -> None:
-        """Encodes, samples and decodes one fold.
-
-        Flip f of the F allowed ones is used by every F-th sample, so mirroring costs passes of the image network only. Without
-        any samples the head's map alone is added.
+    def run(
+        self,
+        data: Tensor,
+        case_id: str,
+        samples: Sequence[int],
+        sums: Sums,
+        labels: np.ndarray,
+        previous: PreviousStage | None = None,
+    ) -> None:
+        """Encodes, samples and decodes one fold. Without any samples the head's map alone is added.
 
         Args:
             data: preprocessed image ``(C, *spatial)``.
@@ -120,26 +121,34 @@ class VolumeSampler:
             samples: global indices of this fold's samples.
             sums: running sums ``(heads, *spatial)`` to add to.
             labels: ``(N, *spatial)``, filled at ``samples``.
+            previous: what the stage before found, for the second stage of a cascade.
         """
-        flips = self._flips(len(samples))
-        for f, flip in enumerate(flips):
-            members = list(samples[f :: len(flips)])
+        for one_pass in self.options.passes(samples, 0 if previous is None else previous.starts):
+            flip, members = one_pass.flip, one_pass.samples
             noise: dict[tuple, Tensor] | None = {} if self.is_sliced(data) else None
-            for first, maps in self._encode(data, flip):
+            for first, maps in self._encode(data, flip, None if previous is None else previous.start(one_pass.start)):
                 for i in range(len(maps[0])):
                     one = [m[i : i + 1] for m in maps]
                     window = Window(self._frame(data), flip, first + i if self.is_sliced(data) else None)
-                    self._add_deterministic(one[0], window, sums, 1 / len(flips))
+                    if one_pass.share:
+                        self._add_deterministic(one[0], window, sums, one_pass.share)
                     if members:
                         self._add_samples(one, case_id, members, window, sums, labels, 1 / len(samples), noise)
 
-    def _encode(self, data: Tensor, flip: tuple[int, ...]) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yields (index of the first slice, blended maps ``(B, C_i, *grid_i)`` of the mirrored image)."""
+    def _encode(self, data: Tensor, flip: tuple[int, ...], start: Tensor | None) -> Iterator[tuple[int, list[Tensor]]]:
+        """Yields (index of the first slice, blended maps ``(B, C_i, *grid_i)`` of the mirrored image).
+
+        ``start``: label map of the stage before ``(*spatial)``; of each tile it becomes one channel for every foreground label.
+        """
         images = data.transpose(0, 1) if self.is_sliced(data) else data[None]  # (B, C, *image)
+        starts = None if start is None else start[:, None] if self.is_sliced(data) else start[None, None]  # (B, 1, *image)
         frame, store = self._frame(data), self.sums_device(data)
 
         def encode(batch: Sequence[int]) -> list[Tensor]:
-            image = frame.pad(images[batch[0] : batch[-1] + 1]).flip([a + 2 for a in flip])
+            def framed(values: Tensor) -> Tensor:
+                return frame.pad(values[batch[0] : batch[-1] + 1]).flip([a + 2 for a in flip])
+
+            image, stage = framed(images), None if starts is None else framed(starts)
             return encode_tiled(
                 self.network,
                 image,
@@ -149,10 +158,15 @@ class VolumeSampler:
                 store=store,
                 precision=self.options.precision,
                 on_tile=self.on_tile,
+                more=None if stage is None else lambda window: self._onehot(stage[window].to(self.device)),
             )
 
         for batch, maps in in_chunks(encode, range(len(images)), self.slice_batch):
             yield batch[0], maps
+
+    def _onehot(self, labels: Tensor) -> Tensor:
+        """Labels ``(B, 1, *patch)`` -> ``(B, foreground labels, *patch)``, as nnU-Net's input of a next stage."""
+        return torch.cat([labels == int(value) for value in self.label_manager.foreground_labels], 1).float()
 
     def _probabilities(self, logits: Tensor) -> Iterator[tuple[int, Tensor]]:
         """logits ``(N, heads, *window)`` -> first row and probabilities ``(N, heads, rows, ...)`` of some rows after others."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pydantic.dataclasses import dataclass as record
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from nndiffseg.data.plan_names import check_architecture
 from nndiffseg.data.schema import CONFIG, to_json, validated
 from nndiffseg.data.seeds import seed_of
+from nndiffseg.diffusion.items import ItemGenerator, Part
 from nndiffseg.errors import UserError
 from nndiffseg.methods.settings import PLAN_AGAIN, DiffusionSettings
 from nndiffseg.nn.annotated import shares
@@ -130,11 +132,18 @@ class SegmentationLoss(NamedTuple):
 
     Attributes:
         deep: with deep supervision ``(list of logits, list of targets) -> scalar``.
-        full: at full resolution ``(logits, target) -> scalar``.
+        full: at full resolution ``(logits, target) -> scalar``, a module.
     """
 
     deep: Callable[[list[Tensor], list[Tensor]], Tensor]
-    full: Callable[[Tensor, Tensor], Tensor]
+    full: Any
+
+    @classmethod
+    def of(cls, loss: Any) -> SegmentationLoss:
+        """Of what nnU-Net's trainers build: a loss, in a ``DeepSupervisionWrapper`` unless they train without it."""
+        if isinstance(loss, DeepSupervisionWrapper):
+            return cls(loss, loss.loss)
+        return cls(lambda logits, targets: loss(logits[0], targets[0]), loss)
 
 
 class Batch(NamedTuple):
@@ -146,8 +155,9 @@ class Batch(NamedTuple):
             label as nnU-Net's losses know it, regions with a channel more.
         onehot: true label ``(B, heads, *patch)``, float; ignored voxels hold the network's own segmentation.
         progress: share of the training that is done, in [0, 1].
-        key: what all randomness of this step is a function of: seed, fold, rank and iteration.
+        key: what all randomness of this step is a function of: seed, fold and iteration; the last is the iteration.
         annotated: voxels that have a label, bool ``(B, 1, *patch)``; None in datasets without an ignore label.
+        part: which items of a batch these are that several processes share; None for all.
     """
 
     image: Tensor
@@ -156,6 +166,7 @@ class Batch(NamedTuple):
     progress: float
     key: tuple[object, ...]
     annotated: Tensor | None = None
+    part: Part | None = None
 
     def weights(self, grid: Sequence[int]) -> Tensor | None:
         """How much each cell of a grid over the patch counts in a loss, ``(B, 1, *grid)``; None for all alike."""
@@ -167,8 +178,17 @@ class Batch(NamedTuple):
         return seed_of(*place, purpose, iteration)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """A generator on the CPU, so that every device sees the same noise; another one for each purpose."""
-        return torch.Generator().manual_seed(self.seed(purpose))
+        """A generator on the CPU, so that every device sees the same noise; another one for each purpose.
+
+        Draw from it with :mod:`nndiffseg.diffusion.items`, so that an item's noise does not depend on the processes' number.
+        """
+        generator = torch.Generator() if self.part is None else ItemGenerator(self.part)
+        return generator.manual_seed(self.seed(purpose))
+
+    @property
+    def weight(self) -> float:
+        """Of means over these items, see :attr:`nndiffseg.diffusion.items.Part.weight`."""
+        return 1.0 if self.part is None else self.part.weight
 
 
 class Recipe(NamedTuple):
@@ -195,7 +215,7 @@ class Losses(nn.Module):
     def forward(self, network: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """One training pass: all terms, to be summed.
 
-        ``network`` may be wrapped (DistributedDataParallel), so only its ``forward`` may be called.
+        ``network`` may be wrapped (torch.compile), so only its ``forward`` may be called.
         """
         raise NotImplementedError
 
@@ -278,6 +298,5 @@ class Method(ABC):
 
 
 def unwrapped(network: Any) -> Any:
-    """The network without the wrappers of DistributedDataParallel and torch.compile."""
-    network = network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
+    """The network without the wrapper of torch.compile."""
     return getattr(network, "_orig_mod", network)

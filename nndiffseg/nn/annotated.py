@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nndiffseg.nn.heads import Heads
+from nndiffseg.nn.ranks import sum_over_ranks
 
 #: Weights below this are none. Its inverse is far from the largest number, so that gradients of nothing are 0, not NaN.
 SMALLEST = 1e-12
@@ -69,9 +70,12 @@ def item_means(values: Tensor, weights: Tensor | None) -> Tensor:
 
 def mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """Mean over the batch's channels and cells; see :func:`item_means`."""
-    if weights is None:
-        return values.mean()
-    return _ratio((values * weights).sum(), values.shape[1] * weights.sum())
+    return values.mean() if weights is None else mean_over_ranks(values, weights)
+
+
+def mean_over_ranks(values: Tensor, weights: Tensor) -> Tensor:
+    """The same over the items of all processes: how many voxels count is not known to each."""
+    return _ratio(sum_over_ranks((values * weights).sum()), values.shape[1] * sum_over_ranks(weights.sum()))
 
 
 def _ratio(total: Tensor, weight: Tensor) -> Tensor:

@@ -108,6 +108,7 @@ def encode_tiled(
     store: torch.device | None = None,
     precision: str | None = None,
     on_tile: Callable[[], None] | None = None,
+    more: Callable[[tuple[slice, ...]], Tensor] | None = None,
 ) -> list[Tensor]:
     """The network's maps of a whole image.
 
@@ -125,6 +126,7 @@ def encode_tiled(
         store: where the maps are kept, by default ``device``.
         precision: see :func:`~nndiffseg.nn.precision.autocast_for`.
         on_tile: called after each tile.
+        more: further channels of a window, ``(B, L, *patch)`` on ``device``, that are made of each tile when it is its turn.
 
     Returns:
         Maps ``(B, C_i, *frame / map_strides[i])`` on ``store``.
@@ -137,8 +139,11 @@ def encode_tiled(
     for tile in product(*(range(len(s)) for s in starts)):
         corner = [s[i] for s, i in zip(starts, tile, strict=True)]
         window = (slice(None), slice(None), *(slice(c, c + p) for c, p in zip(corner, patch, strict=True)))
+        pixels = image[window].to(device)
+        if more is not None:
+            pixels = torch.cat([pixels, more(window)], 1)
         with autocast_for(device, precision):
-            maps = network.encode(image[window].to(device))
+            maps = network.encode(pixels)
         if not sums:
             sums = [_empty_sum(m, frame, i, network, store) for i, m in enumerate(maps)]
         for i, strides in enumerate(network.map_strides):

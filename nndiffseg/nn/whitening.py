@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nndiffseg.nn.ranks import moments
+
 
 class RunningWhitening(nn.Module):
     """Normalises each channel by running statistics (Batch Renormalization, Ioffe 2017, arXiv 1702.03275, Alg. 1).
@@ -31,7 +33,7 @@ class RunningWhitening(nn.Module):
         if not (self.training and update):
             return (x - self.mean.view(view)) * torch.rsqrt(self.var.view(view) + self.eps)
         axes = [0, *range(2, x.ndim)]
-        batch_mean, batch_var = x.mean(axes), x.var(axes, unbiased=False)
+        batch_mean, batch_var = moments(x, axes)
         batch_std = torch.sqrt(batch_var + self.eps)
         with torch.no_grad():
             # Early statistics are those of a random encoder: forget them fast.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import nnunetv2
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 
-from nndiffseg.data.folders import EXT_TRAINER
+from nndiffseg.data.own_classes import find_own_class
 from nndiffseg.data.plan_names import is_identifier
-from nndiffseg.ext_path import ext_path
 
 _PACKAGE = "nnunetv2.experiment_planning"
 
@@ -30,7 +28,5 @@ def find_class(name: str) -> type | None:
         return None
     folder = str(Path(nnunetv2.__path__[0]) / "experiment_planning")
     found = recursive_find_python_class(folder, name, _PACKAGE)
-    for path in os.environ.get(EXT_TRAINER, "").split(os.pathsep):
-        if found is None and path.strip() and Path(path) != ext_path() and Path(path).is_dir():
-            found = recursive_find_python_class(path, name, None, cleanup_imports_from_base_folder=True)
+    found = find_own_class(name) if found is None else found
     return found if isinstance(found, type) else None

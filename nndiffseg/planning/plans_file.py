@@ -46,15 +46,6 @@ def custom_configurations(plans_file: Path) -> dict[str, Any]:
     return {name: c for name, c in configurations.items() if name not in STANDARD}
 
 
-def drop_cascade(plans: dict[str, Any]) -> list[str]:
-    """Takes nnU-Net's cascade out of new plans; returns a sentence about it, or nothing where there is no cascade."""
-    configurations = plans["configurations"]
-    if configurations.pop("3d_cascade_fullres", None) is None:
-        return []
-    configurations["3d_lowres"].pop("next_stage", None)
-    return ["No 3d_cascade_fullres: nndiffseg has no cascade; 3d_lowres and 3d_fullres stand alone."]
-
-
 def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
     """Gives a configuration its own data folder where other plans preprocess into the shared one differently.
 
@@ -70,6 +61,8 @@ def keep_data_apart(plans: dict[str, Any], folder: Path) -> None:
         if not isinstance(other, dict) or not isinstance(other.get("configurations"), dict):
             continue
         for name, configuration in plans["configurations"].items():
+            if "data_identifier" not in configuration:  # the cascade's second stage, which inherits it
+                continue
             for theirs in _resolved(other):
                 if theirs.get("data_identifier") != configuration["data_identifier"]:
                     continue

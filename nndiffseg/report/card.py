@@ -39,6 +39,7 @@ def as_text(description: Mapping[str, Any]) -> str:
         ),
         ("", f"{plan['network']}, channels {cross(plan['features_per_stage'], '-')}, {shown(plan['normalization_schemes'])}"),
         ("", latent(plan["latent"])),
+        ("", stage(plan)),
         ("data", f"{shown(data['training_cases'])} training cases, {data['file_ending']}; channels {shown(data['channels'])}"),
         ("", "labels " + shown(data["labels"])),
         *(("", f"{shown(key)}: {shown(value)}") for key, value in data["origin"].items()),
@@ -91,6 +92,14 @@ def latent(settings: Mapping[str, Any] | None) -> str:
     return f"planned latent of stride {stride} with {channels} channels, {shown(settings['samples'])} samples"
 
 
+def stage(plan: Mapping[str, Any]) -> str:
+    """Its place in a cascade, in words; empty for a model that stands alone."""
+    before, after = plan.get("previous_stage"), plan.get("next_stage")
+    if before is None and after is None:
+        return ""
+    return "stage of a cascade" + (f", after {shown(before)}" if before else "") + (f", before {shown(after)}" if after else "")
+
+
 def checkpoints(files: Mapping[str, Mapping[str, Any]]) -> str:
     """Names with their epochs and sizes."""
     return ", ".join(f"{shown(n)} ({shown(f['epochs'])} epochs, {f['bytes'] / 1e6:.1f} MB)" for n, f in files.items())
@@ -123,6 +132,7 @@ def model_card(description: Mapping[str, Any]) -> str:
         "parts": lambda value: escaped(parts(value)),
         "sh": shlex.quote,
         "latent": lambda value: escaped(latent(value)),
+        "stage": lambda value: escaped(stage(value)),
     }
     labels = list(dict.fromkeys(n for f in description["folds"].values() for n in (f["validation"] or {}).get("dice", {})))
     return environment.get_template("card.md.j2").render(

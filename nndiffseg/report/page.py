@@ -105,6 +105,7 @@ class Page:
             is unknown.
         flag_below: cases with a lower expected Dice are marked; None marks none.
         charts: ``spread``, ``volume`` and ``reliability``, as far as they exist -> a PNG as a data URI.
+        tables: shown before the cases: title, and rows of cells, the headings first.
     """
 
     title: str
@@ -118,6 +119,7 @@ class Page:
     charts: Mapping[str, str] = field(default_factory=dict)
     flag_below: float | None = None
     model: str = "fold"
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]] = ()
 
     def is_flagged(self, case: Case) -> bool:
         """Whether a case is to be looked at."""

@@ -89,6 +89,37 @@ def write_demo_report(
     return _write(output, replace(page, summary=evaluation["summary"], charts=_charts(evaluation, page.structures)))
 
 
+def write_cross_validation_report(
+    output: Path,
+    title: str,
+    predictions: Path,
+    images: Mapping[str, Path],
+    references: Path,
+    evaluation: Mapping[str, Any],
+    tables: Sequence[tuple[str, Sequence[Sequence[str]]]],
+) -> Path:
+    """Writes the report of a cross-validation: every case as the fold that had not seen it predicts it.
+
+    Args:
+        output: the report becomes its ``report.html``.
+        title: of the page.
+        predictions: of all folds, in one folder with ``dataset.json``.
+        images: case -> its first image file.
+        references: folder with the true labels, ``CASE<file_ending>``.
+        evaluation: from :func:`nndiffseg.uncertainty.evaluation.evaluate_predictions`; its cases are shown.
+        tables: see :class:`nndiffseg.report.page.Page`.
+
+    Returns:
+        The report.
+    """
+    dataset_json, cases = _read_dataset_json(predictions), evaluation["cases"]
+    labels = {case: references / f"{case}{dataset_json['file_ending']}" for case in cases}
+    source = _Source(predictions, images, dataset_json, labels, cases)
+    page = source.page(title, f"{_counts(len(cases), {})}, each predicted by the fold that had not seen it")
+    charts = _charts(evaluation, page.structures)
+    return _write(output, replace(page, summary=evaluation["summary"], charts=charts, tables=tables))
+
+
 @dataclass(frozen=True)
 class _Source:
     """The files behind a report.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +12,8 @@ from typing import Any
 
 from nndiffseg.data.checkpoint import load_any_checkpoint
 from nndiffseg.data.files import remove_temporaries
+from nndiffseg.data.lock import is_elsewhere, read_owner, try_lock, write_owner
 from nndiffseg.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 #: seconds after which the lock of another computer counts as left behind; a training renews its own more often
@@ -44,10 +38,9 @@ def sole_user(folder: str | os.PathLike[str]) -> Iterator[Path]:
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         text = os.read(descriptor, 1000).decode("utf8", "replace")
-        if not _lock(descriptor) or _held_elsewhere(text, os.fstat(descriptor).st_mtime):
+        if try_lock(descriptor) is False or _held_elsewhere(text, os.fstat(descriptor).st_mtime):
             raise UserError(_refusal(Path(folder), text))
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode(), 0)
+        write_owner(descriptor)
         remove_temporaries(Path(folder))  # checkpoints of hundreds of MB
         try:
             yield file
@@ -58,34 +51,12 @@ def sole_user(folder: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
-    """Whether the lock is ours now."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child process inherits it
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _owner(text: str) -> dict[str, Any]:
-    try:
-        owner = json.loads(text)
-    except ValueError:
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
 def _held_elsewhere(text: str, changed: float) -> bool:
-    host = _owner(text).get("host")
-    return host is not None and host != socket.gethostname() and time.time() - changed < STALE
+    return is_elsewhere(read_owner(text)) and time.time() - changed < STALE
 
 
 def _refusal(folder: Path, text: str) -> str:
-    owner = _owner(text)
+    owner = read_owner(text)
     who = f"process {owner.get('process')} on {owner.get('host')}" if owner else "another process"
     return (
         f"{folder} is in use by {who}; wait until it ends, or choose another fold (if it has ended for certain, remove "
@@ -118,7 +89,7 @@ def set_aside(folder: str | os.PathLike[str]) -> Path | None:
 
 
 def _folds(calibration: Path) -> list[str]:
-    folds = _owner(calibration.read_text(encoding="utf8", errors="replace")).get("folds")
+    folds = read_owner(calibration.read_text(encoding="utf8", errors="replace")).get("folds")
     return [str(fold) for fold in folds] if isinstance(folds, list) else []
 
 

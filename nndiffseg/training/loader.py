@@ -9,11 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.nnunet.random_binary_operator import ApplyRandomBinaryOperatorTransform
+from batchgeneratorsv2.transforms.nnunet.remove_connected_components import (
+    RemoveRandomConnectedComponentFromOneHotEncodingTransform,
+)
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch.utils.data import DataLoader, Dataset
 
 from nndiffseg.data.seeds import seed_of
+
+#: of a cascade's second stage; they shuffle their list of channels, which would make a batch depend on those before
+SHUFFLING = (ApplyRandomBinaryOperatorTransform, RemoveRandomConnectedComponentFromOneHotEncodingTransform)
 
 
 class IndexedBatches(Dataset):
@@ -22,36 +29,47 @@ class IndexedBatches(Dataset):
     def __init__(self, loader: nnUNetDataLoader, seed: int):
         self.loader, self.seed = loader, seed
         disable_timing_dependence(loader.transforms)
+        self._orders = [(t, list(t.channel_idx)) for t in transforms_in(loader.transforms) if isinstance(t, SHUFFLING)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = seed_of(self.seed, index)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loader and transforms draw from the global generators
         torch.manual_seed(seed)
+        for transform, order in self._orders:
+            transform.channel_idx[:] = order
         return next(self.loader)
 
 
-def batches_from(loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool) -> Iterator[dict[str, Any]]:
-    """Endless batches ``start, start + 1, ...``; ``workers`` 0 makes them in this process."""
+def batches_from(
+    loader: nnUNetDataLoader, seed: int, start: int, workers: int, pin_memory: bool, step: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Endless batches ``start, start + step, ...``; ``workers`` 0 makes them in this process."""
     dataset = IndexedBatches(loader, seed)
     return iter(
         DataLoader(
             dataset,
             batch_size=None,
-            sampler=itertools.count(start),
+            sampler=itertools.count(start, step),
             num_workers=workers,
             pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=max(1, 4 // step) if workers else None,
         )
     )
 
 
 def disable_timing_dependence(transform: Any) -> None:
     """Switches off the blur's run-time benchmark: it picks one of two algorithms by the clock, which rounds differently."""
-    if isinstance(transform, GaussianBlurTransform):
-        transform.benchmark = False
+    for one in transforms_in(transform):
+        if isinstance(one, GaussianBlurTransform):
+            one.benchmark = False
+
+
+def transforms_in(transform: Any) -> Iterator[Any]:
+    """A transform and all that are nested in it."""
+    yield transform
     for name in ("transforms", "transform", "list_of_transforms"):
         inner = getattr(transform, name, None)
         for child in inner if isinstance(inner, (list, tuple)) else [inner]:
             if child is not None and not callable(getattr(child, "items", None)) and child is not transform:
-                disable_timing_dependence(child)
+                yield from transforms_in(child)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget, learning_rate
 from nndiffseg.training.fold_folder import set_aside, sole_user
 from nndiffseg.training.patch_validation import DEAD_SPREAD, dice_of_batches, mean_over_structures
+from nndiffseg.training.ranks import Ranks
 
 #: seconds between two checkpoints within an epoch
 CHECKPOINT_SECONDS = 240.0
@@ -35,12 +37,14 @@ class EpochLoop(nnUNetTrainer):
         iteration: iterations done in all epochs.
         batches_left_out: batches that gave no finite loss or gradient, so that the training went on with others.
         show_progress: show a progress bar.
+        ranks: the processes that train together.
         average: averaged copy of the network.
         budget: progress through the training; None until it starts.
         training_id: the same in all checkpoints of one training.
     """
 
     current_epoch: int
+    lr_scheduler: Any = None
     _best_ema: float | None
 
     def __init__(
@@ -52,6 +56,10 @@ class EpochLoop(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net reads this exact signature
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.ranks = Ranks()
+        if self.is_ddp:  # nnU-Net takes the GPU with the number of the process, which others may be on another computer
+            index = int(os.environ.get("LOCAL_RANK", str(self.local_rank)))
+            self.device = torch.device("cuda", index) if device.type == "cuda" else device
         self.minutes: float | None = None
         self.bound_by_time_only = False
         self.iteration = self.batches_left_out = 0
@@ -78,13 +86,13 @@ class EpochLoop(nnUNetTrainer):
                 self.print_to_log_file(f"The earlier training of this fold was moved to {aside}.")
             with noticed("SIGTERM", "SIGUSR1") as self._asked:
                 self._run_epochs()
-            if self._asked.signal is not None:
-                raise Stopped(f"stopped by {self._asked.signal} when the training was finished; validate the fold with --val.")
+            if (name := self._signal()) is not None:
+                raise Stopped(f"stopped by {name} when the training was finished; validate the fold with --val.")
 
     def _run_epochs(self) -> None:
         self.on_train_start()
         assert self.budget is not None
-        while self.budget.progress(self.iteration) < 1:
+        while self.progress() < 1:
             self.on_epoch_start()
             self.on_train_epoch_start()
             self._train_epoch()
@@ -108,10 +116,11 @@ class EpochLoop(nnUNetTrainer):
             disable=not self.show_progress or self.local_rank > 0,
             leave=False,
         ) as bar:
-            while self.iteration < end and self.budget.progress(self.iteration) < 1:
-                rate = learning_rate(self.initial_lr, self.budget.progress(self.iteration), self.iteration)
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+            while self.iteration < end and (done := self.progress()) < 1:
+                if self.lr_scheduler is None:
+                    rate = learning_rate(self.initial_lr, done, self.iteration)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate
                 for name, value in self.train_step(self._next_batch()).items():
                     self._epoch_terms.setdefault(name, []).append(value)
                 self.iteration += 1
@@ -139,11 +148,27 @@ class EpochLoop(nnUNetTrainer):
             ) from None
 
     def _stop_if_asked(self) -> None:
-        if self._asked.signal is not None:
+        if (name := self._signal()) is not None:
             self.save_latest()
-            raise Stopped(
-                f"stopped by {self._asked.signal} after iteration {self.iteration}, the state is saved; go on with --c."
-            )
+            self.ranks.wait()  # until the first process has saved it
+            raise Stopped(f"stopped by {name} after iteration {self.iteration}, the state is saved; go on with --c.")
+
+    def _signal(self) -> str | None:
+        """The signal by which somebody asked any of the processes to stop."""
+        name = self._asked.signal
+        number = self.ranks.largest(0 if name is None else signal.Signals[name].value)
+        return signal.Signals(number).name if number else None
+
+    def progress(self) -> float:
+        """Share of the training that is done; the first process has the clock, so that all end at the same iteration."""
+        assert self.budget is not None
+        done = self.budget.progress(self.iteration)
+        return done if self.budget.minutes is None else self.ranks.told_by(0, done)
+
+    def print_to_log_file(self, *parts: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """nnU-Net's; of several processes the first one's."""
+        if self.local_rank == 0:
+            super().print_to_log_file(*parts, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
 
     def save_latest(self) -> None:
         """Writes ``checkpoint_latest.pth``, and tells other computers that the training lives."""
@@ -155,7 +180,11 @@ class EpochLoop(nnUNetTrainer):
         assert self.budget is not None
         self.network.train()
         first = self.current_epoch * self.num_iterations_per_epoch  # also where a resumed training enters the epoch later
-        rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
+        if self.lr_scheduler is not None:  # an own trainer's
+            self.lr_scheduler.step(self.current_epoch)
+            rate = float(self.optimizer.param_groups[0]["lr"])
+        else:
+            rate = learning_rate(self.initial_lr, self.budget.progress(first), first)
         self.print_to_log_file("")
         self.print_to_log_file(f"Epoch {self.current_epoch}")
         self._log("lrs", rate)

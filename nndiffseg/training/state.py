@@ -10,6 +10,7 @@ import torch
 import nndiffseg
 from nndiffseg.calibration.calibration import Calibration
 from nndiffseg.data.archive import check_finite
+from nndiffseg.data.checkpoint import mirror_axes
 from nndiffseg.errors import UserError
 
 
@@ -29,6 +30,7 @@ def checkpoint_of(trainer: Any) -> dict[str, Any]:
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "mirror_axes": trainer.mirror_axes,
         "nndiffseg_version": nndiffseg.__version__,
         "method": trainer.method.name,
         "options": trainer.method.options.to_plan(),
@@ -93,7 +95,10 @@ def _restore_the_rest(trainer: Any, checkpoint: dict[str, Any]) -> None:
     trainer.calibration = Calibration.from_json(checkpoint["calibration"])
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
-    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    key, dimensions = "inference_allowed_mirroring_axes", len(trainer.configuration_manager.patch_size)
+    trainer.inference_allowed_mirroring_axes = mirror_axes({key: checkpoint[key]}, dimensions, "to go on from") or None
+    asked = checkpoint.get("mirror_axes")
+    trainer.mirror_axes = None if asked is None else mirror_axes({key: asked}, dimensions, "to go on from")
     trainer.current_epoch, trainer.iteration = checkpoint["current_epoch"], checkpoint["iteration"]
     trainer.batches_left_out = checkpoint.get("batches_left_out", 0)
     trainer._epoch_terms = checkpoint["epoch_terms"]
@@ -116,6 +121,7 @@ def not_finite(trainer: Any, what: str, batch: dict) -> UserError:
     if sound and trainer.iteration > 0:
         trainer.batches_left_out += 1
         trainer.save_latest()
+        trainer.ranks.wait()  # until the first process has saved it
         again = "go on from the last sound state and another batch with --c"
     else:
         again = "go on with --c, or begin anew with --seed 1 if it happens again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -25,20 +26,27 @@ from nndiffseg.data.raw_changes import check_raw_unchanged
 from nndiffseg.data.records import check_settings
 from nndiffseg.data.seeds import seed_of
 from nndiffseg.data.splits import cases_of_fold
+from nndiffseg.diffusion.items import Part
 from nndiffseg.diffusion.noise.source import patch_noise
 from nndiffseg.errors import UserError
 from nndiffseg.methods.protocol import Batch, Losses, Method, MethodPlan, SegmentationLoss, unwrapped
 from nndiffseg.nn.annotated import annotated_voxels, completed
 from nndiffseg.nn.precision import autocast_for, default_precision, training_precision
+from nndiffseg.nn.ranks import average_gradients
 from nndiffseg.planning.cost import stage_grids
 from nndiffseg.planning.memory import adapted_plans
 from nndiffseg.training import epoch_log as log
 from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.batch_dice import SharedBatchDice
 from nndiffseg.training.budget import Budget
 from nndiffseg.training.loader import batches_from
 from nndiffseg.training.loop import EpochLoop
+from nndiffseg.training.mirroring import check_mirroring
 from nndiffseg.training.patch_validation import score_patches
 from nndiffseg.training.pretrained import load_pretrained_weights
+from nndiffseg.training.ranks import alike, check_batch
+from nndiffseg.training.shared_batches import SharedBatches
+from nndiffseg.training.stages import check_previous
 from nndiffseg.training.state import checkpoint_of, not_finite, restore
 
 
@@ -52,6 +60,7 @@ class DiffusionTrainer(EpochLoop):
     """
 
     method_class: type[Method]
+    network: Any
     loss: Losses
 
     def __init__(
@@ -65,6 +74,7 @@ class DiffusionTrainer(EpochLoop):
         check_plans(plans, "The plans")  # stock nnU-Net makes trainers too
         check_fold(fold)
         plans, self.memory_note = adapted_plans(plans, configuration, type(self))
+        check_batch(int(PlansManager(plans).get_configuration(configuration).batch_size))
         super().__init__(plans, configuration, fold, dataset_json, device)  # the fold's name becomes a folder's
         self.fold_name, self.fold = str(fold), split_of(fold)
         self.seed = member_seed(fold) or 0
@@ -83,6 +93,8 @@ class DiffusionTrainer(EpochLoop):
         self.initial_lr, self.weight_decay = self.method.recipe[:2]
         self.grad_scaler: torch.amp.GradScaler | None = None  # bfloat16 needs none
         self.workers: int | None = None
+        self.mirror_axes: tuple[int, ...] | None = None  # of the patch, as nnU-Net counts them; None for the trainer's own
+        self._own_val_iterations: int | None = None
         self.validated_checkpoint = "checkpoint_final.pth"  # gets the calibration that the validation fits
         self.calibration = Calibration()  # until a validation fits it
 
@@ -94,13 +106,30 @@ class DiffusionTrainer(EpochLoop):
         check_settings(base, self.plans_manager.plans, self.configuration_name, cases)  # before networks are built
         check_raw_unchanged(base, self.configuration_manager.data_identifier, cases)
         torch.manual_seed(seed_of(self.seed, self.fold, "weights"))
+        self.is_ddp = False  # nnU-Net would change the batch, the loss and the network in its own way
         super().initialize()
+        self.is_ddp = self.ranks.number > 1
+        if self.is_ddp:
+            self.network = alike(self.network, self.loss, self.device)
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
         self.average = WeightAverage(self.bare_network, self.method.recipe.average)
+        if not isinstance(own := self.loss, Losses):  # such as nnUNetTrainerDiceLoss's, mixed into an own trainer
+            torch.manual_seed(seed_of(self.seed, self.fold, "losses"))
+            self.loss = self.method.losses(lambda **_: SegmentationLoss.of(own)).to(self.device)
+
+    @property
+    def num_val_iterations_per_epoch(self) -> int:
+        """An own trainer's, or a tenth of the training's: a time budget must not be spent on patches for validation."""
+        own = self._own_val_iterations
+        return max(1, min(50, self.num_iterations_per_epoch // 10)) if own is None else own
+
+    @num_val_iterations_per_epoch.setter
+    def num_val_iterations_per_epoch(self, number: int) -> None:
+        self._own_val_iterations = number
 
     @property
     def bare_network(self) -> Any:
-        """The network without the wrappers of DistributedDataParallel and torch.compile."""
+        """The network without the wrapper of torch.compile."""
         return unwrapped(self.network)
 
     @classmethod
@@ -121,9 +150,11 @@ class DiffusionTrainer(EpochLoop):
 
     def _segmentation_loss(self, ce: float = 1.0, dice: float = 1.0) -> SegmentationLoss:
         """nnU-Net's loss with other weights of its two terms."""
-        deep = super()._build_loss()
-        deep.loss.weight_ce, deep.loss.weight_dice = ce, dice
-        return SegmentationLoss(deep, deep.loss)
+        loss = SegmentationLoss.of(super()._build_loss())
+        loss.full.weight_ce, loss.full.weight_dice = ce, dice
+        if self.ranks.number > 1 and self.configuration_manager.batch_dice:
+            loss.full.dc = SharedBatchDice(loss.full.dc)
+        return loss
 
     def _do_i_compile(self) -> bool:
         # nnU-Net compiles by default and its users switch it off; here it is opt-in.
@@ -142,17 +173,31 @@ class DiffusionTrainer(EpochLoop):
         """nnU-Net's plot needs a package that no longer exists."""
 
     def get_dataloaders(self) -> tuple[Iterator[dict], Iterator[dict]]:
-        """nnU-Net's loaders and augmentation; the i-th batch depends on (seed, fold, rank, i) alone."""
+        """nnU-Net's loaders and augmentation; the i-th batch depends on (seed, fold, i) alone."""
         workers = get_allowed_n_proc_DA() if self.workers is None else self.workers
         if self.device.type == "cpu" and self.workers is None:
             workers = min(workers, 1)  # the training itself needs the other cores
         train, val = self._plain_loaders()
-        pin, key = self.device.type == "cuda", (self.seed, self.fold, self.local_rank)
+        pin, key = self.device.type == "cuda", (self.seed, self.fold, 0)
         first_val = self.current_epoch * self.num_val_iterations_per_epoch
         return (
-            batches_from(train, seed_of("train", *key), self.iteration + self.batches_left_out, workers, pin),
-            batches_from(val, seed_of("val", *key), first_val, min(workers, 1), pin),
+            self._batches(train, seed_of("train", *key), self.iteration + self.batches_left_out, workers, pin),
+            self._batches(val, seed_of("val", *key), first_val, min(workers, 1), pin),
         )
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's, but for the axes of mirroring where they were asked for."""
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.mirror_axes is not None:
+            axes = self.inference_allowed_mirroring_axes = self.mirror_axes or None
+        return *others, axes
+
+    def _batches(self, loader: Any, seed: int, start: int, workers: int, pin: bool) -> Iterator[dict]:
+        """Batches from ``start`` on, or this process's part of each."""
+        ranks = self.ranks
+        own = start + (ranks.index - start) % ranks.number
+        batches = batches_from(loader, seed, own, workers, pin, ranks.number)
+        return SharedBatches(batches, start, ranks, self.device) if ranks.number > 1 else batches
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's folds, or fewer where there are few cases.
@@ -181,11 +226,10 @@ class DiffusionTrainer(EpochLoop):
                 del os.environ["nnUNet_n_proc_DA"]
             else:
                 os.environ["nnUNet_n_proc_DA"] = before
+        check_mirroring(type(self).__name__, self.mirror_axes, self.inference_allowed_mirroring_axes)
         return train.data_loader, val.data_loader
 
     def on_train_start(self) -> None:
-        # A time budget must not be spent on validation patches that a long training would not notice.
-        self.num_val_iterations_per_epoch = max(1, min(50, self.num_iterations_per_epoch // 10))
         super().on_train_start()
         epochs = None if self.bound_by_time_only else self.num_epochs
         self.budget = Budget(epochs, self.num_iterations_per_epoch, self.minutes, self._spent)
@@ -214,13 +258,16 @@ class DiffusionTrainer(EpochLoop):
         with autocast_for(self.device, self.precision):
             terms = self.loss(self.network, one)
         total = torch.stack([term.float() for term in terms.values()]).sum()
-        if not torch.isfinite(total):
+        logged = {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
+        if one.part is not None:  # all processes decide alike
+            logged = self.ranks.summed({name: value * one.weight / one.part.processes for name, value in logged.items()})
+        if not math.isfinite(logged["total"]):
             self._refuse("loss", batch, before)
         self.optimizer.zero_grad(set_to_none=True)
-        if not self._step(total):
+        if not self._step(total * one.weight):
             self._refuse("gradient", batch, before)
         self.average.update(self.bare_network)
-        return {name: float(term.detach()) for name, term in terms.items()} | {"total": float(total.detach())} | extra
+        return logged
 
     def _refuse(self, what: str, batch: dict, before: Sequence[tuple[Tensor, Tensor]]) -> NoReturn:
         """Ends the training with the running statistics of ``before``."""
@@ -230,10 +277,10 @@ class DiffusionTrainer(EpochLoop):
 
     def as_batch(self, batch: dict) -> Batch:
         """A batch of nnU-Net's loader as the losses take it, on the device."""
-        (data, targets), key = self._to_device(batch), (self.seed, self.fold, self.local_rank, self.iteration)
-        progress = 0.0 if self.budget is None else self.budget.progress(self.iteration)
+        (data, targets), key = self._to_device(batch), (self.seed, self.fold, 0, self.iteration)
+        progress = 0.0 if self.budget is None else self.progress()
         heads = self.method.plan.heads
-        one = Batch(data, targets, heads.onehot(targets[0]), progress, key)
+        one = Batch(data, targets, heads.onehot(targets[0]), progress, key, part=batch.get("part"))
         if not self.label_manager.has_ignore_label:
             return one
         annotated = annotated_voxels(targets[0], heads)
@@ -248,6 +295,7 @@ class DiffusionTrainer(EpochLoop):
         """
         scaler = self.grad_scaler
         (total if scaler is None else scaler.scale(total)).backward()
+        average_gradients(self.network)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.method.recipe.clipping)
@@ -261,20 +309,21 @@ class DiffusionTrainer(EpochLoop):
         return True
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
-        return (
-            batch["data"].to(self.device, non_blocking=True),
-            [t.to(self.device, non_blocking=True) for t in batch["target"]],
-        )
+        targets = batch["target"] if self.enable_deep_supervision else [batch["target"]]
+        return batch["data"].to(self.device, non_blocking=True), [t.to(self.device, non_blocking=True) for t in targets]
 
     def validation_step(self, batch: dict) -> dict[str, Any]:
         """Deterministic, sample-mean and fused overlap counts of a batch, and how far two seeds lie apart."""
         assert self.average is not None
         data, targets = self._to_device(batch)
+        part = batch.get("part", Part.of(0, 1, len(data)))
         with autocast_for(self.device), torch.no_grad():
-            logits, samples = self.predict_patch(self.average.network, data)
+            logits, samples = self.predict_patch(self.average.network, data, part.items)
         heads = self.method.plan.heads
         annotated = annotated_voxels(targets[0], heads) if self.label_manager.has_ignore_label else None
-        return score_patches(logits, samples, heads.onehot(targets[0]), heads, annotated)
+        scores = score_patches(logits, samples, heads.onehot(targets[0]), heads, annotated)
+        scores["loss"] *= part.weight / part.processes
+        return self.ranks.summed(scores)
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -311,17 +360,27 @@ class DiffusionTrainer(EpochLoop):
         )
         restore(self, checkpoint)
 
+    def run_training(self) -> None:
+        if self.is_cascaded:
+            check_previous(self, {case for side in self.do_split() for case in side})
+        super().run_training()
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         from nndiffseg.training.validation import validate_fold
 
+        if self.is_cascaded:
+            check_previous(self, self.do_split()[1])
         validate_fold(self, save_probabilities)
 
-    def predict_patch(self, network: Any, data: Tensor) -> tuple[Tensor, Tensor]:
-        """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``."""
+    def predict_patch(self, network: Any, data: Tensor, items: range | None = None) -> tuple[Tensor, Tensor]:
+        """Deterministic logits ``(B, heads, *patch)`` and those of two samples ``(2, B, heads, *patch)``.
+
+        ``items`` are the indices of the patches in a batch that several processes share.
+        """
         maps, steps, samples = network.encode(data), self.method.steps_while_training, []
         grid = [n // s for n, s in zip(data.shape[2:], network.stride, strict=True)]
         seed = seed_of(self.seed, "validation", self.current_epoch)
         for sample in range(2):
-            noise = patch_noise(seed, len(data), [sample], grid, self.device)
+            noise = patch_noise(seed, len(data) if items is None else items, [sample], grid, self.device)
             samples.append(network.decode(network.sample(maps, noise, steps=steps), maps))
         return maps[0], torch.stack(samples)

@@ -7,19 +7,25 @@
 3. The calibration fitted on all cases goes into the checkpoint and into ``calibration.json``. Fold ``all`` and its members have
    seen every case, so nothing is fitted on them.
 4. ``summary.json`` is nnU-Net's, ``uncertainty.json`` holds the rest.
+
+In a cascade the first stage's validation also writes what the second one starts from, and the second one's validation predicts
+with it as a prediction does (:mod:`nndiffseg.training.stages`).
+
+Several processes divide the cases in steps 1 and 2; what the first one needs of the others' lies in files.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
 from nndiffseg.calibration.confidence import soft_dice
@@ -36,6 +42,7 @@ from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.data.folds import holds_out
 from nndiffseg.data.groups import read_groups
+from nndiffseg.errors import UserError
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.coherent import finest_edge, grid_spacing
@@ -43,6 +50,8 @@ from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.fold_folder import sole_user
+from nndiffseg.training.ranks import Ranks
+from nndiffseg.training.stages import read_previous, write_next_stages
 from nndiffseg.training.summary import write_summary
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
@@ -51,6 +60,8 @@ from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 #: head and samples of every case, until it is exported
 PARTS = ".parts"
+#: seconds in which a file of another computer must appear
+APPEAR = 120.0
 NOT_CALIBRATED = (
     "This training has seen every case, so the validation fits no calibration, and its figures say nothing about new cases."
 )
@@ -64,11 +75,11 @@ class TrainedFold(Protocol):
     calibration: Calibration
     seed: int
     validated_checkpoint: str
+    ranks: Ranks
     # nnU-Net's own attributes
     fold_name: str
     device: torch.device
-    is_ddp: bool
-    local_rank: int
+    is_cascaded: bool
     output_folder: str
     plans_manager: Any
     configuration_manager: Any
@@ -89,23 +100,20 @@ class TrainedFold(Protocol):
 def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> None:
     """Writes ``validation/`` with tables, segmentations, uncertainty, ``summary.json`` and ``uncertainty.json``.
 
-    Under DistributedDataParallel the first rank does all of it.
-
     Raises:
-        UserError: another process works in the fold's folder.
+        UserError: another training works in the fold's folder, or a process does not see it.
     """
-    if trainer.local_rank == 0:
-        with sole_user(trainer.output_folder):
-            _validate(trainer, save_probabilities)
-    if trainer.is_ddp:
-        dist.barrier()
+    with sole_user(trainer.output_folder) if trainer.ranks.first else nullcontext():
+        _validate(trainer, save_probabilities)
 
 
 def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
-    folder = Path(trainer.output_folder) / "validation"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
-    for sub in (FOLDER, VOXELS, PARTS):
-        (folder / sub).mkdir(parents=True)
+    folder, ranks = Path(trainer.output_folder) / "validation", trainer.ranks
+    if ranks.first:
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
+        for sub in (FOLDER, VOXELS, PARTS):
+            (folder / sub).mkdir(parents=True)
+    _meet(ranks, [folder / PARTS])
     predictor = _predictor(trainer)
     groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (trainer.fold_name,)
     unseen = holds_out(trainer.fold_name)
@@ -113,8 +121,9 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
         trainer.print_to_log_file(NOT_CALIBRATED)
     try:
         _predict(trainer, predictor, folder)
+        _meet(ranks, [folder / FOLDER / f"{case}.npz" for case in trainer.do_split()[1]])
         tables = read_tables(folder / FOLDER)
-        chosen = _choose(trainer, folder, tables, groups) if unseen else None
+        chosen = ranks.told_by(0, _choose(trainer, folder, tables, groups) if unseen and ranks.first else None)
         job = ExportJob(
             folder,
             trainer.plans_manager.plans,
@@ -128,11 +137,15 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
         else:
             calibrations = cross_fit(tables, groups, fold) if unseen else {t.case: Calibration() for t in tables}
         _export(trainer, predictor, job, calibrations)
+        _meet(ranks, [folder / (case + job.file_ending) for case in calibrations])
     finally:
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
+        if ranks.first:
+            shutil.rmtree(folder / PARTS, ignore_errors=True)
     trainer.calibration = chosen.calibration if chosen is not None else fit(tables, groups, fold) if unseen else Calibration()
-    _store(trainer)
-    _evaluate(trainer, folder, tables)
+    if ranks.first:
+        _store(trainer)
+        _evaluate(trainer, folder, tables)
+    ranks.wait()
 
 
 def _predictor(trainer: TrainedFold) -> Predictor:
@@ -155,13 +168,14 @@ def _predictor(trainer: TrainedFold) -> Predictor:
 
 
 def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
-    """Writes a table and the parts of every validation case."""
+    """Writes a table and the parts of every validation case that is this process's."""
     _, keys = trainer.do_split()
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, keys)
-    for key in keys:
+    for key in _own(trainer, keys):
         trainer.print_to_log_file(f"predicting {key}")
         data, segmentation, _, properties = dataset.load_case(key)
-        parts = predictor.predict_parts(np.asarray(data[:]), key)
+        previous = read_previous(trainer, key) if trainer.is_cascaded else None
+        parts = predictor.predict_parts(np.asarray(data[:]), key, previous)
         label = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
         case = _Scored.of(trainer, key, parts, label, properties)
         write_table(_table(trainer, case), folder / FOLDER)
@@ -169,6 +183,27 @@ def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
             write_voxels(_voxels(trainer, case), folder / VOXELS)
         del case
         store_parts(parts, folder / PARTS / f"{key}.npz")
+
+
+def _own(trainer: TrainedFold, cases: Sequence[str]) -> Sequence[str]:
+    """The cases that this process does."""
+    return cases[trainer.ranks.index :: trainer.ranks.number]
+
+
+def _meet(ranks: Ranks, files: Sequence[Path]) -> None:
+    """Waits for the other processes, and for their files: network file systems show late what another computer wrote.
+
+    Raises:
+        UserError: it does not appear.
+    """
+    ranks.wait()
+    last = time.monotonic() + APPEAR
+    while ranks.number > 1 and (missing := [file for file in files if not file.exists()]):
+        if time.monotonic() > last:
+            raise UserError(
+                f"{missing[0]} is missing; give --results a folder that all computers share, then run again with --val."
+            )
+        time.sleep(0.5)
 
 
 @dataclass(frozen=True)
@@ -283,13 +318,14 @@ def restore_parts(file: Path) -> CaseParts:
 
 
 def _export(trainer: TrainedFold, predictor: Predictor, job: ExportJob, calibrations: Mapping[str, Calibration]) -> None:
-    """Exports every case with the calibration that was fitted without it."""
+    """Exports every case that is this process's with the calibration that was fitted without it."""
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, sorted(calibrations))
-    for case, calibration in calibrations.items():
-        properties = dataset.load_case(case)[-1]
+    for case in _own(trainer, list(calibrations)):
+        calibration, properties = calibrations[case], dataset.load_case(case)[-1]
         parts = restore_parts(job.output / PARTS / f"{case}.npz")
         statistics = predictor.statistics_of(parts, case, calibration)
         export_case(job, case, statistics, properties)
+        write_next_stages(trainer, case, statistics, properties, job.output / f"{case}{job.file_ending}")
 
 
 # ---- 3. and 4. calibration and evaluation -----------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,12 +96,7 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
     summary = evaluation["summary"]
     lines = []
     for title, rows in blocks(summary):
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        text = [
-            row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
-            for row in rows
-        ]
-        lines += [title, text[0], "-" * len(text[0]), *text[1:], ""]
+        lines += [title, *aligned(rows), ""]
     found = findings(summary)
     width = max((len(name) for name, _ in found), default=0)
     lines += [f"{name.ljust(width)}  {value}" for name, value in found]
@@ -110,6 +105,15 @@ def format_table(evaluation: Mapping[str, Any]) -> str:
         f"against errors {number(summary['error_auroc'])} (dilated foreground)"
     )
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal: the headings, a rule, the rows."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    text = [
+        row[0].ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows
+    ]
+    return [text[0], "-" * len(text[0]), *text[1:]]
 
 
 def csv_text(evaluation: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
+import numpy as np
 import pytest
 
 from benchmarks import methods
@@ -47,6 +48,14 @@ def test_the_whole_comparison_runs_and_is_reused(tiny_flags, results_elsewhere, 
     cases = json.loads(per_case.read_text())
     assert len(cases) == 2 and all(len(c[OURS]["dice"]) == 2 and c[OURS]["seconds"] > 0 for c in cases.values())
     assert not any(case in (results_elsewhere / "tiny.json").read_text() for case in cases)
+    # One annotation each: IoU = Dice / (2 - Dice). The interval is that of ours minus nnU-Net's, which stands first.
+    dice = {side: np.array([c[side]["dice"] for c in cases.values()], dtype=float) for side in (STOCK, OURS)}
+    for side in (STOCK, OURS):
+        iou = np.array([c[side]["iou"] for c in cases.values()], dtype=float)
+        np.testing.assert_allclose(iou, dice[side] / (2 - dice[side]), atol=2e-5)
+    (value, low, high) = result["dice_minus_first"]["nnDiffSeg"]
+    assert low <= value <= high and list(result["dice_minus_first"]) == ["nnDiffSeg"]
+    assert value == pytest.approx((np.nanmean(dice[OURS], 0) - np.nanmean(dice[STOCK], 0)).mean(), abs=3e-5)
 
 
 def test_what_failed_is_named_after_the_table_of_the_others(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import pair as timing
-from benchmarks import speed, versus_nnunet
+from benchmarks import speed
 from benchmarks.pair import Pair, in_own_process, peak_memory, rounds
 
 CPU = torch.device("cpu")
@@ -28,10 +28,10 @@ def quick_clocks(monkeypatch):
 
 
 @pytest.mark.slow
-def test_speed_only_needs_no_preprocessed_data(tiny_flags, tiny_folders, tmp_path, results_elsewhere, quick_clocks, capsys):
-    flags = [*tiny_flags, "--speed_only", "--device", "cpu", "--name", "speed"]
+def test_speed_needs_no_preprocessed_data(tiny_flags, tiny_folders, tmp_path, results_elsewhere, quick_clocks, capsys):
+    flags = [*tiny_flags, "--device", "cpu", "--name", "speed"]
     flags[flags.index("--preprocessed") + 1] = str(tmp_path / "nothing")
-    assert versus_nnunet.main(flags) == 0
+    assert speed.main(flags) == 0
     result = json.loads((results_elsewhere / "speed.json").read_text())
     for name in ("prediction_ratio_16", "training_ratio", "memory_ratio"):
         assert 0.01 < result[name] < 1000
@@ -98,3 +98,8 @@ def test_a_measurement_that_takes_too_long_is_reported(tiny_plans):
         "task": "training",
     }
     assert in_own_process(spec, 0.1) == {"failed": "more than 0.1 s"}
+
+
+def test_an_unknown_planner_is_told(capsys):
+    assert speed.main(["--dataset", "901", "--planner", "XL"]) == 2
+    assert "Unknown planner XL" in capsys.readouterr().err

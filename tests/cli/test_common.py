@@ -225,3 +225,32 @@ def test_a_wrong_number_of_nnunets_processes_is_one_sentence(monkeypatch: pytest
     monkeypatch.setenv("nnUNet_n_proc_DA", "many")
     assert main(["4", "2d", "0"]) == 2
     assert "nnUNet_n_proc_DA counts processes and is 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pipes as of Unix")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print('line')",
+        "[print('line' * 10000) for _ in range(9)]",
+        "print('line', flush=True)",
+        "print('line'); sys.exit(0)",
+        "sys.stderr.write('line')",
+    ],
+)
+def test_a_reader_that_went_away_ends_the_command_without_a_word(body: str) -> None:
+    script = f"import sys; from nndiffseg.cli.common import run\ndef body(_): {body}\nsys.exit(run(body))"
+    read, write = os.pipe()
+    os.close(read)
+    streams = {"stderr": write, "stdout": subprocess.PIPE} if "stderr" in body else {"stdout": write, "stderr": subprocess.PIPE}
+    ended = subprocess.run([sys.executable, "-c", script], check=False, **streams)  # type: ignore[call-overload]
+    os.close(write)
+    assert (ended.returncode, ended.stdout or b"", ended.stderr or b"") == (141, b"", b"")
+
+
+def test_a_broken_pipe_of_a_worker_is_no_closed_output() -> None:
+    def body(_: Sequence[str] | None) -> None:
+        raise BrokenPipeError(errno.EPIPE, "a worker's")
+
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        run(body)

@@ -142,7 +142,7 @@ def test_bad_data_write_nothing(
     [
         (["-pl", "DiffSegPlaner"], "Unknown planner DiffSegPlaner (did you mean DiffSegPlanner?)"),
         (["-c", "3d_fulres"], "Unknown configuration 3d_fulres (did you mean 3d_fullres?)"),
-        (["-c", "3d_cascade_fullres"], "Unknown configuration 3d_cascade_fullres"),
+        (["-c", "3d_cascade"], "Unknown configuration 3d_cascade (did you mean"),
         (["--latent", "papr"], "Unknown latent papr (did you mean paper?)"),
         (["-preprocessor_name", "Mine"], "Unknown preprocessor Mine"),
         (["-np", "0"], "-np counts processes"),

@@ -13,6 +13,7 @@ import torch
 from tiny_model import model_folder, raw_images, results  # noqa: F401
 
 from nndiffseg.cli.predict import main
+from nndiffseg.inference.volume_sampler import VolumeSampler
 
 
 @pytest.fixture
@@ -41,6 +42,7 @@ def call(raw_images, results, tmp_path, capsys):  # noqa: F811
 def test_the_only_model_predicts_with_two_flags(call, tmp_path):
     code, out, err = call("--samples", 2, "-num_parts", 4)
     assert code == 0, err
+    assert "Mirroring is spread over the samples of each fold: with --samples 2 the image is not mirrored" in out
     assert "nnDiffSegTrainer__nnDiffSegPlansS__3d_fullres" in out and "folds 0, 1" in out and "report.html" in out
     names = {f.name for f in (tmp_path / "out").iterdir()}
     assert {"case_000.nii.gz", "uncertainty", "report.html", "dataset.json", "plans.json"} <= names
@@ -96,6 +98,25 @@ def test_all_flags_reach_the_predictor(call, model_folder, tmp_path):  # noqa: F
     for name in ("case_001.npz", "case_001.pkl", "samples/case_001_s01.nii.gz", probability):
         assert (tmp_path / "out" / name).is_file()
     assert not (tmp_path / "out" / "uncertainty" / "case_001_epistemic.nii.gz").exists()
+
+
+def test_not_on_device_reaches_the_sampler_and_changes_no_number_on_the_cpu(call, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nndiffseg.inference.folder._write_report", lambda *_: None)
+
+    def noted(sampler, *rest):
+        asked.append(sampler.options.sums_on_device)
+        return sums_device(sampler, *rest)
+
+    sums_device = VolumeSampler.sums_device
+    monkeypatch.setattr(VolumeSampler, "sums_device", noted)
+    short, files = ("-f", 0, "--samples", 2, "--disable_tta", "-num_parts", 4), []
+    for flags in ((), ("--not_on_device",)):
+        code, _, err = call(*short, *flags)
+        assert code == 0, err
+        files.append({f.name: f.read_bytes() for f in (tmp_path / "out").rglob("case_000*.nii.gz")})
+    assert set(asked[: len(asked) // 2]) == {True} and set(asked[len(asked) // 2 :]) == {False}
+    assert files[0] == files[1] and len(files[0]) == 3
 
 
 def test_a_model_of_a_configuration_that_inherits_predicts(call, model_folder, tmp_path):  # noqa: F811

@@ -109,3 +109,14 @@ def test_a_trainer_that_is_no_trainer_is_told(preprocessed: Path, tmp_path: Path
         assert main(["901", "3d_fullres", "0", "-tr", name, "-device", "cpu", *flags]) == 2
         error = capsys.readouterr().err
         assert f"no nndiffseg trainer {name}" in error and error.count("\n") == 1
+
+
+def test_a_trainer_of_nnunets_is_sent_to_nnunets_command(
+    preprocessed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [f"--{kind}={tmp_path / kind}" for kind in ("raw", "preprocessed", "results")]
+    for name in ("nnUNetTrainer", "nnUNetTrainerDA5"):
+        assert main(["901", "3d_fullres", "0", "-tr", name, "-device", "cpu", *flags]) == 2
+        error = capsys.readouterr().err
+        assert f"{name} trains no diffusion; train it with nnUNetv2_train" in error and error.count("\n") == 1
+    assert not (tmp_path / "results").exists()

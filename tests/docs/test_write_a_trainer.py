@@ -21,8 +21,9 @@ def run(tmp_path_factory, make_dataset):
     base = tmp_path_factory.mktemp("toy")
     make_dataset(base / "raw", cases=4, splits=True)
     (base / "ext").mkdir()
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    code, variant = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     (base / "ext" / f"{TRAINER}.py").write_text(code)
+    (base / "ext" / "nnDiffSegTrainerDA5.py").write_text(variant)  # imported on the way to the other one
     environment = os.environ | {"nnUNet_extTrainer": str(base / "ext")}
     flags = [f"--{kind}={base / kind}" for kind in ("raw", "preprocessed", "results")]
 

@@ -103,12 +103,17 @@ def test_nnunets_evaluation_runs_on_the_output(reference, raw_images, tmp_path):
     assert len(json.loads((tmp_path / "summary.json").read_text())["metric_per_case"]) == 4
 
 
-def test_parts_and_order_do_not_matter(predictor, raw_images, reference, tmp_path):
-    out = tmp_path / "out"
+def test_parts_and_order_do_not_matter(predictor, raw_images, reference, tmp_path, capsys):
+    out, said = tmp_path / "out", []
     options = {"save_samples": True, "save_probabilities": True, "progress": False, "num_parts": 3}
-    done = [predict_folder(predictor, raw_images, out, part_id=part, **options) for part in (2, 0, 1)]
+    done = []
+    for part in (2, 0, 1):
+        done.append(predict_folder(predictor, raw_images, out, part_id=part, **options))
+        said.append(capsys.readouterr().out)
     assert done == [["case_002"], ["case_000", "case_003"], ["case_001"]]
     assert_same(out, reference)
+    left = "of 4 cases are left to other parts:"
+    assert f"3 {left} case_000, case_001, case_003.\n" in said[0] and f"1 {left} case_001.\n" in said[1] and left not in said[2]
 
 
 @pytest.mark.slow
@@ -343,7 +348,7 @@ def test_a_case_that_does_not_fit_into_memory_or_is_not_finite_is_named_and_the_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", ["read_and_preprocess", "export_case"])
+@pytest.mark.parametrize("where", ["read_stages", "export_case"])
 def test_a_case_whose_reading_or_export_needs_too_much_memory_is_named_and_the_others_are_predicted(
     predictor, raw_images, tmp_path, monkeypatch, reference, where
 ):

@@ -77,3 +77,10 @@ def test_a_pooled_calibration_comes_before_those_of_the_folds(world, tmp_path, i
 def test_numbers_out_of_range_are_one_sentence(world, options, message):
     with pytest.raises(UserError, match=message):
         StockPredictor.from_folder(world.model, device="cpu", **options)
+
+
+def test_nnunets_accumulators_stay_off_the_gpu_where_that_is_asked_for(world):
+    for asked in (True, False):
+        predictor = StockPredictor.from_folder(world.model, device="cuda", perform_everything_on_device=asked)
+        assert predictor.nnunet.perform_everything_on_device == asked
+    assert not StockPredictor.from_folder(world.model, device="cpu").nnunet.perform_everything_on_device

@@ -234,3 +234,30 @@ def test_chunks_shrink_on_a_full_gpu_only():
         list(in_chunks(lambda _: (_ for _ in ()).throw(torch.cuda.OutOfMemoryError()), range(3), 1))
     with pytest.raises(RuntimeError, match="a bug"):
         list(in_chunks(lambda _: (_ for _ in ()).throw(RuntimeError("a bug")), range(3), 3))
+
+
+def test_maps_and_sums_stay_on_the_cpu_where_that_is_asked_for(network, three_labels):
+    """``--not_on_device``; on the CPU itself it changes nothing."""
+    data, gpu = image((8, 16, 16)), torch.device("cuda")
+    plenty = replace(OPTIONS, memory=2**40)
+    asked = replace(plenty, sums_on_device=False)
+    devices = [VolumeSampler(network, (8, 16, 16), three_labels, gpu, o).sums_device(data).type for o in (plenty, asked)]
+    assert devices == ["cuda", "cpu"]
+    plain, labels = run(network, data, three_labels)
+    kept, kept_labels = run(network, data, three_labels, replace(OPTIONS, sums_on_device=False))
+    assert torch.equal(plain.sampled, kept.sampled) and np.array_equal(labels, kept_labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sums_on_the_cpu_are_those_of_the_gpu(network, three_labels):
+    data, results = image((8, 16, 16)), []
+    for on_device in (True, False):
+        options = replace(OPTIONS, sums_on_device=on_device)
+        sampler = VolumeSampler(network.eval().cuda(), (8, 16, 16), three_labels, torch.device("cuda"), options)
+        store = sampler.sums_device(data)
+        assert (store.type == "cuda") == on_device
+        sums = PartSums(three_labels.num_segmentation_heads, tuple(data.shape[1:]), store)
+        sampler.run(data, "case", range(4), sums, np.zeros((4, *data.shape[1:]), np.uint8))
+        results.append(sums.sampled.cpu())
+    torch.testing.assert_close(*results, atol=1e-6, rtol=0)

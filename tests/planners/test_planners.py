@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
@@ -28,6 +29,9 @@ from nndiffseg.methods.protocol import MethodPlan
 from nndiffseg.methods.settings import DiffusionSettings
 from nndiffseg.planners import DiffSegPlanner, DiffSegPlannerL, DiffSegPlannerS
 from nndiffseg.planning import memory
+from nndiffseg.planning.cascade import plan_cascade
+from nndiffseg.planning.cost import Architecture
+from nndiffseg.planning.section import Section
 
 
 @pytest.fixture
@@ -217,15 +221,37 @@ def test_thick_slices_give_anisotropic_latents(make_dataset: Callable[..., Path]
     assert list(settings["latent_stride"]) == product
 
 
-def test_large_images_get_a_low_resolution_but_no_cascade(make_dataset: Callable[..., Path], folders: Folders) -> None:
+def test_large_images_get_a_cascade_as_nnunet_plans_it(make_dataset: Callable[..., Path], folders: Folders) -> None:
     folder = make_dataset(folders.raw, cases=2, shape=(64, 64, 64))
     made = plan(DiffSegPlannerS, fingerprint(folder, folders), gpu_memory_target_in_gb=0.1)
     configurations = made.plans["configurations"]
-    assert set(configurations) == {"2d", "3d_fullres", "3d_lowres"}
+    assert set(configurations) == {"2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     assert configurations["3d_lowres"]["data_identifier"] == "nnDiffSegPlansS_3d_lowres"
-    assert "next_stage" not in configurations["3d_lowres"]
-    assert "No 3d_cascade_fullres" in made.report
-    assert PlansManager(made.plans).get_configuration("3d_lowres").next_stage_names is None
+    manager = PlansManager(read(folders, folder.name, "nnDiffSegPlansS"))
+    low, full, cascade = (manager.get_configuration(n) for n in ("3d_lowres", "3d_fullres", "3d_cascade_fullres"))
+    assert low.next_stage_names == ["3d_cascade_fullres"] and full.next_stage_names is None
+    assert cascade.previous_stage_name == "3d_lowres" and cascade.data_identifier == full.data_identifier
+    assert configurations["3d_cascade_fullres"]["inherits_from"] == "3d_fullres"
+    assert cascade.patch_size == full.patch_size and cascade.batch_size == full.batch_size
+    own, inherited = (c.configuration["diffusion"] for c in (cascade, full))
+    assert own["settings"] == inherited["settings"]
+    memory_of = [d["cost"]["training_memory_gb"]["all_networks"] for d in (inherited, own)]
+    assert memory_of[0] < memory_of[1] < 1.2 * memory_of[0], "two channels more, of many features"
+    assert "3d_cascade_fullres: 3d_fullres with the segmentation of 3d_lowres as 2 more channels" in made.report
+    assert set(own.get("trainers", {})) == set(inherited.get("trainers", {}))
+    _check_many_labels(made, inherited)
+
+
+def _check_many_labels(made: Any, inherited: dict[str, Any]) -> None:
+    """The input of three hundred labels takes memory from the patch; what fits without them still fits."""
+    arch = Architecture.of(made.plans["configurations"]["3d_fullres"], 1, 3)
+    settings = DiffusionSettings.from_plan(inherited["settings"])
+    section = Section(arch, (1.0,) * 3, made.size, settings, "", {}, [], {})
+    few, many = (plan_cascade(made.plans, section, 1, labels, 0.1, made._image_network_gb).configuration for labels in (1, 300))
+    patch = list(made.plans["configurations"]["3d_fullres"]["patch_size"])
+    assert "patch_size" not in few and np.prod(many["patch_size"]) < np.prod(patch)
+    stride = np.prod(arch.arch_kwargs["strides"], axis=0)
+    assert (np.array(many["patch_size"]) % stride == 0).all()
 
 
 def test_regions_are_planned_for(make_dataset: Callable[..., Path], folders: Folders) -> None:

@@ -53,6 +53,14 @@ DESCRIPTION = {
 }
 
 
+def test_a_stage_of_a_cascade_is_told():
+    content = copy.deepcopy(DESCRIPTION)
+    assert "cascade" not in as_text(content) + model_card(content)
+    content["plan"]["previous_stage"] = "3d_lowres"
+    assert "stage of a cascade, after 3d_lowres" in as_text(content)
+    assert "| cascade | stage of a cascade, after 3d\\_lowres |" in model_card(content)
+
+
 def stock():
     content = copy.deepcopy(DESCRIPTION)
     content["model"] |= {"method": None, "options": None, "trainer": "nnUNetTrainer"}

@@ -15,6 +15,7 @@ import torch
 
 from nndiffseg.errors import UserError
 from nndiffseg.training.fold_folder import LOCK, STALE, newest_checkpoint, set_aside, sole_user
+from nndiffseg.training.ranks import Ranks
 from nndiffseg.training.trainer import DiffusionTrainer
 
 HOLD = """
@@ -54,7 +55,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
 def test_training_and_validation_begin_nothing_in_a_folder_that_is_in_use(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7}))
     trainer = DiffusionTrainer.__new__(DiffusionTrainer)
-    trainer.local_rank, trainer.iteration, trainer.output_folder = 0, 0, str(tmp_path)
+    trainer.local_rank, trainer.iteration, trainer.output_folder, trainer.ranks = 0, 0, str(tmp_path), Ranks()
     for begin in (trainer.run_training, trainer.perform_actual_validation):
         with pytest.raises(UserError, match="in use by process 7 on elsewhere"):
             begin()

@@ -18,6 +18,7 @@ from nndiffseg.nn.heads import Heads
 from nndiffseg.stopping import Request, noticed
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.budget import Budget
+from nndiffseg.training.ranks import Ranks
 from nndiffseg.training.trainer import DiffusionTrainer
 
 EPOCHS, ITERATIONS = 2, 5
@@ -47,7 +48,7 @@ def make(minutes: float | None = None) -> DiffusionTrainer:
     torch.manual_seed(0)
     trainer.network, trainer.loss = nn.Conv2d(1, 1, 1), Recorder()
     trainer.device, trainer.precision, trainer.grad_scaler = torch.device("cpu"), "float32", None
-    trainer.is_ddp, trainer.local_rank, trainer.fold, trainer.seed = False, 0, 3, 11
+    trainer.ranks, trainer.local_rank, trainer.fold, trainer.seed = Ranks(), 0, 3, 11
     trainer.method = SimpleNamespace(plan=SimpleNamespace(heads=Heads(2)), recipe=Recipe())
     trainer.label_manager = SimpleNamespace(has_ignore_label=False)
     trainer.initial_lr, trainer.num_iterations_per_epoch = 0.1, ITERATIONS
@@ -102,14 +103,14 @@ def test_losses_get_image_targets_and_one_hot_label():
 def test_the_randomness_of_a_step_is_its_own():
     """A function of seed, fold and iteration: none of them may be left out, or a resumed training would differ."""
 
-    def drawn(seed: int, fold: int, rank: int = 0) -> list[float]:
+    def drawn(seed: int, fold: int) -> list[float]:
         trainer = make()
-        trainer.seed, trainer.fold, trainer.local_rank = seed, fold, rank
+        trainer.seed, trainer.fold = seed, fold
         return [float(torch.rand(1, generator=batch.generator("noise"))) for batch in train(trainer).batches]
 
     reference = drawn(11, 3)
     assert len(set(reference)) == 10 and drawn(11, 3) == reference
-    for other in (drawn(12, 3), drawn(11, 4), drawn(11, 3, rank=1)):
+    for other in (drawn(12, 3), drawn(11, 4)):
         assert not set(other) & set(reference)
 
 

@@ -14,6 +14,7 @@ from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.nn.heads import Heads
 from nndiffseg.training import validation
 from nndiffseg.training.average import WeightAverage
+from nndiffseg.training.ranks import Ranks
 from nndiffseg.uncertainty.statistics import CaseParts
 
 SHAPE = (4, 6, 5)
@@ -38,7 +39,7 @@ class Predictor:
     def settings(self) -> dict:
         return {}
 
-    def predict_parts(self, data: np.ndarray, case: str) -> CaseParts:
+    def predict_parts(self, data: np.ndarray, case: str, previous: None) -> CaseParts:
         right, wrong = probabilities(truth()), probabilities(1 - truth())
         head, samples = (right, wrong) if HEAD_IS_RIGHT[case] else (wrong, right)
         labels = np.stack([truth()[0], truth()[0] * 0]).astype(np.uint8)
@@ -84,11 +85,11 @@ def trainer(tmp_path):
         calibration=Calibration(),
         validated_checkpoint="checkpoint_final.pth",
         fold_name="3",
-        local_rank=0,
-        is_ddp=False,
+        is_cascaded=False,
+        ranks=Ranks(),
         output_folder=str(tmp_path),
         plans_manager=SimpleNamespace(plans={}, transpose_forward=[0, 1, 2]),
-        configuration_manager=None,
+        configuration_manager=SimpleNamespace(next_stage_names=None),
         configuration_name="3d_fullres",
         dataset_json={"labels": {"background": 0, "thing": 1}, "file_ending": ".nii.gz"},
         label_manager=labels,

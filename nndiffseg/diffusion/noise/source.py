@@ -73,7 +73,7 @@ class FieldNoise:
 
 
 def patch_noise(
-    seed: int, items: int, samples: Sequence[int], grid: Sequence[int], device: torch.device | str = "cpu"
+    seed: int, items: int | range, samples: Sequence[int], grid: Sequence[int], device: torch.device | str = "cpu"
 ) -> FieldNoise:
     """Noise for some samples of each patch of a batch, sample by sample: sample 0 of all items, then sample 1, ...
 
@@ -82,7 +82,7 @@ def patch_noise(
 
     Args:
         seed: of this step.
-        items: B patches.
+        items: B patches, or the indices of those that are wanted.
         samples: indices of the M samples.
         grid: cells of the noise grid of a patch.
         device: where the noise is wanted.
@@ -90,6 +90,7 @@ def patch_noise(
     Returns:
         A source of N = M * B samples.
     """
-    fields = [NoiseField(seed, f"patch {item}", sample) for sample in samples for item in range(items)]
+    items = range(items) if isinstance(items, int) else items
+    fields = [NoiseField(seed, f"patch {item}", sample) for sample in samples for item in items]
     origin = torch.randint(ORIGINS, (len(grid),), generator=torch.Generator().manual_seed(seed)).tolist()
     return FieldNoise(fields, grid, origin=origin, device=device)

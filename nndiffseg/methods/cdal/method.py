@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from nndiffseg.data.schema import CONFIG, Count, Share, Switch, Weight
+from nndiffseg.diffusion.items import uniform
 from nndiffseg.diffusion.schedules import Schedule, add_noise, normal_like
 from nndiffseg.methods.cdal.discriminator import Discriminator, discriminator_loss, r1_penalty
 from nndiffseg.methods.cdal.generator import STYLE, VECTOR, CDALGenerator, layout_of
@@ -21,6 +21,7 @@ from nndiffseg.methods.protocol import Batch, Losses, MethodPlan, SegmentationLo
 from nndiffseg.methods.published import PublishedMethod, PublishedOptions
 from nndiffseg.nn.annotated import mean
 from nndiffseg.nn.precision import autocast_for
+from nndiffseg.nn.ranks import average_gradients, sum_over_ranks
 
 #: learning rate of the discriminator, relative to the generator's
 DISCRIMINATOR_RATE = 0.5
@@ -125,7 +126,7 @@ class CDALLosses(Losses):
         t, s = (v.to(x0.device) for v in random_steps(len(x0), self.options.steps, generator))
         x_s, x_t = real_pair(schedule, x0, t, s, normal_like(x0, generator), normal_like(x0, generator))
         with torch.no_grad(), autocast_for(x0.device):
-            z = torch.randn(len(x0), VECTOR, generator=generator).to(x0)
+            z = normal_like(x0.new_empty(len(x0), VECTOR), generator)
             guess = _completed(network(image, x_t, t, z).float(), batch, x0)
         fake_s = posterior_sample(schedule, guess, x_t, t, s, normal_like(x0, generator))
         # In float32 throughout: R1 differentiates twice.
@@ -134,8 +135,8 @@ class CDALLosses(Losses):
         due = int(str(batch.key[-1])) % self.options.r1_every == 0
         r1 = self.options.r1_gamma / 2 * r1_penalty(real, x_s) if due else gan.new_zeros(())
         self.optimizer.zero_grad(set_to_none=True)
-        (gan + r1).backward()
-        self._average_gradients()
+        ((gan + r1) * batch.weight).backward()
+        average_gradients(self.discriminator)
         for group in self.optimizer.param_groups:
             group["lr"] = DISCRIMINATOR_RATE * rate
         self.optimizer.step()
@@ -145,9 +146,9 @@ class CDALLosses(Losses):
         bare, options, generator = unwrapped(network), self.options, batch.generator("noise")
         x0 = 2 * batch.onehot - 1
         t, s = (v.to(x0.device) for v in random_steps(len(x0), options.steps, generator))
-        noise, z = normal_like(x0, generator), torch.randn(len(x0), VECTOR, generator=generator).to(x0)
+        noise, z = normal_like(x0, generator), normal_like(x0.new_empty(len(x0), VECTOR), generator)
         x_t = add_noise(bare.schedule, self._attended(bare.schedule, x0, t, s, generator), noise, t)
-        quiet = (torch.rand(len(x0), generator=generator) < options.deterministic_share).to(x0.device)
+        quiet = (uniform(len(x0), generator) < options.deterministic_share).to(x0.device)
         t = torch.where(quiet, 1.0, t)
         z = z * ~quiet[:, None]
         x_t = x_t * _of_item(~quiet, x0)
@@ -179,14 +180,7 @@ class CDALLosses(Losses):
         self.discriminator.requires_grad_(False)
         score = F.softplus(-self.discriminator(fake_s, x_t, t).float())
         self.discriminator.requires_grad_(True)
-        return (score * use).sum() / use.sum().clamp_min(1)
-
-    def _average_gradients(self) -> None:
-        """Keeps the discriminators of all ranks equal, without a wrapper that would forbid two passes a step."""
-        if dist.is_available() and dist.is_initialized():
-            for gradient in (p.grad for p in self.discriminator.parameters() if p.grad is not None):
-                dist.all_reduce(gradient)
-                gradient /= dist.get_world_size()
+        return sum_over_ranks((score * use).sum()) / sum_over_ranks(use.sum()).clamp_min(1)
 
     # ---- state ----------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nndiffseg.diffusion.items import drawn
 from nndiffseg.diffusion.schedules import Schedule, add_noise
 
 
 def random_steps(batch: int, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Times t and s ``(batch,)`` of uniformly drawn steps."""
-    n = torch.randint(1, steps + 1, (batch,), generator=generator)
+    n = drawn(lambda items: torch.randint(1, steps + 1, (items,), generator=generator), batch, generator)
     return n / steps, (n - 1) / steps
 
 

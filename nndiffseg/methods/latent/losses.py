@@ -13,8 +13,9 @@ from nndiffseg.methods.latent.network import TrainingOutput
 from nndiffseg.methods.latent.scores import KernelDistances, energy_distances, jaccard_distances
 from nndiffseg.methods.latent.spread_control import SpreadControl
 from nndiffseg.methods.protocol import Batch, Losses, SegmentationLoss
-from nndiffseg.nn.annotated import mean
+from nndiffseg.nn.annotated import mean_over_ranks
 from nndiffseg.nn.heads import Heads
+from nndiffseg.nn.ranks import item_mean
 
 #: block edges of the energy score of latents, in cells (0 = the whole patch)
 LATENT_SCALES = (1, 2, 4, 0)
@@ -65,7 +66,8 @@ class LatentLosses(Losses):
         # Patches without any annotated voxel tell nothing.
         pure = out.pure if voxels is None else out.pure & voxels.flatten(1).any(1)
         # Most voxels are background: relative to the foreground the score does not depend on the patch size.
-        share = mean(foreground.amax(1, keepdim=True), voxels).clamp_min(0.01)
+        present = foreground.amax(1, keepdim=True)
+        share = (item_mean(present.flatten()) if voxels is None else mean_over_ranks(present, voxels)).clamp_min(0.01)
         deep, full = self.segmentation
         head = {} if self.frozen else {"deterministic": self._lean(deep, [x.float() for x in out.logits], batch.targets)}
         return {

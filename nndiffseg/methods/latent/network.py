@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nndiffseg.diffusion.items import ItemGenerator, uniform
 from nndiffseg.diffusion.noise.source import NoiseSource, patch_noise
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Cosine, add_noise, normal_like, timesteps
@@ -146,8 +147,8 @@ class LatentDiffusionSegmenter(nn.Module):
     def _reconstruct(self, z0: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
         """Decodes the true latent, jittered, without its guides half of the time: the latent must carry the label."""
         view = (-1, *[1] * (z0.ndim - 1))
-        keep = (torch.rand(len(z0), generator=generator) < 0.5).to(z0).view(view)
-        jitter = torch.rand(len(z0), generator=generator).to(z0).view(view) * 0.3
+        keep = (uniform(len(z0), generator) < 0.5).to(z0).view(view)
+        jitter = uniform(len(z0), generator).to(z0).view(view) * 0.3
         z = z0 + jitter * normal_like(z0, generator)
         return self.decode(z, [g * keep.to(g.dtype) for g in guides])
 
@@ -156,10 +157,11 @@ class LatentDiffusionSegmenter(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """z0 ``(B, C_z, *latent)`` -> denoised ``(2, B, C_z, *latent)`` at random times, and these times ``(B,)``."""
         batch, settings = len(z0), self.settings
-        noise = patch_noise(seed, batch, range(2), z0.shape[2:], z0.device)
-        t = torch.rand(batch, generator=generator)
+        items = generator.part.items if isinstance(generator, ItemGenerator) else range(batch)
+        noise = patch_noise(seed, items, range(2), z0.shape[2:], z0.device)
+        t = uniform(batch, generator)
         # Pure noise half of the time: that is where sampling starts, and where all the spread has to come from.
-        t = torch.where(torch.rand(batch, generator=generator) < 0.5, torch.ones(()), t).to(z0)
+        t = torch.where(uniform(batch, generator) < 0.5, torch.ones(()), t).to(z0)
         # Streams as in a first sampling step: 0 for z_t, which both samples share, then one for each scale of xi.
         z_t = add_noise(self.schedule, z0, noise(0, settings.latent_channels)[:batch].to(z0), t)
         condition, prior, z_t = (m.repeat(2, *[1] * (m.ndim - 1)) for m in (condition, prior, z_t))

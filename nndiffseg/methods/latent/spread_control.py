@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nndiffseg.nn.ranks import item_mean
+
 #: lambda falls by this much for every unit of r above 1
 GAIN = 4.0
 #: share of the training after which the ceiling is 1
@@ -48,14 +50,15 @@ class SpreadControl(nn.Module):
 
     @torch.no_grad()
     def update(self, error: Tensor, spread: Tensor) -> None:
-        """Takes in distances ``(scales, items)``; items may be none."""
-        if not error.shape[1]:
+        """Takes in distances ``(scales, items)`` of all processes; items may be none."""
+        error, spread = (item_mean(distance.detach(), 1) for distance in (error, spread))
+        if error.isnan().all():  # nobody has any
             return
         self.updates += 1
         # A plain mean until the horizon is reached, so that the start of a training does not linger.
         rate = 1 / self.updates.clamp_max(HORIZON).to(error.dtype)
-        self.error.lerp_(error.detach().mean(1), rate)
-        self.spread.lerp_(spread.detach().mean(1), rate)
+        self.error.lerp_(error, rate)
+        self.spread.lerp_(spread, rate)
 
     def weight(self, progress: float) -> Tensor:
         """lambda ``(scales,)`` after the share ``progress`` of the training."""

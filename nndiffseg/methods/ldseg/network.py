@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nndiffseg.diffusion.items import uniform
 from nndiffseg.diffusion.noise.source import NoiseSource
 from nndiffseg.diffusion.samplers import Sampler, sampler_of
 from nndiffseg.diffusion.schedules import Schedule, add_noise, normal_like, timesteps, training_times
@@ -189,4 +190,4 @@ def _per_item(values: Tensor, like: Tensor) -> Tensor:  # (B,) -> (B, 1, *1)
 
 def _items(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
     """Chooses a share of the items of a batch at random, bool ``(B,)``."""
-    return (torch.rand(len(x), generator=generator) < share).to(x.device)
+    return (uniform(len(x), generator) < share).to(x.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nndiffseg.diffusion.items import uniform
 from nndiffseg.diffusion.schedules import Linear, add_noise, normal_like, training_times
 from nndiffseg.methods.label_space import LabelSpaceNetwork
 from nndiffseg.methods.medsegdiff.ss_former import HEAD_CHANNELS, SSFormer
@@ -196,7 +197,7 @@ class MedSegDiff(LabelSpaceNetwork):
         noise = normal_like(x0, generator)
         condition, source = self._condition(out), x0
         if recycling > 0:
-            recycled = (torch.rand(len(x0), generator=generator) < recycling).to(x0.device)
+            recycled = (uniform(len(x0), generator) < recycling).to(x0.device)
             own = self._own_prediction(normal_like(x0, generator), condition)
             source = torch.where(recycled.view(-1, *[1] * (x0.ndim - 1)), own, x0)
         estimate = self._estimate(add_noise(self.schedule, source, noise, t), t, condition)

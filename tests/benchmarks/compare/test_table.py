@@ -33,7 +33,7 @@ def test_summaries_are_json_without_nan():
 
 
 def test_parts_have_words():
-    assert part_words("head") == "deterministic part" and part_words("steps_10") == "mean of samples, 10 steps"
+    assert part_words("head") == "deterministic part" and part_words("samples") == "mean of samples"
 
 
 def test_json_keeps_on_one_line_what_fits_and_loses_nothing():

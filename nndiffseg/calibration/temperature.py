@@ -24,6 +24,8 @@ LOG_TEMPERATURES = np.linspace(np.log(0.25), np.log(16.0), 33)
 FLOOR = 1e-7
 #: A case's likelihood is tabulated on so many voxels at most, spread evenly; more change no digit of a temperature.
 VOXELS = 100_000
+#: the same for probabilities, where heads are many: a digit of the temperature is not worth minutes for each case
+VALUES = 2_000_000
 #: voxels that are scaled at once, so that a large volume needs no second copy of itself
 CHUNK = 2**22
 
@@ -59,7 +61,7 @@ def likelihood_curves(probabilities: Tensor, frequency: Tensor, heads: Heads) ->
     Returns:
         ``(1 or regions, temperatures)``; 0 without any voxel.
     """
-    every = max(1, -(-probabilities.shape[1] // VOXELS))
+    every = _every(probabilities)
     p, y = (x[:, ::every].double() for x in (probabilities, frequency))
     if not p.shape[1]:
         return np.zeros((heads.number if heads.regions else 1, len(LOG_TEMPERATURES)))
@@ -74,6 +76,11 @@ def likelihood_curves(probabilities: Tensor, frequency: Tensor, heads: Heads) ->
     return np.stack(curves, 1)
 
 
+def _every(probabilities: Tensor) -> int:
+    """Of so many voxels of ``(heads, voxels)`` one is used."""
+    return max(1, -(-probabilities.shape[1] // min(VOXELS, VALUES // len(probabilities))))
+
+
 def fused_curves(deterministic: Tensor, sampled: Tensor, onehot: Tensor, heads: Heads) -> NDArray[np.float64]:
     """:func:`likelihood_curves` of the fused probability under each fusion weight.
 
@@ -85,7 +92,7 @@ def fused_curves(deterministic: Tensor, sampled: Tensor, onehot: Tensor, heads: 
     Returns:
         ``(weights, 1 or regions, temperatures)``.
     """
-    every = max(1, -(-onehot.shape[1] // VOXELS))
+    every = _every(onehot)
     d, s, y = (x[:, ::every].float() for x in (deterministic, sampled, onehot))
     return np.stack([likelihood_curves(torch.lerp(s, d, float(w)), y, heads) for w in WEIGHTS])
 

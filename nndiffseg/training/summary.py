@@ -26,6 +26,7 @@ def write_summary(
     file_ending: str,
     labels: Sequence[Any],
     ignore_label: int | None,
+    final: Path | None = None,
 ) -> dict[str, Any]:
     """Writes ``summary.json`` into the folder of predictions.
 
@@ -36,6 +37,7 @@ def write_summary(
         file_ending: of both.
         labels: numbers, or tuples of them for regions.
         ignore_label: of voxels that do not count.
+        final: where the folder of predictions will lie, for the paths in the file; None where it stays.
 
     Returns:
         What was written: ``metric_per_case``, ``mean`` of each label over the cases where it is defined, ``foreground_mean``.
@@ -44,6 +46,8 @@ def write_summary(
     cases = [
         compute_metrics(str(references / name), str(predictions / name), reader, list(labels), ignore_label) for name in names
     ]
+    for case, name in zip(cases, names, strict=True):
+        case["prediction_file"] = str((final or predictions) / name)
     means: dict[Any, dict[str, float]] = {}
     for label in labels:
         rows = [case["metrics"][label] for case in cases]

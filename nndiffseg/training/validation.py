@@ -60,6 +60,8 @@ from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 #: head and samples of every case, until it is exported
 PARTS = ".parts"
+#: folder of a validation, until it is complete and then
+UNFINISHED, COMPLETE = ".validation", "validation"
 #: seconds in which a file of another computer must appear
 APPEAR = 120.0
 NOT_CALIBRATED = (
@@ -108,13 +110,37 @@ def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> Non
 
 
 def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
-    folder, ranks = Path(trainer.output_folder) / "validation", trainer.ranks
+    ranks = trainer.ranks
+    folder = Path(trainer.output_folder) / UNFINISHED
     if ranks.first:
-        shutil.rmtree(folder, ignore_errors=True)  # of an earlier training of this fold
+        shutil.rmtree(folder, ignore_errors=True)  # of a killed validation
         for sub in (FOLDER, VOXELS, PARTS):
             (folder / sub).mkdir(parents=True)
     _meet(ranks, [folder / PARTS])
-    predictor = _predictor(trainer)
+    try:
+        _work(trainer, folder, save_probabilities)
+        if ranks.first:
+            _publish(folder, folder.with_name(COMPLETE))
+    except BaseException:
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    ranks.wait()
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Puts a complete validation in the place of an earlier one, which is there until then."""
+    earlier = final.with_name(f"{UNFINISHED}_earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if final.is_dir():
+        final.rename(earlier)
+    folder.rename(final)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _work(trainer: TrainedFold, folder: Path, save_probabilities: bool) -> None:
+    """Fills the folder of a validation, and gives the checkpoint its calibration."""
+    ranks, predictor = trainer.ranks, _predictor(trainer)
     groups, fold = read_groups(Path(trainer.preprocessed_dataset_folder_base)), (trainer.fold_name,)
     unseen = holds_out(trainer.fold_name)
     if not unseen:
@@ -145,7 +171,6 @@ def _validate(trainer: TrainedFold, save_probabilities: bool) -> None:
     if ranks.first:
         _store(trainer)
         _evaluate(trainer, folder, tables)
-    ranks.wait()
 
 
 def _predictor(trainer: TrainedFold) -> Predictor:
@@ -350,6 +375,7 @@ def _evaluate(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable]) -
         trainer.dataset_json["file_ending"],
         manager.foreground_regions if manager.has_regions else manager.foreground_labels,
         manager.ignore_label,
+        folder.with_name(COMPLETE),
     )
     dice = {"dice_fused_cross_fitted": metrics["foreground_mean"]["Dice"]}
     dice["dice_samples"], *_, dice["dice_deterministic"] = mean_dice(tables).tolist()

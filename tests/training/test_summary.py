@@ -49,3 +49,12 @@ def test_files_that_macos_leaves_are_no_cases(folders):
 def test_no_process_is_started(folders, monkeypatch):
     monkeypatch.setattr(multiprocessing, "get_context", lambda *_: pytest.fail("a pool waits for ever for a killed process"))
     write_summary(*folders, SimpleITKIO(), ".nii.gz", [1, 2], None)
+
+
+def test_paths_are_those_of_the_folder_that_it_will_be(folders):
+    reference, prediction = folders
+    write_summary(reference, prediction, SimpleITKIO(), ".nii.gz", [1, 2], None, prediction.with_name("validation"))
+    cases = json.loads((prediction / "summary.json").read_text())["metric_per_case"]
+    assert {case["prediction_file"] for case in cases} == {
+        str(prediction.parent / "validation" / f"case_{i}.nii.gz") for i in range(3)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from types import SimpleNamespace
 
@@ -136,6 +137,25 @@ def test_the_checkpoint_gets_the_fit_of_all_cases_and_nothing_else_changes(train
     assert json.loads((tmp_path / "calibration.json").read_text()) == expected.to_json()
     assert torch.equal(checkpoint["network_weights"]["w"], torch.ones(1)) and expected.groups == 4
     assert not (tmp_path / "validation" / ".parts").exists()
+
+
+def test_an_earlier_validation_stays_until_the_next_one_is_complete(trainer, exported, tmp_path, monkeypatch):
+    """A full disk, or a kill, leaves the earlier one whole."""
+    earlier = {f: f.read_bytes() for f in (tmp_path / "validation").rglob("*") if f.is_file()}
+    (tmp_path / ".validation").mkdir()
+    (tmp_path / ".validation" / "of_a_killed_one").touch()
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(validation, "_evaluate", full)
+    with pytest.raises(OSError, match="full"):
+        validation.validate_fold(trainer)
+    assert {f: f.read_bytes() for f in (tmp_path / "validation").rglob("*") if f.is_file()} == earlier and earlier
+    monkeypatch.setattr(validation, "_evaluate", lambda _, folder, tables: (folder / "new").touch())
+    validation.validate_fold(trainer)
+    assert (tmp_path / "validation" / "new").is_file()
+    assert not [f for f in tmp_path.iterdir() if f.name.startswith(".val")]
 
 
 @pytest.mark.parametrize("fold", ["all", "all/seed_1"])

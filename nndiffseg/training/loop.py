@@ -43,6 +43,7 @@ class EpochLoop(nnUNetTrainer):
         training_id: the same in all checkpoints of one training.
     """
 
+    network: Any
     current_epoch: int
     _best_ema: float | None
 

@@ -43,6 +43,7 @@ class EpochLoop(nnUNetTrainer):
         training_id: the same in all checkpoints of one training.
     """
 
+    network: Any
     current_epoch: int
     lr_scheduler: Any = None
     _best_ema: float | None

@@ -55,10 +55,10 @@ def test_an_ensemble_is_predicted_by_its_members_with_probabilities() -> None:
     models = [{"trainer": "T", "plans_identifier": "P", "configuration": c} for c in ("2d", "3d_fullres")]
     text = instructions("Dataset004_X", {"selected_model_or_models": models, **PICKLES}, (0, 1), 3)
     commands = [line for line in text.splitlines() if line.startswith(("nnd", "nnU"))]
+    predict = "nndiffseg_predict -d Dataset004_X -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL"
     assert commands == [
-        "nndiffseg_predict -d Dataset004_X -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL_1 -f 0 1 -tr T -c 2d -p P --save_probabilities",
-        "nndiffseg_predict -d Dataset004_X -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL_2 -f 0 1 -tr T -c 3d_fullres -p P "
-        "--save_probabilities",
+        f"{predict}_1 -f 0 1 -tr T -c 2d -p P --save_probabilities",
+        f"{predict}_2 -f 0 1 -tr T -c 3d_fullres -p P --save_probabilities",
         "nnUNetv2_ensemble -i OUTPUT_FOLDER_MODEL_1 OUTPUT_FOLDER_MODEL_2 -o OUTPUT_FOLDER -np 3",
         "nnUNetv2_apply_postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP -pp_pkl_file pp.pkl -np 3 -plans_json plans.json",
     ]

@@ -124,7 +124,8 @@ def check_results(model: Path, said: str) -> None:
     assert row[1] == "4" and float(row[2]) == pytest.approx(summary["foreground_mean"]["Dice"], abs=6e-4)
 
 
-def test_the_only_model_is_the_best_and_its_commands_are_ours(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow  # nnU-Net starts a pool for each step
+def test_the_better_model_is_the_best_and_its_commands_are_ours(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The ranking of what is predicted, on validations made by hand: a good and a bad configuration, with probabilities."""
     results = world / "results" / "Dataset901_Tiny"
     references = world / "preprocessed" / "Dataset901_Tiny" / "gt_segmentations"

@@ -11,8 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nndiffseg.cli.cross_validate import main
 from nndiffseg.cli.find_best_configuration import main as find_best
@@ -161,6 +164,20 @@ def test_the_better_model_is_the_best_and_its_commands_are_ours(world: Path, cap
     assert f"-pp_pkl_file {pickle} " in text and pickle.is_file()
     information = json.loads((results / "inference_information.json").read_text())
     assert information["best_model_or_ensemble"]["selected_model_or_models"][0]["configuration"] == "own"
+    keep_probabilities(results)
+    assert find_best([*flags, "-c", "3d_fullres", "own"]) == 0
+    said = capsys.readouterr().out
+    ensemble = next(line.split() for line in said.splitlines() if line.startswith("ensemble___"))
+    assert float(rows[1][1]) <= float(ensemble[1]) <= 1 and ensemble[2:] == ["-"] * 5 and "No ensembles" not in said
+
+
+def keep_probabilities(results: Path) -> None:
+    """What ``--npz`` leaves, of certain models."""
+    for file in results.glob("*/fold_*/validation/*.nii.gz"):
+        labels, properties = SimpleITKIO().read_seg(str(file))
+        p = np.stack([labels[0] == label for label in range(3)]).astype(np.float32)  # (heads, *image)
+        np.savez(str(file).replace(".nii.gz", ".npz"), probabilities=p)
+        save_pickle(properties, str(file).replace(".nii.gz", ".pkl"))
 
 
 @pytest.mark.parametrize(

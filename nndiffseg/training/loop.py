@@ -37,10 +37,12 @@ class EpochLoop(nnUNetTrainer):
         show_progress: show a progress bar.
         average: averaged copy of the network.
         budget: progress through the training; None until it starts.
+        lr_scheduler: an own trainer's, stepped once an epoch as nnU-Net does; None for the schedule of the budget.
         training_id: the same in all checkpoints of one training.
     """
 
     current_epoch: int
+    lr_scheduler: Any = None
     _best_ema: float | None
 
     def __init__(

@@ -187,7 +187,7 @@ def keep_probabilities(results: Path) -> None:
         (["--folds", "2"], "There is no fold 2"),
         (["--folds", "all"], "Fold all leaves no case out"),
         (["--folds", "x"], "The fold must be 0 to 4 or all"),
-        (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
+        (["-tr", "nnUNetTrainer"], "nnUNetTrainer trains no diffusion"),
         (["--option", "steps=0"], "steps"),
         (["--epochs", "0"], "--epochs must be positive"),
         (["--mirror_axes", "3"], "--mirror_axes"),

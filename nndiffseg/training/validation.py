@@ -20,7 +20,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,35 +27,28 @@ import numpy as np
 import torch
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
-from nndiffseg.calibration.confidence import soft_dice
-from nndiffseg.calibration.fusion import WEIGHTS, fusion_scores, mean_dice
+from nndiffseg.calibration.fusion import mean_dice
 from nndiffseg.calibration.sampler_choice import ChosenSampler, choose_sampler
 from nndiffseg.calibration.tables import FOLDER
-from nndiffseg.calibration.temperature import fused_curves
-from nndiffseg.calibration.volumes import structure_voxels
-from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe, without
+from nndiffseg.calibration.voxels import LabelKind
 from nndiffseg.calibration.voxels_file import FOLDER as VOXELS
 from nndiffseg.calibration.voxels_file import read_voxels, write_voxels
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
-from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.data.files import write_json
 from nndiffseg.data.folds import holds_out
 from nndiffseg.data.groups import read_groups
 from nndiffseg.errors import UserError
-from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.export.writer import ExportJob, export_case
-from nndiffseg.inference.coherent import finest_edge, grid_spacing
+from nndiffseg.inference.coherent import finest_edge
 from nndiffseg.inference.predictor import Predictor
 from nndiffseg.methods.protocol import Method
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.fold_folder import sole_user
 from nndiffseg.training.ranks import Ranks
+from nndiffseg.training.scored_case import ScoredCase, restore_parts, store_parts, table_of, voxels_of
 from nndiffseg.training.stages import read_previous, write_next_stages
 from nndiffseg.training.summary import write_summary
-from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
-from nndiffseg.uncertainty.statistics import CaseParts
-from nndiffseg.uncertainty.volumes import MM3_PER_ML
 
 #: head and samples of every case, until it is exported
 PARTS = ".parts"
@@ -202,10 +194,10 @@ def _predict(trainer: TrainedFold, predictor: Predictor, folder: Path) -> None:
         previous = read_previous(trainer, key) if trainer.is_cascaded else None
         parts = predictor.predict_parts(np.asarray(data[:]), key, previous)
         label = np.asarray(segmentation[:])[0].clip(0)  # (*spatial)
-        case = _Scored.of(trainer, key, parts, label, properties)
-        write_table(_table(trainer, case), folder / FOLDER)
+        case = ScoredCase.of(trainer, key, parts, label, properties)
+        write_table(table_of(trainer, case), folder / FOLDER)
         if trainer.method.chooses_sampler:
-            write_voxels(_voxels(trainer, case), folder / VOXELS)
+            write_voxels(voxels_of(trainer, case), folder / VOXELS)
         del case
         store_parts(parts, folder / PARTS / f"{key}.npz")
 
@@ -231,74 +223,6 @@ def _meet(ranks: Ranks, files: Sequence[Path]) -> None:
         time.sleep(0.5)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A predicted case as it is scored: ignored voxels are background in prediction and reference alike.
-
-    Attributes:
-        name: of the case.
-        parts: of the prediction.
-        reference: label map ``(*spatial)``.
-        ignored: voxels that the annotator left open ``(*spatial)``, bool.
-        voxel_ml: volume of a voxel.
-        predicted: foreground of the head's segmentation ``(*spatial)``, bool.
-    """
-
-    name: str
-    parts: CaseParts
-    reference: np.ndarray
-    ignored: np.ndarray
-    voxel_ml: float
-    predicted: np.ndarray
-
-    @classmethod
-    def of(cls, trainer: TrainedFold, name: str, parts: CaseParts, label: np.ndarray, properties: Mapping[str, Any]) -> _Scored:
-        """Of a preprocessed label ``(*spatial)`` that may hold the ignore label."""
-        heads = trainer.method.plan.heads
-        geometry = CaseGeometry(dict(properties), trainer.plans_manager, trainer.configuration_manager)
-        ignored = label == trainer.label_manager.ignore_label
-        if ignored.any():
-            deterministic, sampled = (without(p, ignored, heads) for p in (parts.deterministic, parts.sampled))
-            parts = CaseParts(deterministic, sampled, np.where(ignored, 0, parts.labels), parts.regions)
-            label = np.where(ignored, 0, label)
-        predicted = heads.hard(parts.deterministic, 0)[heads.first_structure :].any(0).numpy()
-        return cls(name, parts, label, ignored, geometry.voxel_volume(label.shape) / MM3_PER_ML, predicted)
-
-    @property
-    def near(self) -> np.ndarray:
-        """Voxels near the structures of the reference or of the head's segmentation, bool ``(*spatial)``."""
-        return near_structures([self.reference, self.predicted]) & ~self.ignored
-
-
-def _table(trainer: TrainedFold, case: _Scored) -> CaseTable:
-    ml, structures = case.voxel_ml, structures_of(trainer.dataset_json).values()
-    parts, reference = case.parts, case.reference
-    onehot, heads = reference_onehot(trainer, reference), trainer.method.plan.heads
-    dice, nll = fusion_scores(parts.deterministic, parts.sampled, onehot, heads, int((~case.ignored).sum()))
-    near = torch.from_numpy(case.near)
-    curves = fused_curves(parts.deterministic[:, near], parts.sampled[:, near], onehot[:, near], heads)
-    sampled, true = (ml * structure_voxels(labels, structures) for labels in (parts.labels, reference[None]))
-    mixtures = (torch.lerp(parts.sampled, parts.deterministic, float(w)) for w in WEIGHTS)
-    confidence = np.stack([soft_dice(p, heads) for p in mixtures])
-    return CaseTable(case.name, dice, nll, sampled, true, curves, confidence, not case.ignored.any())
-
-
-def _voxels(trainer: TrainedFold, case: _Scored) -> CaseVoxels:
-    return observe(
-        case.name,
-        case.parts.deterministic,
-        case.reference[None],
-        case.near,
-        near_structures([case.predicted]) & ~case.ignored,
-        LabelKind.of(trainer.label_manager, trainer.dataset_json),
-        spacing=grid_spacing(trainer.plans_manager, trainer.configuration_manager),
-        voxel_ml=case.voxel_ml,
-        sampled=case.parts.sampled,
-        drawn=case.parts.labels,
-        complete=not case.ignored.any(),
-    )
-
-
 def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], groups: Mapping[str, str]) -> ChosenSampler | None:
     """None for published methods, whose samples are always their own, and for few groups of cases."""
     if not trainer.method.chooses_sampler:
@@ -311,32 +235,6 @@ def _choose(trainer: TrainedFold, folder: Path, tables: Sequence[CaseTable], gro
     if chosen is not None:
         trainer.print_to_log_file(f"samples: {chosen.in_words()}")
     return chosen
-
-
-def reference_onehot(trainer: TrainedFold, reference: np.ndarray) -> torch.Tensor:
-    """Labels ``(*spatial)`` -> bool ``(heads, *spatial)``."""
-    manager, labels = trainer.label_manager, torch.from_numpy(reference)
-    if manager.has_regions:
-        regions = [r if isinstance(r, (list, tuple)) else [r] for r in manager.foreground_regions]
-        return torch.stack([torch.isin(labels, torch.tensor(r)) for r in regions])
-    return torch.stack([labels == label for label in range(manager.num_segmentation_heads)])
-
-
-def store_parts(parts: CaseParts, file: Path) -> None:
-    """Probabilities in steps of 1 / 65535, compressed: most voxels are certain, so that little is left of them."""
-    steps = {
-        name: (getattr(parts, name) * 65535).round().int().numpy().astype(np.uint16) for name in ("deterministic", "sampled")
-    }
-    np.savez_compressed(file, **steps, labels=parts.labels, regions=parts.regions)
-
-
-def restore_parts(file: Path) -> CaseParts:
-    """Inverse of :func:`store_parts`, up to 1 / 131070."""
-    with np.load(file) as saved:
-        deterministic, sampled = (
-            torch.from_numpy(saved[name].astype(np.float32) / 65535) for name in ("deterministic", "sampled")
-        )
-        return CaseParts(deterministic, sampled, saved["labels"], bool(saved["regions"]))
 
 
 # ---- 2. export --------------------------------------------------------------------------------------------------------

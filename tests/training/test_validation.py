@@ -13,7 +13,7 @@ import torch
 from nndiffseg.calibration import Calibration, fit, read_tables
 from nndiffseg.data.checkpoint import load_checkpoint, save_atomically
 from nndiffseg.nn.heads import Heads
-from nndiffseg.training import validation
+from nndiffseg.training import scored_case, validation
 from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.ranks import Ranks
 from nndiffseg.uncertainty.statistics import CaseParts
@@ -190,8 +190,8 @@ def test_parts_survive_their_file_but_for_rounding(tmp_path):
     generator = torch.Generator().manual_seed(0)
     p = torch.rand(3, *SHAPE, generator=generator).softmax(0)
     parts = CaseParts(p, p.flip(0), np.arange(2 * 120).reshape(2, *SHAPE).astype(np.uint8), True)
-    validation.store_parts(parts, tmp_path / "case.npz")
-    again = validation.restore_parts(tmp_path / "case.npz")
+    scored_case.store_parts(parts, tmp_path / "case.npz")
+    again = scored_case.restore_parts(tmp_path / "case.npz")
     for name in ("deterministic", "sampled"):
         assert (getattr(again, name) - getattr(parts, name)).abs().max() <= 1 / 131070 + 1e-7
     assert np.array_equal(again.labels, parts.labels) and again.regions is True

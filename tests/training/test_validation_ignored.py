@@ -16,7 +16,7 @@ from nndiffseg.calibration.tables import read_tables, write_table
 from nndiffseg.calibration.voxels import LabelKind
 from nndiffseg.calibration.voxels_file import read_voxels, write_voxels
 from nndiffseg.nn.heads import Heads
-from nndiffseg.training import validation
+from nndiffseg.training import scored_case
 from nndiffseg.uncertainty.statistics import CaseParts, label_map
 
 SHAPE = (8, 12, 10)
@@ -77,11 +77,11 @@ def scored(trainer: Any, parts: CaseParts, ignored: slice, tmp_path: Any, name: 
         "shape_before_cropping": SHAPE,
         "shape_after_cropping_and_before_resampling": SHAPE,
     }
-    case = validation._Scored.of(trainer, name, parts, label, properties)
-    write_table(validation._table(trainer, case), tmp_path)
+    case = scored_case.ScoredCase.of(trainer, name, parts, label, properties)
+    write_table(scored_case.table_of(trainer, case), tmp_path)
     (table,) = (t for t in read_tables(tmp_path) if t.case == name)
     (tmp_path / "voxels").mkdir(exist_ok=True)
-    write_voxels(validation._voxels(trainer, case), tmp_path / "voxels")
+    write_voxels(scored_case.voxels_of(trainer, case), tmp_path / "voxels")
     kind = LabelKind.of(trainer.label_manager, trainer.dataset_json)
     (voxels,) = read_voxels(tmp_path / "voxels", [name], kind) or ()
     return table, voxels

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.cluster_flags import add_cluster_flags, resources_from
 from nndiffseg.cli.common import DEVICES, Parser, add_folder_flags, folders_from, run, user_path
-from nndiffseg.cli.train import check_numbers, find_trainer, fold_of, read_plans, set_options
+from nndiffseg.cli.train import add_mirroring_flags, check_numbers, find_trainer, fold_of, read_plans, resolved, set_options
 from nndiffseg.errors import UserError
 from nndiffseg.stopping import raised
 
@@ -32,6 +32,7 @@ HANDED_ON = (
     ("--seed", "seed"),
     ("-device", "device"),
     ("-num_threads", "num_threads"),
+    ("-num_gpus", "num_gpus"),
 )
 
 
@@ -55,11 +56,13 @@ def _parser() -> Parser:
         metavar="FILE",
         help="where every training that is missing begins",
     )
+    add_mirroring_flags(parser)
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; see nndiffseg_train")
     add("--epochs", type=int, help="of every fold (default 1000 unless --minutes is given)")
     add("--iterations_per_epoch", type=int, help="default: the trainer's own, 250")
     add("--minutes", type=float, help="bounds the training time of every fold")
     add("--seed", type=int, help="default: 0; a training that goes on keeps its own")
+    add("-num_gpus", "--num_gpus", type=int, metavar="N", help="processes of each training; see nndiffseg_train")
     add("--npz", "--save_probabilities", dest="npz", action="store_true", help="the validations keep probabilities")
     add("--report_only", action="store_true", help="train nothing: calibrate and evaluate the folds that are validated")
     add("-np", type=int, default=1, help="worker processes of the evaluation; 0 and 1: in this process (default: %(default)s)")
@@ -121,10 +124,12 @@ def _model(args: argparse.Namespace, folders: Folders, dataset: str, configurati
     from nndiffseg.data.splits import SPLITS, all_folds
     from nndiffseg.launch.fold_task import FoldTask
     from nndiffseg.training.cross_validation import OUTPUT
+    from nndiffseg.training.mirroring import asked_axes
 
     plans, _ = read_plans(folders, argparse.Namespace(**{**vars(args), "configuration": configuration}))
     trainer = find_trainer(args.tr)
     set_options(plans, configuration, trainer.method_class, args.option)
+    asked_axes(args.mirror_axes, args.disable_mirroring, len(resolved(plans, configuration)["patch_size"]))
     base = folders.preprocessed / dataset
     data = str(base / _data_identifier(plans, configuration))
     cases = [name for name in infer_dataset_class(data).get_identifiers(data) if is_plain_name(name)]
@@ -139,7 +144,7 @@ def _model(args: argparse.Namespace, folders: Folders, dataset: str, configurati
             folder / f"fold_{fold}",
             (args.dataset, configuration, fold, *_words(args, folders)),
             folder / OUTPUT / f"fold_{fold}.log",
-            ("-pretrained_weights", str(args.pretrained_weights.absolute())) if args.pretrained_weights else (),
+            _beginning(args),
             args.npz,
         )
         for fold in folds
@@ -148,8 +153,6 @@ def _model(args: argparse.Namespace, folders: Folders, dataset: str, configurati
 
 
 def _data_identifier(plans: dict[str, Any], configuration: str) -> str:
-    from nndiffseg.cli.train import resolved
-
     return str(resolved(plans, configuration)["data_identifier"])
 
 
@@ -159,6 +162,13 @@ def _words(args: argparse.Namespace, folders: Folders) -> list[str]:
     words = [word for flag, value in given if value is not None for word in (flag, str(value))]
     words += [word for option in args.option for word in ("--option", option)]
     return [*words, *(["--npz"] if args.npz else []), "--disable_progress_bar", *_folder_words(folders)]
+
+
+def _beginning(args: argparse.Namespace) -> tuple[str, ...]:
+    """What a training that begins is called with besides; one that goes on knows it."""
+    weights = ("-pretrained_weights", str(args.pretrained_weights.absolute())) if args.pretrained_weights else ()
+    axes = () if args.mirror_axes is None else ("--mirror_axes", *map(str, args.mirror_axes))
+    return (*weights, *axes, *(("--disable_mirroring",) if args.disable_mirroring else ()))
 
 
 def _folder_words(folders: Folders) -> list[str]:

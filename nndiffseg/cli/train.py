@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -62,14 +63,7 @@ def _parser() -> Parser:
         metavar="NAME=VALUE",
         help="an option of the method, such as steps=4; may be given several times",
     )
-    parser.add_argument(
-        "--mirror_axes",
-        nargs="+",
-        type=int,
-        metavar="AXIS",
-        help="mirror patches, and images in predictions, along these axes alone, such as 0 1; nnU-Net's order, from 0",
-    )
-    parser.add_argument("--disable_mirroring", action="store_true", help="mirror neither patches nor images in predictions")
+    add_mirroring_flags(parser)
     add_training_flags(parser, "1000")
     parser.add_argument(
         "-num_gpus",
@@ -85,6 +79,18 @@ def _parser() -> Parser:
     add_device_flag(parser)
     add_folder_flags(parser)
     return parser
+
+
+def add_mirroring_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--mirror_axes`` and ``--disable_mirroring``."""
+    parser.add_argument(
+        "--mirror_axes",
+        nargs="+",
+        type=int,
+        metavar="AXIS",
+        help="mirror patches, and images in predictions, along these axes alone, such as 0 1; nnU-Net's order, from 0",
+    )
+    parser.add_argument("--disable_mirroring", action="store_true", help="mirror neither patches nor images in predictions")
 
 
 def add_training_flags(parser: Parser, epochs: str) -> None:

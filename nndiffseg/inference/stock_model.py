@@ -81,8 +81,7 @@ def load_stock_model(
         folder, folds, checkpoint: see :func:`~nndiffseg.inference.model_folder.open_folder`.
 
     Raises:
-        UserError: something is missing or damaged, the model is the second stage of a cascade, or its network is another than
-            planned.
+        UserError: something is missing or damaged, the model is a cascade's second stage, or its network is not as planned.
     """
     files = open_folder(folder, folds, checkpoint)
     loaded, first = [], None

@@ -36,7 +36,7 @@ class Heads(NamedTuple):
         """Most probable label, or regions above 1/2, one-hot: the shape of ``probabilities``, bool."""
         if self.regions:
             return probabilities > 0.5
-        return self._members(probabilities.argmax(axis, keepdim=True), axis)
+        return self._members(probabilities.argmax(axis), axis)
 
     def onehot(self, target: Tensor) -> Tensor:
         """Target of nnU-Net's loader -> float ``(B, number, *patch)``.
@@ -45,9 +45,11 @@ class Heads(NamedTuple):
             target: label numbers ``(B, 1, *patch)``, or masks of the regions and perhaps of the ignore label
                 ``(B, regions or more, *patch)``. Voxels with the ignore label belong to no channel of labels.
         """
-        return (target[:, : self.number] if self.regions else self._members(target, 1)).float()
+        return (target[:, : self.number] if self.regions else self._members(target[:, 0], 1)).float()
 
     def _members(self, labels: Tensor, axis: int) -> Tensor:
-        """Label numbers with one entry at ``axis`` -> one-hot there, bool: a byte for each, where F.one_hot needs eight."""
-        view = [-1 if i == axis else 1 for i in range(labels.ndim)]
-        return labels == torch.arange(self.number, device=labels.device).view(view)
+        """Label numbers -> one-hot at ``axis``, bool: a byte for each, where F.one_hot needs eight.
+
+        The layout in memory is that of F.one_hot, since convolutions round differently with another one.
+        """
+        return (labels.unsqueeze(-1) == torch.arange(self.number, device=labels.device)).movedim(-1, axis)

@@ -29,15 +29,15 @@ class IndexedBatches(Dataset):
     def __init__(self, loader: nnUNetDataLoader, seed: int):
         self.loader, self.seed = loader, seed
         disable_timing_dependence(loader.transforms)
-        self._orders = [(t, list(t.channel_idx)) for t in transforms_in(loader.transforms) if isinstance(t, SHUFFLING)]
+        self._shuffling = [t for t in transforms_in(loader.transforms) if isinstance(t, SHUFFLING)]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = seed_of(self.seed, index)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loader and transforms draw from the global generators
         torch.manual_seed(seed)
-        for transform, order in self._orders:
-            transform.channel_idx[:] = order
+        for transform in self._shuffling:
+            transform.channel_idx.sort()
         return next(self.loader)
 
 

@@ -40,6 +40,7 @@ class EpochLoop(nnUNetTrainer):
         ranks: the processes that train together.
         average: averaged copy of the network.
         budget: progress through the training; None until it starts.
+        lr_scheduler: an own trainer's, stepped once an epoch as nnU-Net does; None for the schedule of the budget.
         training_id: the same in all checkpoints of one training.
     """
 

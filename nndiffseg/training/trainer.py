@@ -309,7 +309,9 @@ class DiffusionTrainer(EpochLoop):
         return True
 
     def _to_device(self, batch: dict) -> tuple[Tensor, list[Tensor]]:
-        targets = batch["target"] if self.enable_deep_supervision else [batch["target"]]
+        targets = (
+            [batch["target"]] if isinstance(batch["target"], Tensor) else batch["target"]
+        )  # without deep supervision, or with
         return batch["data"].to(self.device, non_blocking=True), [t.to(self.device, non_blocking=True) for t in targets]
 
     def validation_step(self, batch: dict) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nndiffseg.cli import cross_validate
 from nndiffseg.cli.cross_validate import main
 from nndiffseg.cli.find_best_configuration import main as find_best
 from nndiffseg.cli.plan_and_preprocess import main as plan
@@ -186,9 +187,10 @@ def keep_probabilities(results: Path) -> None:
         (["--folds", "2"], "There is no fold 2"),
         (["--folds", "all"], "Fold all leaves no case out"),
         (["--folds", "x"], "The fold must be 0 to 4 or all"),
-        (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
+        (["-tr", "nnUNetTrainer"], "nnUNetTrainer trains no diffusion"),
         (["--option", "steps=0"], "steps"),
         (["--epochs", "0"], "--epochs must be positive"),
+        (["--mirror_axes", "3"], "--mirror_axes"),
         (["-np", "-1"], "-np must be 0 or more"),
         (["--gpus", "2"], "--gpus is for jobs; leave it out, or give --launcher slurm"),
         (["--launcher", "slurm", "--time", "soon"], "--time takes minutes"),
@@ -205,6 +207,16 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(root: Path, capsys, mo
     error = capsys.readouterr().err
     assert sentence in error and error.startswith("error: ") and error.count("\n") == 1
     assert not (root / "results").exists()
+
+
+def test_mirroring_is_told_to_trainings_that_begin_and_processes_to_all(root: Path, monkeypatch) -> None:
+    asked: list = []
+    monkeypatch.setattr(cross_validate, "_train", lambda models: asked.extend(models) or [])
+    flags = words(root, "--folds", "0", "--mirror_axes", "0", "2", "-num_gpus", "2")
+    assert main(flags) == 2  # nothing was trained
+    task = asked[0].tasks["0"]
+    assert task.start == ("--mirror_axes", "0", "2") and "--mirror_axes" not in task.words
+    assert task.words[task.words.index("-num_gpus") + 1] == "2"
 
 
 def test_a_configuration_that_is_not_planned_is_told(root: Path, capsys) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
@@ -243,15 +243,16 @@ def test_large_images_get_a_cascade_as_nnunet_plans_it(make_dataset: Callable[..
 
 
 def _check_many_labels(made: Any, inherited: dict[str, Any]) -> None:
-    """The input of three hundred labels takes memory from the patch; what fits without them still fits."""
-    arch = Architecture.of(made.plans["configurations"]["3d_fullres"], 1, 3)
+    """The input of three hundred labels takes memory from the batch; that of one label fits beside them."""
+    plans = copy.deepcopy(made.plans)
+    plans["configurations"]["3d_fullres"] |= {"patch_size": [64, 64, 64], "batch_size": 4}
+    arch = Architecture.of(plans["configurations"]["3d_fullres"], 1, 3)
     settings = DiffusionSettings.from_plan(inherited["settings"])
     section = Section(arch, (1.0,) * 3, made.size, settings, "", {}, [], {})
-    few, many = (plan_cascade(made.plans, section, 1, labels, 0.1, made._image_network_gb).configuration for labels in (1, 300))
-    patch = list(made.plans["configurations"]["3d_fullres"]["patch_size"])
-    assert "patch_size" not in few and np.prod(many["patch_size"]) < np.prod(patch)
-    stride = np.prod(arch.arch_kwargs["strides"], axis=0)
-    assert (np.array(many["patch_size"]) % stride == 0).all()
+    few, many = (plan_cascade(plans, section, 1, labels, 2.0, made._image_network_gb) for labels in (1, 300))
+    assert not {"patch_size", "batch_size"} & set(few.configuration)
+    assert few.batch == 4 and many.batch < 4 and many.configuration["batch_size"] == many.batch
+    assert many.image_network_gb / many.batch > 1.5 * few.image_network_gb / few.batch
 
 
 def test_regions_are_planned_for(make_dataset: Callable[..., Path], folders: Folders) -> None:

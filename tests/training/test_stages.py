@@ -15,10 +15,12 @@ import pytest
 import SimpleITK as sitk
 import torch
 from cascade_world import FIRST, PLANS, SECOND, TRAINER, CascadeWorld, make_world
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nndiffseg.cli.predict import main as predict
 from nndiffseg.cli.train import main as train
 from nndiffseg.data.cases import find_cases
+from nndiffseg.data.folders import configure_folders
 from nndiffseg.data.plans_schema import check_plans
 from nndiffseg.errors import UserError
 from nndiffseg.ext_path import ext_path
@@ -26,7 +28,8 @@ from nndiffseg.inference.predictor import Predictor
 from nndiffseg.inference.stages import read_stages, with_previous
 from nndiffseg.trainers import nnDiffSegTrainer
 from nndiffseg.training.loader import IndexedBatches
-from nndiffseg.training.stages import read_previous
+from nndiffseg.training.stages import read_previous, write_next_stages
+from nndiffseg.uncertainty.statistics import CaseStatistics
 
 SHORT = ("--epochs", "1", "--iterations_per_epoch", "2", "-device", "cpu", "--disable_progress_bar", "-p", PLANS)
 
@@ -35,10 +38,10 @@ def run(world: CascadeWorld, configuration: str, fold: str, *flags: str) -> int:
     return train(["901", configuration, fold, *SHORT, *flags, *world.flags])
 
 
-def trainer_of(world: CascadeWorld, fold: int | str = 0, trainer: type = nnDiffSegTrainer):
+def trainer_of(world: CascadeWorld, fold: int | str = 0, configuration: str = SECOND) -> nnDiffSegTrainer:
     plans = json.loads((world.preprocessed / f"{PLANS}.json").read_text()) | {"continue_training": False}
     content = json.loads((world.preprocessed / "dataset.json").read_text())
-    return trainer(plans, SECOND, fold, content, torch.device("cpu"))
+    return nnDiffSegTrainer(plans, configuration, fold, content, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -129,30 +132,47 @@ def test_the_second_stages_validation_is_its_prediction(trained: CascadeWorld) -
 def test_fold_all_does_not_replace_what_was_predicted_out_of_fold(trained: CascadeWorld, tmp_path: Path) -> None:
     copy = CascadeWorld(tmp_path, trained.dataset)
     shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
+    configure_folders(*(str(tmp_path / kind) for kind in ("raw", "preprocessed", "results")))
     folder = copy.model(FIRST) / "predicted_next_stage" / SECOND
-    before = {f: f.read_bytes() for f in folder.rglob("*") if f.is_file() and "case_000" not in f.name}
     for file in folder.rglob("case_000.*"):
         file.unlink()
-    assert run(copy, FIRST, "all") == 0
-    assert all(f.read_bytes() == content for f, content in before.items())
+    before = {f: f.read_bytes() for f in folder.rglob("case_001.*")}
+    trainer = trainer_of(copy, "all", configuration=FIRST)
+    for case in ("case_000", "case_001"):
+        source = trainer.preprocessed_dataset_folder
+        data, _, _, properties = infer_dataset_class(source)(source, [case]).load_case(case)
+        labels = np.ones((8, *data.shape[1:]), np.uint8)
+        statistics = CaseStatistics(torch.zeros(3, *data.shape[1:]), {}, labels, ())
+        segmentation = copy.model(FIRST) / "fold_0" / "validation" / f"{case}.nii.gz"
+        write_next_stages(trainer, case, statistics, properties, segmentation)
+    assert {f: f.read_bytes() for f in folder.rglob("case_001.*")} == before and len(before) == 2
     with np.load(folder / "samples" / "case_000.npz") as saved:
-        assert str(saved["fold"]) == "all"
+        assert str(saved["fold"]) == "all" and (saved["samples"] == 1).all()
+    assert (folder / "case_000.b2nd").is_file()
 
 
-def test_predictions_on_another_grid_are_told(trained: CascadeWorld, tmp_path: Path) -> None:
+def test_predictions_on_another_grid_and_damaged_samples_are_told(trained: CascadeWorld, tmp_path: Path, capsys) -> None:
     copy = CascadeWorld(tmp_path, trained.dataset)
     shutil.copytree(trained.root, tmp_path, dirs_exist_ok=True)
     file = copy.model(FIRST) / "predicted_next_stage" / SECOND / "case_001.b2nd"
     file.unlink()
     blosc2.asarray(np.zeros((4, 5, 6), np.uint8), urlpath=str(file))
     assert run(copy, SECOND, "0", "--val") == 2
-    (copy.model(FIRST) / "predicted_next_stage" / SECOND / "samples" / "case_000.npz").write_text("x")
+    assert "holds case_001 on another grid" in capsys.readouterr().err
+    samples = copy.model(FIRST) / "predicted_next_stage" / SECOND / "samples"
+    (samples / "case_000.npz").write_text("x")
+    trainer = trainer_of(copy)
+    trainer.initialize()
+    with pytest.raises(UserError, match=r"case_000\.npz is damaged or of other data"):
+        read_previous(trainer, "case_000")
 
 
 def test_both_trained_stages_predict(trained: CascadeWorld, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(trained.images / "case_000_0000.nii.gz", tmp_path / "in")
     flags = ["-d", "901", "-c", SECOND, "-f", "0", "--samples", "4", "-device", "cpu", "--disable_progress_bar"]
-    assert predict(["-i", str(trained.images), "-o", str(tmp_path / "out"), *flags, *trained.flags]) == 0
-    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 4
+    assert predict(["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *flags, *trained.flags]) == 0
+    assert (tmp_path / "out" / "case_000.nii.gz").is_file()
 
 
 def test_plans_whose_stages_lead_nowhere_or_back_are_refused(world: CascadeWorld) -> None:

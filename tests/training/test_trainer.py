@@ -317,7 +317,7 @@ def test_a_label_corrected_after_the_preprocessing_is_one_sentence(folders, caps
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["-tr", "nnUNetTrainer"], "no nndiffseg trainer nnUNetTrainer"),
+        (["-tr", "nnUNetTrainer"], "nnUNetTrainer trains no diffusion"),
         (["-tr", "Nonsense"], "no nndiffseg trainer Nonsense"),
         (["--epoch", "3"], "unknown flag --epoch"),
         (["--minutes", "0"], "must be positive"),

@@ -161,7 +161,7 @@ def check_previous(trainer: Any, cases: Iterable[str]) -> None:
     if missing:
         raise UserError(
             f"{stage} needs the segmentations of {first}, and {len(missing)} cases have none in {folder}, such as "
-            f"{missing[0]}; run {command} for FOLD {_folds_of(trainer, missing)}."
+            f"{missing[0]}; run {command} for FOLD {_folds_of(trainer, missing)}, with --val where that is trained already."
         )
     if other:
         raise UserError(

@@ -13,6 +13,7 @@ from nndiffseg.diffusion.noise.field import NoiseField
 from nndiffseg.diffusion.noise.source import FieldNoise
 from nndiffseg.inference import volume_sampler
 from nndiffseg.inference.sampling import SamplingOptions, in_chunks, samples_of_fold
+from nndiffseg.inference.stages import PreviousStage
 from nndiffseg.inference.volume_sampler import VolumeSampler
 from nndiffseg.nn.tiling import Frame, common_multiple
 from nndiffseg.uncertainty.statistics import FusedSums, PartSums
@@ -261,3 +262,31 @@ def test_sums_on_the_cpu_are_those_of_the_gpu(network, three_labels):
         sampler.run(data, "case", range(4), sums, np.zeros((4, *data.shape[1:]), np.uint8))
         results.append(sums.sampled.cpu())
     torch.testing.assert_close(*results, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("stride", "patch"), [((2, 4, 4), (8, 16, 16)), ((4, 4), (16, 16))])
+def test_a_stage_before_is_seen_as_one_channel_for_each_label(tiny_network, three_labels, stride, patch):
+    """As nnU-Net's further channels, in volumes and in slices, mirrored too; samples start from samples."""
+    network, data = tiny_network(stride, channels=3), image()
+    rng = np.random.default_rng(0)
+    segmentation, start = rng.integers(0, 3, (2, *data.shape[1:])).astype(np.uint8)
+    options = replace(OPTIONS, samples=2, mirror_axes=(1,))
+
+    def with_channels(labels):
+        return torch.cat([data, torch.stack([torch.from_numpy(labels == value) for value in (1, 2)]).float()])
+
+    def run_after(samples):
+        sampler = VolumeSampler(network.eval(), patch, three_labels, torch.device("cpu"), options)
+        sums, maps = PartSums(3, tuple(data.shape[1:]), torch.device("cpu")), np.zeros((2, *data.shape[1:]), np.uint8)
+        sampler.run(data, "case", [0, 1], sums, maps, PreviousStage(segmentation, samples))
+        return sums, maps
+
+    expected, expected_maps = run(network, with_channels(segmentation), three_labels, options, patch=patch)
+    found, maps = run_after(start[None][:0])
+    torch.testing.assert_close(found.deterministic, expected.deterministic)
+    assert (maps == expected_maps).all()
+    started, started_maps = run_after(start[None])
+    torch.testing.assert_close(started.deterministic, expected.deterministic)
+    unmirrored = replace(options, mirror_axes=())
+    _, from_start = run(network, with_channels(start), three_labels, unmirrored, patch=patch)
+    assert (started_maps == from_start).mean() > 0.9999 and (started_maps != expected_maps).any()

@@ -71,7 +71,7 @@ def test_missing_predictions_of_the_first_stage_are_told_with_the_command(world:
     folder = world.model(FIRST) / "predicted_next_stage" / SECOND
     assert refusal == (
         f"3d_cascade_fullres needs the segmentations of 3d_lowres, and 2 cases have none in {folder}, such as case_002; run "
-        f"nndiffseg_train 901 3d_lowres FOLD -tr {TRAINER} -p {PLANS} for FOLD 1."
+        f"nndiffseg_train 901 3d_lowres FOLD -tr {TRAINER} -p {PLANS} for FOLD 1, with --val where that is trained already."
     )
 
 

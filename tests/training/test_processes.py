@@ -27,8 +27,8 @@ SCRIPT = Path(__file__).parents[1] / "processes.py"
 TRAINERS = ("nnDiffSegTrainer", "nnDiffSegTrainerLDSeg", "nnDiffSegTrainerCDAL", "nnDiffSegTrainerMedSegDiffV2")
 #: largest difference of weights, losses and figures from those of one process after 20 steps
 TOLERANCE = 1e-5
-#: The biases before instance norms and whitening have no gradient but rounding errors, of which Adam makes steps as of any other;
-#: the running mean takes them out again.
+#: The biases before instance norms and whitening have no gradient but rounding errors, of which Adam makes steps as of any
+#: other; the running mean takes them out again.
 NOISE = (".conv.bias", ".all_modules.0.bias", "label_encoder.head.bias", "image_encoder.head.bias", "whiten.mean")
 #: LDSeg's latent follows such a bias for as long as the running mean lags behind it.
 TOLERANCE_OF = {"nnDiffSegTrainerLDSeg": 2e-4}

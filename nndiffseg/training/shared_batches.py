@@ -54,9 +54,15 @@ class SharedBatches:
             raise RuntimeError(told)
         mine = {
             "data": self._sent(batch.get("data"), told["data"], owner),
-            "target": [self._sent(batch["target"][i] if batch else None, t, owner) for i, t in enumerate(told["target"])],
+            "target": self._sent_all(batch.get("target"), told["target"], owner),
         }
         return told | mine | {"part": self.ranks.part(len(told["data"]))}
+
+    def _sent_all(self, whole: Any, like: Any, owner: int) -> Any:
+        """A target at full resolution, or a list of one for each resolution."""
+        if isinstance(like, Tensor):
+            return self._sent(whole, like, owner)
+        return [self._sent(None if whole is None else whole[i], one, owner) for i, one in enumerate(like)]
 
     def _sent(self, whole: Tensor | None, like: Tensor, owner: int) -> Tensor:
         """This process's items of a tensor ``(B, ...)`` that the owner has; ``like`` tells shape and type."""

@@ -56,6 +56,7 @@ def test_training_and_validation_begin_nothing_in_a_folder_that_is_in_use(tmp_pa
     (tmp_path / LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7}))
     trainer = DiffusionTrainer.__new__(DiffusionTrainer)
     trainer.local_rank, trainer.iteration, trainer.output_folder, trainer.ranks = 0, 0, str(tmp_path), Ranks()
+    trainer.is_cascaded = False
     for begin in (trainer.run_training, trainer.perform_actual_validation):
         with pytest.raises(UserError, match="in use by process 7 on elsewhere"):
             begin()

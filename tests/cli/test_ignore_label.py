@@ -69,7 +69,8 @@ def test_from_data_to_evaluation(make_dataset, tmp_path, regions, configuration)
     assert set(evaluation["cases"]) == {"case_000", "case_001"}
 
 
-@pytest.mark.parametrize("regions", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("regions", [False, True])
 def test_a_stock_model_is_calibrated_on_annotated_voxels_alone(make_dataset, tmp_path, regions, capsys):
     world = make_stock_world(make_dataset, tmp_path, cases=6, ignore=True, regions=regions)
     world.keep_probabilities()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from nndiffseg.calibration.voxels import CaseVoxels, LabelKind, observe, without
 from nndiffseg.data.dataset_json import structures_of
 from nndiffseg.export.geometry import CaseGeometry
 from nndiffseg.inference.coherent import grid_spacing
+from nndiffseg.training.trained_fold import TrainedFold
 from nndiffseg.uncertainty.case_labels import near_structures
 from nndiffseg.uncertainty.statistics import CaseParts
 from nndiffseg.uncertainty.volumes import MM3_PER_ML
-
-if TYPE_CHECKING:
-    from nndiffseg.training.validation import TrainedFold
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from nndiffseg.calibration import Calibration, CaseTable, cross_fit, fit, read_tables, write_table
 from nndiffseg.calibration.fusion import mean_dice
@@ -41,13 +39,12 @@ from nndiffseg.errors import UserError
 from nndiffseg.export.writer import ExportJob, export_case
 from nndiffseg.inference.coherent import finest_edge
 from nndiffseg.inference.predictor import Predictor
-from nndiffseg.methods.protocol import Method
-from nndiffseg.training.average import WeightAverage
 from nndiffseg.training.fold_folder import sole_user
 from nndiffseg.training.ranks import Ranks
 from nndiffseg.training.scored_case import ScoredCase, restore_parts, store_parts, table_of, voxels_of
 from nndiffseg.training.stages import read_previous, write_next_stages
 from nndiffseg.training.summary import write_summary
+from nndiffseg.training.trained_fold import TrainedFold
 from nndiffseg.uncertainty.evaluation import evaluate_predictions
 
 #: head and samples of every case, until it is exported
@@ -59,36 +56,6 @@ APPEAR = 120.0
 NOT_CALIBRATED = (
     "This training has seen every case, so the validation fits no calibration, and its figures say nothing about new cases."
 )
-
-
-class TrainedFold(Protocol):
-    """What a validation needs of a trainer (:class:`nndiffseg.training.trainer.DiffusionTrainer`)."""
-
-    method: Method
-    average: WeightAverage | None
-    calibration: Calibration
-    seed: int
-    validated_checkpoint: str
-    ranks: Ranks
-    # nnU-Net's own attributes
-    fold_name: str
-    device: torch.device
-    is_cascaded: bool
-    output_folder: str
-    plans_manager: Any
-    configuration_manager: Any
-    configuration_name: str
-    dataset_json: dict[str, Any]
-    label_manager: Any
-    dataset_class: Any
-    preprocessed_dataset_folder: str
-    preprocessed_dataset_folder_base: str
-    inference_allowed_mirroring_axes: Sequence[int] | None
-    logger: Any
-
-    def do_split(self) -> tuple[list[str], list[str]]: ...
-
-    def print_to_log_file(self, *parts: Any, also_print_to_console: bool = True) -> None: ...
 
 
 def validate_fold(trainer: TrainedFold, save_probabilities: bool = False) -> None:

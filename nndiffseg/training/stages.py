@@ -88,8 +88,8 @@ def _fold_of(folder: Path, case: str) -> str:
 def _save(folder: Path, case: str, found: PreviousStage, fold: str, patch: Sequence[int], dataset_class: Any) -> None:
     """Each file whole, or not at all."""
     (folder / SAMPLES).mkdir(parents=True, exist_ok=True)
-    with write_atomically(folder / SAMPLES / f"{case}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, samples=found.samples, fold=np.array(fold))
+    with write_atomically(folder / SAMPLES / f"{case}.npz") as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, samples=found.samples, fold=np.array(fold))
     labels, options = found.segmentation, {}
     if dataset_class is nnUNetDatasetBlosc2:
         sizes = comp_blosc2_params((1, *labels.shape), tuple(patch), bytes_per_pixel=labels.itemsize)

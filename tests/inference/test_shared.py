@@ -137,8 +137,15 @@ def contents(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def undisturbed(model_folder: Path, raw_images: Path, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
-    predict_folder(predictor_of(model_folder), raw_images, out, save_samples=True, save_probabilities=True, progress=False)
+    assert subprocess.run(command_of(model_folder, raw_images, out), stdout=subprocess.DEVNULL, check=False).returncode == 0
     return out
+
+
+def command_of(model_folder: Path, raw_images: Path, out: Path, *more: str) -> list[str]:
+    """Of a process of its own."""
+    words = ["-i", raw_images, "-o", out, "-m", model_folder, "--samples", "3", "--seed", "5", "--save_samples"]
+    words += ["--save_probabilities", "-device", "cpu", "--disable_progress_bar", *more]
+    return [sys.executable, "-m", "nndiffseg.cli.predict", *map(str, words)]
 
 
 def predictor_of(model_folder: Path) -> Predictor:
@@ -150,9 +157,7 @@ def test_of_two_runs_one_is_killed_and_the_other_completes_everything(
 ) -> None:
     """The command in two processes. The first is stopped within a case that it has claimed, and killed as the second waits."""
     out = tmp_path / "out"
-    words = ["-i", raw_images, "-o", out, "-m", model_folder, "--samples", "3", "--seed", "5", "--save_samples"]
-    words += ["--save_probabilities", "--shared", "-device", "cpu", "--disable_progress_bar"]
-    command = [sys.executable, "-m", "nndiffseg.cli.predict", *map(str, words)]
+    command = command_of(model_folder, raw_images, out, "--shared")
     with ExitStack() as stack:
         logs = [stack.enter_context((tmp_path / f"log_{n}").open("w+")) for n in range(2)]
         first = subprocess.Popen(command, stdout=logs[0], stderr=subprocess.STDOUT)

@@ -112,6 +112,14 @@ def change_architecture(model: Path, **values: Any) -> None:
     change(model / "plans.json", architecture=architecture)
 
 
+def follow_another(file):
+    """Makes the configuration the second stage of a cascade."""
+    plans = json.loads(file.read_text())
+    plans["configurations"]["low"] = dict(plans["configurations"]["2d"])
+    file.write_text(json.dumps(plans))
+    change(file, previous_stage="low")
+
+
 LABELS = {"background": 0, "shell": 1, "core": 2}
 REFUSED = {
     "no plans.json": lambda base: (base / MODEL / "plans.json").unlink(),
@@ -120,7 +128,12 @@ REFUSED = {
     "not those of the network in the plans": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 3),
     "4 instead of 3 stages": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 4),
     "invalid labels": lambda base: change(base / MODEL / "dataset.json", labels=["shell"]),
+<<<<<<< HEAD
     "a previous_stage that leads back": lambda base: change(base / MODEL / "plans.json", previous_stage="2d"),
+=======
+    "second stage of a cascade": lambda base: follow_another(base / MODEL / "plans.json"),
+    "ignore label": lambda base: change(base / MODEL / "dataset.json", labels=LABELS | {"ignore": 3}),
+>>>>>>> cascade
     "not those of the model": lambda base: change(base / DATA / "dataset.json", labels=LABELS | {"rim": 3}),
     "preprocesses 2d otherwise": lambda base: change(base / DATA / "nnUNetPlans.json", spacing=[2.0, 2.0]),
     "holds no nnUNetPlans_2d": lambda base: shutil.rmtree(base / DATA / "nnUNetPlans_2d"),

@@ -128,12 +128,8 @@ REFUSED = {
     "not those of the network in the plans": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 3),
     "4 instead of 3 stages": lambda base: change_architecture(base / MODEL, features_per_stage=[4] * 4),
     "invalid labels": lambda base: change(base / MODEL / "dataset.json", labels=["shell"]),
-<<<<<<< HEAD
     "a previous_stage that leads back": lambda base: change(base / MODEL / "plans.json", previous_stage="2d"),
-=======
     "second stage of a cascade": lambda base: follow_another(base / MODEL / "plans.json"),
-    "ignore label": lambda base: change(base / MODEL / "dataset.json", labels=LABELS | {"ignore": 3}),
->>>>>>> cascade
     "not those of the model": lambda base: change(base / DATA / "dataset.json", labels=LABELS | {"rim": 3}),
     "preprocesses 2d otherwise": lambda base: change(base / DATA / "nnUNetPlans.json", spacing=[2.0, 2.0]),
     "holds no nnUNetPlans_2d": lambda base: shutil.rmtree(base / DATA / "nnUNetPlans_2d"),

@@ -14,7 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_world import Command, ended, first_line, start, world
+from command_world import (
+    ATTACH,
+    ATTACHED,
+    CALIBRATE,
+    MODEL,
+    PLAN,
+    PREDICT,
+    STOCK,
+    TRAIN,
+    VALIDATE,
+    Command,
+    ended,
+    first_line,
+    start,
+    world,
+)
 
 from nndiffseg.data.checkpoint import NUMPY_TYPES
 
@@ -36,6 +51,18 @@ class Stage:
     command: Command
     results: tuple[Path, ...]
     without: tuple[Path, ...] = ()
+
+
+DATA, RESULTS, OUT = Path("preprocessed"), Path("results"), Path("out")
+#: the commands that write most
+STAGES = {
+    "planning and preprocessing": Stage(PLAN, (DATA,), (DATA, RESULTS)),
+    "training": Stage(TRAIN, (MODEL,), (RESULTS,)),
+    "validation": Stage(VALIDATE, (MODEL,)),
+    "prediction": Stage(PREDICT, (OUT,)),
+    "calibration": Stage(CALIBRATE, (STOCK,), (MODEL,)),
+    "attaching": Stage(ATTACH, (ATTACHED, DATA), (MODEL,)),
+}
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import command_stages
 import pytest
 from command_stages import Stage, content, contents, copied, differences, files_of, undisturbed
 from command_world import (
-    ATTACH,
-    ATTACHED,
-    CALIBRATE,
     DATASET,
     MODEL,
-    PLAN,
-    PREDICT,
-    STOCK,
-    TRAIN,
-    VALIDATE,
     Command,
     finish,
     world,
@@ -47,14 +40,8 @@ DEMO = Command(
     ),
 )
 EXPORT = Command("export", (f"BASE/{MODEL}", "BASE/model.zip", "--overwrite"))
-DATA, RESULTS, OUT = Path("preprocessed"), Path("results"), Path("out")
 STAGES = {
-    "planning and preprocessing": Stage(PLAN, (DATA,), (DATA, RESULTS)),
-    "training": Stage(TRAIN, (MODEL,), (RESULTS,)),
-    "validation": Stage(VALIDATE, (MODEL,)),
-    "prediction": Stage(PREDICT, (OUT,)),
-    "calibration": Stage(CALIBRATE, (STOCK,), (MODEL,)),
-    "attaching": Stage(ATTACH, (ATTACHED, DATA), (MODEL,)),
+    **command_stages.STAGES,
     "evaluation": Stage(EVALUATE, (Path("evaluation"),)),
     "export": Stage(EXPORT, (Path("model.zip"),)),
 }

@@ -15,22 +15,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import command_stages
 import pytest
 from command_stages import Stage, contents, copied, differences, undisturbed
-from command_world import ATTACH, ATTACHED, CALIBRATE, MODEL, PLAN, PREDICT, STOCK, TRAIN, VALIDATE, ended, finish, start, world
+from command_world import PREDICT, ended, finish, start, world
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-DATA, RESULTS, OUT = Path("preprocessed"), Path("results"), Path("out")
-STAGES = {
-    "planning and preprocessing": Stage(PLAN, (DATA,), (DATA, RESULTS)),
-    "training": Stage(TRAIN, (MODEL,), (RESULTS,)),
-    "validation": Stage(VALIDATE, (MODEL,)),
-    "prediction": Stage(PREDICT, (OUT,)),
-    "prediction with processes": Stage(replace(PREDICT, words=(*PREDICT.words, "-npp", "2", "-nps", "2")), (OUT,)),
-    "calibration": Stage(CALIBRATE, (STOCK,), (MODEL,)),
-    "attaching": Stage(ATTACH, (ATTACHED, DATA), (MODEL,)),
-}
+WITH_PROCESSES = replace(PREDICT, words=(*PREDICT.words, "-npp", "2", "-nps", "2"))
+STAGES = {**command_stages.STAGES, "prediction with processes": Stage(WITH_PROCESSES, (command_stages.OUT,))}
 #: exit codes of a process that torch's native code ended
 CRASHES = (-signal.SIGSEGV, -signal.SIGABRT)
 #: of the memory that a command takes beyond what it starts with, so much is allowed

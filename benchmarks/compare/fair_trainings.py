@@ -21,7 +21,7 @@ from benchmarks.compare.library import FINAL
 from benchmarks.compare.ssn_model import TRAINER as SSN
 from benchmarks.compare.trainers import OURS, STOCK, Entry, class_name
 from benchmarks.compare.training import RECORD, train
-from nndiffseg import planners
+from nndiffseg.cli.attach import size_for
 from nndiffseg.data.files import write_json
 from nndiffseg.planning.attach import attached_plans, read_model
 
@@ -108,9 +108,7 @@ class Trainings:
     def _train_attached(self, device: torch.device) -> None:
         data, fold = self.of_seed(self.seed), str(self.data.fold)
         model = read_model(self.stock_folder, [fold], FINAL)
-        small, medium = planners.DiffSegPlannerS.size, planners.DiffSegPlanner.size
-        size = small if model.architecture.arch_kwargs["features_per_stage"][0] <= small.base_features else medium
-        plans, _ = attached_plans(model, data.preprocessed, self.attached_name, size, resume=False)
+        plans, _ = attached_plans(model, data.preprocessed, self.attached_name, size_for(model), resume=False)
         write_json(plans, data.preprocessed / f"{self.attached_name}.json", strict=False)
         source = Source(replace(data, plans=plans), Entry(ATTACHED))
         self._train(source, self.seed, device, lambda trainer: trainer.load_pretrained_weights(str(model.weights(fold))))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.common import Parser, add_device_flag, add_folder_flags, device_from, folders_from, run, user_path
-from nndiffseg.cli.train import add_training_flags, check_numbers, fold_of, go_on, set_budget
+from nndiffseg.cli.training_flags import add_training_flags, check_numbers, fold_of, go_on, set_budget
 from nndiffseg.data.files import write_json
 from nndiffseg.data.folds import member_of
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from nndiffseg.planning.attach import FinishedModel
+    from nndiffseg.planning.decisions import Size
 
 #: of a training that nothing else bounds
 EPOCHS = 20
@@ -61,14 +62,20 @@ def _main(argv: Sequence[str] | None) -> None:
     check_data(model, preprocessed)
     device = device_from(args)
     name = args.overwrite_plans_name or f"{model.plans['plans_name']}Attached"
-    small, medium = planners.DiffSegPlannerS.size, planners.DiffSegPlanner.size
-    size = small if model.architecture.arch_kwargs["features_per_stage"][0] <= small.base_features else medium
-    plans, report = attached_plans(model, preprocessed, name, size, resume=args.c)
+    plans, report = attached_plans(model, preprocessed, name, size_for(model), resume=args.c)
     print(report)
     write_json(plans, preprocessed / f"{name}.json", strict=False)
     print(f"Plans: {preprocessed / name}.json")
     for fold in folds or model.source.sha256:
         _train(model, plans, fold, args, device)
+
+
+def size_for(model: FinishedModel) -> Size:
+    """The planner's size whose light networks suit a finished network."""
+    from nndiffseg import planners
+
+    small, medium = planners.DiffSegPlannerS.size, planners.DiffSegPlanner.size
+    return small if model.architecture.arch_kwargs["features_per_stage"][0] <= small.base_features else medium
 
 
 def _train(model: FinishedModel, plans: dict[str, Any], fold: str, args: Any, device: torch.device) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from nndiffseg.cli.cluster_flags import add_cluster_flags, resources_from
 from nndiffseg.cli.common import DEVICES, Parser, add_folder_flags, folders_from, run, user_path
-from nndiffseg.cli.train import add_mirroring_flags, check_numbers, find_trainer, fold_of, read_plans, resolved, set_options
+from nndiffseg.cli.train import find_trainer, read_plans, resolved, set_options
+from nndiffseg.cli.training_flags import add_length_flags, add_mirroring_flags, check_numbers, fold_of
 from nndiffseg.errors import UserError
 from nndiffseg.stopping import raised
 
@@ -58,17 +59,12 @@ def _parser() -> Parser:
     )
     add_mirroring_flags(parser)
     add("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the method; see nndiffseg_train")
-    add("--epochs", type=int, help="of every fold (default 1000 unless --minutes is given)")
-    add("--iterations_per_epoch", type=int, help="default: the trainer's own, 250")
-    add("--minutes", type=float, help="bounds the training time of every fold")
-    add("--seed", type=int, help="default: 0; a training that goes on keeps its own")
+    add_length_flags(parser, "1000")
     add("-num_gpus", "--num_gpus", type=int, metavar="N", help="processes of each training; see nndiffseg_train")
-    add("--npz", "--save_probabilities", dest="npz", action="store_true", help="the validations keep probabilities")
     add("--report_only", action="store_true", help="train nothing: calibrate and evaluate the folds that are validated")
     add("-np", type=int, default=1, help="worker processes of the evaluation; 0 and 1: in this process (default: %(default)s)")
     add("-device", "--device", choices=DEVICES, help="default: the best one available where a fold is trained")
     add("-num_threads", type=int, metavar="N", help="threads of computations on the processor; see nndiffseg_train")
-    add("--disable_progress_bar", action="store_true")
     add_cluster_flags(parser)
     add_folder_flags(parser)
     return parser
@@ -129,9 +125,10 @@ def _model(args: argparse.Namespace, folders: Folders, dataset: str, configurati
     plans, _ = read_plans(folders, argparse.Namespace(**{**vars(args), "configuration": configuration}))
     trainer = find_trainer(args.tr)
     set_options(plans, configuration, trainer.method_class, args.option)
-    asked_axes(args.mirror_axes, args.disable_mirroring, len(resolved(plans, configuration)["patch_size"]))
+    planned = resolved(plans, configuration)
+    asked_axes(args.mirror_axes, args.disable_mirroring, len(planned["patch_size"]))
     base = folders.preprocessed / dataset
-    data = str(base / _data_identifier(plans, configuration))
+    data = str(base / planned["data_identifier"])
     cases = [name for name in infer_dataset_class(data).get_identifiers(data) if is_plain_name(name)]
     number = len(all_folds(base, cases))
     folds = [str(n) for n in range(number)] if given is None else list(dict.fromkeys(given))
@@ -150,10 +147,6 @@ def _model(args: argparse.Namespace, folders: Folders, dataset: str, configurati
         for fold in folds
     }
     return Model(configuration, folder, tasks)
-
-
-def _data_identifier(plans: dict[str, Any], configuration: str) -> str:
-    return str(resolved(plans, configuration)["data_identifier"])
 
 
 def _words(args: argparse.Namespace, folders: Folders) -> list[str]:

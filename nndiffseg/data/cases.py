@@ -32,7 +32,7 @@ Inputs = str | Path | Files
 class Case:
     """One case to predict. Its id, the stem of its files' names, is part of the key of its noise.
 
-    ``previous``: what the stage before predicted, for the second stage of a cascade (:mod:`nndiffseg.data.stages`).
+    ``previous``: what the stage before predicted, for the second stage of a cascade (:mod:`nndiffseg.inference.stages`).
     """
 
     id: str

@@ -12,12 +12,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
+from nndiffseg.data.listing import TIFF
 from nndiffseg.errors import UserError
 
 #: steps of a probability in a file
 LEVELS = 255
 NIFTI = (".nii.gz", ".nii")
-TIFF = (".tif", ".tiff")
 #: ends of names that a label map can be written to, the longest first
 LABEL_ENDINGS = (*NIFTI, ".nrrd", ".mha", ".gipl", *TIFF, ".png", ".bmp")
 

@@ -26,8 +26,6 @@ from nndiffseg.inference.stages import Stage, read_stages, with_previous
 
 #: of the commands: ask for one process each
 FLAGS = "-npp 1 -nps 1"
-#: cases that a run claims at a time, for each process that preprocesses
-SHARED_BATCH = 1
 #: so many names are printed
 NAMED = 10
 #: for a case that even the smallest chunks leave too little memory for
@@ -85,17 +83,14 @@ def predict_folder(
     output = Path(output_folder).expanduser()
     check_fusion(fuse)
     every_case = cases_of(inputs, predictor.dataset_json)
-    if isinstance(inputs, (str, Path)):
-        listing = list_images(Path(inputs).expanduser(), predictor.dataset_json["file_ending"])
-        if (remark := listing.remark()) is not None:
-            print(remark)
+    _tell_left_out(inputs, predictor.dataset_json["file_ending"])
     own_cases = _part(every_case, num_parts, part_id)
     job = _job(predictor, output, save_samples, save_probabilities, fuse)
     if (stage := predictor.configuration.previous_stage_name) is not None or prev_stage_predictions is not None:
         own_cases = _after_stage(predictor, job, own_cases, stage, prev_stage_predictions)
-    numbers = predictor.number_of_samples, len(predictor.folds)
     if shared and num_parts > 1:
         raise UserError("--shared divides the cases as they come; leave out -num_parts and -part_id.")
+    numbers = predictor.number_of_samples, len(predictor.folds)
     cases = left_to_predict(job, own_cases, *numbers) if continue_prediction and not shared else own_cases
     check_headers(cases)
     _prepare_output(output, every_case, predictor, job)
@@ -103,25 +98,30 @@ def predict_folder(
         print(f"{len(cases)} cases to predict: {', '.join(case.id for case in cases) or 'none'}.")
 
     def predict(some: Sequence[Case]) -> dict[str, str]:
-        try:
-            return _predict_cases(predictor, job, some, preprocessing_processes, export_processes, progress)
-        finally:
-            if not shared:  # other runs write in the same folder
-                remove_staging(output, [case.id for case in some])
+        return _predict_cases(predictor, job, some, preprocessing_processes, export_processes, progress)
 
     def report() -> None:
         remove_staging(output)
         _write_report(output, predictor, every_case, flag_below, progress)
 
     if shared:
-        batch = SHARED_BATCH * max(1, preprocessing_processes)
-        done, bad = predict_shared(job, cases, numbers, batch, predict, report)
+        done, bad = predict_shared(job, cases, numbers, max(1, preprocessing_processes), predict, report)
     else:
-        done, bad = [case.id for case in cases], predict(cases)
+        done = [case.id for case in cases]
+        try:
+            bad = predict(cases)
+        finally:
+            remove_staging(output, [case.id for case in own_cases])  # of a killed run, too
         report()
         _tell_missing(output, predictor.dataset_json["file_ending"], own_cases, every_case)
     _tell(bad, len(done))
     return done
+
+
+def _tell_left_out(inputs: Inputs, ending: str) -> None:
+    """Names the files of a folder that are no images."""
+    if isinstance(inputs, (str, Path)) and (remark := list_images(Path(inputs).expanduser(), ending).remark()) is not None:
+        print(remark)
 
 
 def _tell_missing(output: Path, ending: str, own_cases: Sequence[Case], every_case: Sequence[Case]) -> None:

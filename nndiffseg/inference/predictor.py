@@ -105,27 +105,16 @@ class Predictor(CasePredictor):
         Raises:
             UserError: the model is incomplete or not one of nndiffseg's, or an option is out of range.
         """
+        how: dict[str, Any] = {"samples": samples, "steps": steps, "sampler": sampler, "seed": seed, "step_size": step_size}
+        how |= {"mirroring": mirroring, "precision": precision}
         model = load_model(model_folder, folds, checkpoint)
-        options = _options(model, samples, steps, sampler, seed, step_size, mirroring, precision)
-        options = replace(options, sums_on_device=perform_everything_on_device)
+        options = replace(_options(model, **how), sums_on_device=perform_everything_on_device)
         origin = {"model": str(Path(model_folder).resolve()), "checkpoint": checkpoint}
 
         def load_previous() -> Predictor:
             folder, names = folder_of_previous(Path(model_folder), model), [fold.name for fold in model.folds]
-            first = cls.from_folder(
-                folder,
-                names,
-                checkpoint,
-                device,
-                samples=samples,
-                steps=steps,
-                sampler=sampler,
-                seed=seed,
-                step_size=step_size,
-                mirroring=mirroring,
-                precision=precision,
-                perform_everything_on_device=perform_everything_on_device,
-            )
+            how["perform_everything_on_device"] = perform_everything_on_device
+            first = cls.from_folder(folder, names, checkpoint, device, **how)
             check_stages(first.model, model, folder)
             return first
 

@@ -124,7 +124,7 @@ def _configuration(checkpoint: Mapping[str, Any], plans: dict[str, Any], dataset
     if not isinstance(name, str) or name not in plans["configurations"]:
         raise UserError(f"{path} belongs to no configuration of the plans beside it; copy the model folder again.")
     if PlansManager(plans).get_configuration(name).previous_stage_name is not None:
-        raise UserError(f"{path} is the second stage of a cascade, which nndiffseg does not support; give another model.")
+        raise UserError(f"{path} is the second stage of a cascade, to which nothing can be attached; give another model.")
     return name
 
 

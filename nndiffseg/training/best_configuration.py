@@ -120,8 +120,7 @@ def find_best(
         overwrite: put everything together anew.
     """
     models = [{"trainer": c.trainer, "plans": c.plans, "configuration": c.configuration} for c in candidates]
-    said = io.StringIO()
-    with redirect_stdout(said):  # commands of nnU-Net's that would predict something else
+    with redirect_stdout(io.StringIO()):  # commands of nnU-Net's that would predict something else
         found = find_best_configuration(dataset, models, ensembling, processes, overwrite, tuple(folds), strict=True)
     best, ranked = found["best_model_or_ensemble"], sorted(found["all_results"].items(), key=lambda item: -item[1])
     scores = {candidate.name: candidate.scores(folds) for candidate in candidates}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,8 @@ OUTPUT = "cross_validation"
 RECORD = "record.json"
 #: mm, of the normalised surface distance
 TOLERANCE = 1.0
+#: of a prediction: maps and volumes
+UNCERTAINTY = "uncertainty"
 Rows = list[list[str]]
 
 
@@ -121,8 +122,7 @@ def pooled(model: Path, folds: Sequence[str]) -> Path:
     """
     folder = model / f"crossval_results_folds_{'_'.join(folds)}"
     shutil.rmtree(folder, ignore_errors=True)
-    for sub in ("uncertainty", "samples"):
-        (folder / sub).mkdir(parents=True)
+    (folder / UNCERTAINTY).mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
         shutil.copy(model / name, folder / name)
     ending = read_json(model / "dataset.json")["file_ending"]
@@ -136,10 +136,7 @@ def pooled(model: Path, folds: Sequence[str]) -> Path:
                 )
             files = [*with_side_files([file], label=True), validation / f"{case}.npz", validation / f"{case}.pkl"]
             _link([f for f in files if f.is_file()], folder)
-        for sub in ("uncertainty", "samples"):
-            _link((validation / sub).glob("*.*"), folder / sub)
-    with suppress(OSError):
-        (folder / "samples").rmdir()  # validations keep none
+        _link((validation / UNCERTAINTY).glob("*.*"), folder / UNCERTAINTY)
     return folder
 
 

@@ -79,8 +79,9 @@ def _fold_of(folder: Path, case: str) -> str:
     """The fold that wrote a case; ``all`` where there is none."""
     file = folder / SAMPLES / f"{case}.npz"
     try:
-        with np.load(file, allow_pickle=False) as saved:
-            return str(saved["fold"])
+        with np.load(file, allow_pickle=False) as saved:  # that array alone is unpacked
+            fold = saved["fold"]
+            return str(fold) if fold.size == 1 else "all"
     except NPZ_ERRORS:
         return "all"
 

@@ -21,6 +21,7 @@ from skimage import io
 
 from nndiffseg import Predictor, predict_folder
 from nndiffseg.errors import UserError
+from nndiffseg.export.writer import staging_folder
 from nndiffseg.inference import folder as folder_module
 
 CASES = [f"case_{i:03d}" for i in range(4)]
@@ -161,6 +162,15 @@ def test_a_killed_run_goes_on_to_the_same_result(model_folder, raw_images, refer
     )
     assert "case_000" not in done and "case_003" in done
     assert_same(out, reference)
+    assert not [f for f in out.iterdir() if f.name.startswith(".")]
+
+
+def test_what_a_killed_run_left_of_a_complete_case_is_removed(predictor, raw_images, reference, tmp_path):
+    """Killed between the last file of a case and the end of its staging."""
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    staging_folder(out, "case_000").mkdir(parents=True)
+    flags = {"save_samples": True, "save_probabilities": True, "continue_prediction": True}
+    assert predict_folder(predictor, raw_images, out, progress=False, **flags) == []
     assert not [f for f in out.iterdir() if f.name.startswith(".")]
 
 
